@@ -1,0 +1,103 @@
+"""What the tests share: pictures that they make, a small network that they train, the scripts as real processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from torch.utils.data import DataLoader
+
+from unet import BayesianUNet
+from utils import training
+from utils.checkpoint import TrainedModel, save_checkpoint
+from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_picture(seed: int, size: tuple[int, int] = (160, 120)) -> tuple[Image.Image, Image.Image]:
+    """A dark blot with a soft edge on pale skin, and its mask of 0 and 255."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    centre, radii = rng.uniform(0.35, 0.65, 2) * size, rng.uniform(0.15, 0.3, 2) * size
+    box = [*(centre - radii), *(centre + radii)]
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    alpha = np.asarray(mask.filter(ImageFilter.GaussianBlur(min(size) / 60)), dtype=float)[..., None] / 255
+    skin = np.array([222, 178, 160]) + rng.normal(0, 5, (height, width, 3))
+    blot = np.array([110, 70, 60]) + rng.normal(0, 5, (height, width, 3))
+    return Image.fromarray((skin * (1 - alpha) + blot * alpha).clip(0, 255).astype(np.uint8)), mask
+
+
+def make_folders(folder: Path, count: int, size: tuple[int, int] = (160, 120), seed: int = 0) -> tuple[Path, Path]:
+    """Folders `imgs` and `masks` with pictures, as the ISIC archive names them."""
+    imgs, masks = folder / "imgs", folder / "masks"
+    imgs.mkdir(parents=True)
+    masks.mkdir()
+    for i in range(count):
+        image, mask = make_picture(seed + i, size)
+        image.save(imgs / f"SKIN_{i:03d}.jpg", quality=92)
+        mask.save(masks / f"SKIN_{i:03d}_Segmentation.png")
+    return imgs, masks
+
+
+def lively_network(seed: int = 0, **architecture) -> BayesianUNet:
+    """A small untrained network whose outputs differ from pixel to pixel and from pass to pass."""
+    torch.manual_seed(seed)
+    network = BayesianUNet(**{"base_channels": 8, **architecture})
+    network.train()
+    with torch.no_grad():
+        for _ in range(5):  # batch norm gets to know what comes in
+            network(torch.rand(4, network.n_channels, 32, 32))
+        network.outc.conv.weight.mul_(4)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    """A network of 8 base channels that has learnt the pictures of `make_picture`."""
+    pairs = pair_files(*make_folders(tmp_path_factory.mktemp("training"), 24, (64, 64), seed=1000))
+    decoded = decode_pairs(pairs, (128, 128), cache_dir=None)
+    dataset = SegmentationDataset(decoded, range(24), [0, 255])
+    torch.manual_seed(0)
+    network = BayesianUNet(base_channels=8).to(memory_format=torch.channels_last)
+    state = training.training_state(network, 5e-3, 10 * 6, average_steps=10)
+    for _ in range(10):
+        training.train_one_epoch(state, DataLoader(dataset, 4, shuffle=True), torch.device("cpu"))
+    return TrainedModel(state.average.module.eval(), epoch=10)
+
+
+@pytest.fixture(scope="session")
+def model_file(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of `trained`."""
+    path = tmp_path_factory.mktemp("model") / "model.pth"
+    save_checkpoint(path, trained)
+    return path
+
+
+def run_script(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run a script of the project as a user would; `cwd` is the project's folder if not given."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", **options.pop("env", {})}
+    script, *rest = map(str, arguments)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *rest],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+        **{"cwd": ROOT, **options},
+    )
+
+
+def assert_one_clear_line(result: subprocess.CompletedProcess, *words: str) -> None:
+    """A mistake of the user: exit code 2, no traceback, and a message that holds these words."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr

@@ -1,0 +1,137 @@
+"""Train the MC-dropout U-Net on the images and masks of two folders."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from unet import BayesianUNet
+from utils import cli, tracking, training
+from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
+from utils.data_loading import DEFAULT_CACHE_DIR, SegmentationDataset, decode_pairs, pair_files, split_indices
+from utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# What a resumed training must have in common with the one that it goes on with.
+SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "bilinear", "classes", "seed", "amp")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, parents=[cli.device_parent()])
+    cli.add_defaulted(parser, "--epochs", "-e", type=cli.whole_number(1), default=20, metavar="N")
+    cli.add_defaulted(parser, "--batch-size", "-b", type=cli.whole_number(1), default=8, metavar="N")
+    cli.add_defaulted(
+        parser, "--learning-rate", "-l", type=cli.number(0, 10), default=1e-3, metavar="RATE", help="its highest value"
+    )
+    cli.add_defaulted(
+        parser, "--validation", "-v", type=float, default=15.0, metavar="PERCENT", help="images kept for validation"
+    )
+    cli.add_defaulted(
+        parser, "--classes", "-c", type=cli.whole_number(1, 256), default=2, metavar="N", help="1: two, by a sigmoid"
+    )
+    parser.add_argument("--bilinear", action="store_true", help="upsample bilinearly, not by transposed convolutions")
+    parser.add_argument("--load", "-f", type=Path, metavar="FILE", help="start from the weights of this checkpoint")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE",
+        help="go on with an interrupted training, from FILE or from last.pth in the checkpoint folder",
+    )
+    parser.add_argument(
+        "--wandb", choices=tracking.MODES, help="Weights & Biases (default: online with a login, offline without)"
+    )
+    folders = parser.add_argument_group("folders")
+    for flag, default, what in (
+        ("--imgs-dir", Path("data/imgs"), "images"),
+        ("--masks-dir", Path("data/masks"), "masks, NAME.* or NAME_Segmentation.* for the image NAME.jpg"),
+        ("--checkpoint-dir", Path("checkpoints"), "checkpoints and metrics.csv"),
+    ):
+        cli.add_defaulted(folders, flag, type=Path, default=default, metavar="DIR", help=what)
+    folders.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=DEFAULT_CACHE_DIR,
+        metavar="DIR",
+        help="decoded images, for the next run (default: data/.cache of this project)",
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.load and args.resume:
+        raise InputError("--load starts a new training and --resume goes on with one: give one of the two")
+    device = cli.choose_device(args.device)
+    dtype = cli.amp_dtype(device, args.amp)
+    torch.manual_seed(args.seed)
+
+    pairs = pair_files(args.imgs_dir, args.masks_dir)
+    decoded = decode_pairs(pairs, DEFAULT_INPUT_SIZE, args.cache_dir, show_progress=True)
+    mask_values = decoded.mask_values(args.classes)
+    train_indices, validation_indices = split_indices(len(pairs), args.validation, args.seed)
+    from utils.augmentation import training_transforms  # torchvision takes a second to import
+
+    training_set = SegmentationDataset(decoded, train_indices, mask_values, training_transforms())
+    validation_set = SegmentationDataset(decoded, validation_indices, mask_values)
+    sampler = training.SeededSampler(len(training_set), args.seed)
+    on_gpu = device.type == "cuda"
+    workers = min(8, os.cpu_count() or 1) if on_gpu else 0  # a CPU that trains has none to spare
+    batches = DataLoader(
+        training_set,
+        args.batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=on_gpu,
+    )
+    validation_batches = DataLoader(validation_set, args.batch_size)
+
+    if args.load:
+        network = load_model(args.load, n_classes=args.classes, bilinear=args.bilinear).network
+    else:
+        network = BayesianUNet(n_classes=args.classes, bilinear=args.bilinear)
+    network.to(device, memory_format=torch.channels_last)
+    total_steps = args.epochs * len(batches)
+    state = training.training_state(network, args.learning_rate, total_steps, scaled=dtype is torch.float16)
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"images": len(pairs)}
+    if args.resume is not None:
+        training.resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
+
+    logger.info("Training on %d images, validating on %d others", len(training_set), len(validation_set))
+    logger.info("Computing on %s in %s; checkpoints go to %s", device, dtype or torch.float32, args.checkpoint_dir)
+    wandb_run = tracking.WandbRun(args.wandb, settings, args.checkpoint_dir)
+    for epoch in range(state.epoch + 1, args.epochs + 1):
+        sampler.epoch = epoch
+        with cli.progress(batches, desc=f"Epoch {epoch}/{args.epochs}", unit="batch", leave=False) as bar:
+
+            def show(loss: float, bar=bar) -> None:
+                bar.set_postfix(loss=f"{loss:.4f}", best_Dice=f"{state.best:.4f}", refresh=False)
+
+            loss = training.train_one_epoch(state, bar, device, dtype, on_step=show)
+        network = state.average.module
+        scores = training.evaluate(network, validation_batches, device, dtype)
+        state.add_epoch(loss, scores)
+        model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, epoch, scores)
+        training.save_epoch(args.checkpoint_dir, model, state, settings)
+        logger.info(
+            "Epoch %d/%d: loss %.4f; validation Dice %.4f (best %.4f), accuracy %.4f (of all background: %.4f)",
+            epoch,
+            args.epochs,
+            loss,
+            scores["dice"],
+            state.best,
+            scores["accuracy"],
+            scores["accuracy_all_background"],
+        )
+        wandb_run.log(state.history[-1], *training.predict_examples(network, validation_set, device))
+    wandb_run.finish()
+    logger.info("Best validation Dice %.4f: %s", state.best, args.checkpoint_dir / "best.pth")
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

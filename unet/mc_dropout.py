@@ -1,0 +1,81 @@
+"""Monte Carlo dropout: dropout on, batch norm still, for as long as a `with` block lasts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from unet.unet_parts import ChannelDropout
+
+
+def active_dropout_layers(model: nn.Module) -> list[_DropoutNd]:
+    """The dropout layers of a model that drop anything (p > 0), in the order of `model.modules()`."""
+    return [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
+
+
+@contextmanager
+def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Iterator[None]:
+    """Run a network with its dropout layers in training mode and everything else in evaluation mode.
+
+    Batch norm uses its running statistics and does not update them. At the end, also after an exception,
+    every module is back in the mode that it had before (Gal and Ghahramani, ICML 2016).
+
+    Args:
+        model: any network with dropout.
+        masks: what `draw_dropout_masks` returns, to repeat the same passes; without them, each forward pass
+            draws its own from PyTorch's global random state.
+
+    Raises:
+        ValueError: the model has no active dropout, so that all passes would be the same.
+    """
+    layers = active_dropout_layers(model)
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no dropout layer with p > 0: its Monte Carlo passes would all be equal"
+        )
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.train()
+        if masks is not None:
+            for layer, mask in zip(layers, masks, strict=True):
+                layer.mask = mask
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        if masks is not None:
+            for layer in layers:
+                layer.mask = None
+
+
+def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Tensor]:
+    """Masks for `mc_dropout`, equal for equal seeds on every device and for every split into batches.
+
+    The first k masks are the same whatever `num_samples`, so fewer passes are the beginning of more.
+
+    Args:
+        model: a network whose active dropout layers are all `ChannelDropout`.
+        num_samples: number of passes T.
+        seed: of the random numbers, from 0 to 2**63 - 1.
+
+    Returns:
+        For each active dropout layer a (T, C, 1, 1) float32 tensor of 0 and 1 / (1 - p), on the CPU.
+
+    Raises:
+        ValueError: a dropout layer is of another kind, whose masks cannot be given.
+    """
+    layers = active_dropout_layers(model)
+    for layer in layers:
+        if not isinstance(layer, ChannelDropout):
+            raise ValueError(f"masks can be given to ChannelDropout layers only, not to a {type(layer).__name__}")
+    channels = [layer.channels for layer in layers]
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(num_samples, sum(channels), generator=generator)  # a row per pass
+    return [
+        ((part >= layer.p).float() / (1 - layer.p))[:, :, None, None]
+        for layer, part in zip(layers, uniform.split(channels, dim=1), strict=True)
+    ]

@@ -1,0 +1,214 @@
+"""A folder in, maps out: reading ahead, writing behind, failures, the report at the end."""
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import Tensor
+
+from utils.checkpoint import TrainedModel
+from utils.cli import progress
+from utils.errors import InputError
+from utils.image_io import list_images, read_image, save_png
+from utils.probability import ProbabilityMaps, Sampler, summarize, to_grey
+
+logger = logging.getLogger(__name__)
+
+_READERS, _WRITERS = 2, 2  # threads; Pillow decodes and encodes without Python's lock
+_NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a batch.
+
+    Attributes:
+        path: of its file.
+        name: its path within the input folder; reports and random numbers go by it.
+    """
+
+    path: Path
+    name: PurePath
+
+    def output(self, folder: Path, ending: str = "_OUT.png") -> Path:
+        """Where its result goes: `ending` behind its stem, in the same sub-folder of `folder`."""
+        return folder / self.name.with_name(self.name.stem + ending)
+
+
+def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], recursive: bool = False) -> list[Item]:
+    """The images of a folder.
+
+    Raises:
+        InputError: there are none, the output folder is a file or the input folder itself, or two images would be
+            written to the same file.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"--output-dir {output_dir} is a file: a folder was expected")
+    paths = list_images(input_dir, extensions, recursive)
+    if output_dir.resolve() == input_dir.resolve():
+        raise InputError(f"--output-dir is the input folder, {input_dir}: results would be taken for images next time")
+    results = output_dir.resolve()
+    items = [Item(path, path.relative_to(input_dir)) for path in paths if results not in path.resolve().parents]
+    if not items:
+        raise InputError(f"{input_dir} has no image outside the output folder {output_dir}")
+    outputs: dict[Path, Item] = {}
+    for item in items:
+        other = outputs.setdefault(item.output(output_dir), item)
+        if other is not item:
+            raise InputError(
+                f"{other.name} and {item.name} would both be written to {item.output(output_dir)}: rename one, or "
+                "choose between them with --ext"
+            )
+    return items
+
+
+@dataclass
+class Report:
+    """What became of a batch.
+
+    Attributes:
+        rows: what `save` returned for the images that are done, in their order.
+        failures: name and reason for each of the others.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def finish(self, where: str = "") -> int:
+        """Say how the batch ended; returns the exit code."""
+        total = len(self.rows) + len(self.failures)
+        logger.info("%d of %d images done%s", len(self.rows), total, where)
+        if self.failures:
+            listing = "".join(f"\n  {name}: {reason}" for name, reason in sorted(self.failures))
+            logger.error("%d of %d images failed:%s", len(self.failures), total, listing)
+        return 1 if self.failures else 0
+
+
+class BackgroundWriter:
+    """Runs functions in threads, few at a time, so that what they hold does not pile up in memory.
+
+    At the end of the `with` block all have run. The first error that one raised is raised there, or by `submit`.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._pending: deque[Future] = deque()
+
+    def submit(self, function: Callable, *args: Any) -> None:
+        """Run `function(*args)` soon; waits where too many are waiting already."""
+        while len(self._pending) > _WRITERS:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(function, *args))
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        try:
+            while self._pending and error_type is None:
+                self._pending.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def predict_folder(
+    model: TrainedModel,
+    sampler: Sampler,
+    items: Sequence[Item],
+    save: Callable[[Item, ProbabilityMaps], dict[str, Any]],
+    statistics: Collection[str] = (),
+    show: Callable[[Item, ProbabilityMaps], None] | None = None,
+) -> Report:
+    """Predict every image of a batch. One that fails is noted, and the others go on.
+
+    Args:
+        model: to predict with.
+        sampler: the method.
+        items: the images.
+        save: called in a thread for each image's maps; what it returns becomes the image's row in the report. An
+            `InputError` or `OSError` that it raises is the image's failure.
+        statistics: which of `probability.STATISTICS` are wanted.
+        show: called between the predictions, in the main thread.
+
+    Raises:
+        InputError: the method cannot be used with the model.
+        OSError: the disk is full or cannot be written at all.
+    """
+    sampler.check(model)
+    rows: dict[Item, dict[str, Any]] = {}
+    failures: list[tuple[str, str]] = []
+
+    def read(item: Item) -> tuple[tuple[int, int], Tensor]:
+        image = read_image(item.path)
+        return image.size, sampler.inputs(image, model.input_size)
+
+    def write(item: Item, maps: ProbabilityMaps) -> None:
+        try:
+            rows[item] = save(item, maps)
+        except InputError as error:
+            failures.append((str(item.name), str(error)))
+        except OSError as error:
+            if error.errno in _NO_MORE_WRITING:
+                raise
+            failures.append((str(item.name), f"its result cannot be written ({error.strerror})"))
+
+    at_once = max(1, sampler.batch_size // sampler.inputs_per_image)
+    with progress(total=len(items), unit="image") as bar, BackgroundWriter() as writer:
+        group = []
+        for i, (item, reading) in enumerate(_read_ahead(read, items, at_once + 2 * _READERS), start=1):
+            try:
+                group.append((item, *reading.result()))
+            except InputError as error:
+                failures.append((str(item.name), str(error)))
+                bar.update()
+            if group and (len(group) == at_once or i == len(items)):
+                names = [item.name.as_posix() for item, _, _ in group]
+                for (item, size, _), samples in zip(
+                    group, sampler.sample(model, [inputs for _, _, inputs in group], names), strict=True
+                ):
+                    maps = summarize(samples, size, statistics)
+                    if show is not None:
+                        show(item, maps)
+                    writer.submit(write, item, maps)
+                    bar.update()
+                group = []
+    return Report([rows[item] for item in items if item in rows], failures)
+
+
+def _read_ahead(read: Callable, items: Sequence[Item], ahead: int) -> Iterator[tuple[Item, Future]]:
+    """Each item with the future of `read(item)`, `ahead` of them under way."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting: deque[tuple[Item, Future]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
+                if len(waiting) > ahead:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def predict_probabilities(
+    model: TrainedModel, sampler: Sampler, items: Sequence[Item], output_dir: Path, class_index: int = 1
+) -> int:
+    """Write each image's map of one class's probability, an 8-bit grey PNG in which 255 is 1; returns the exit code.
+
+    Raises:
+        InputError: the model has no such class.
+    """
+    n_classes = len(model.mask_values)
+    if class_index >= n_classes:
+        raise InputError(f"--class-index {class_index}: the model has the classes 0 to {n_classes - 1}")
+
+    def save(item: Item, maps: ProbabilityMaps) -> dict[str, Any]:
+        save_png(item.output(output_dir), to_grey(maps.probs[class_index]))
+        return {"image": str(item.name)}
+
+    return predict_folder(model, sampler, items, save).finish(f": {output_dir}")

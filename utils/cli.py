@@ -1,0 +1,268 @@
+"""What the scripts share: argparse parents, the choice of the device, logging, the exit code."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+
+from utils import checkpoint
+from utils.checkpoint import TrainedModel
+from utils.errors import InputError
+from utils.image_io import IMAGE_EXTENSIONS
+
+logger = logging.getLogger(__name__)
+
+
+# -- argument types: a wrong value is an argparse error, which says what was expected --------------------------------
+
+
+def whole_number(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
+    """An argparse type: a whole number from `minimum` to `maximum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if not minimum <= value <= maximum:
+            bounds = f"of {minimum} or more" if maximum == 10**9 else f"from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"a whole number {bounds} was expected, not {text!r}")
+        return value
+
+    return parse
+
+
+def number(above: float, up_to: float) -> Callable[[str], float]:
+    """An argparse type: a number x with `above` < x <= `up_to`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not above < value <= up_to:
+            raise argparse.ArgumentTypeError(f"a number above {above:g} and up to {up_to:g} was expected, not {text!r}")
+        return value
+
+    return parse
+
+
+def add_defaulted(parser: argparse._ActionsContainer, *flags: str, help: str = "", **options: Any) -> None:
+    """Add an argument whose help ends with its default."""
+    default = "default: %(default)s"
+    parser.add_argument(*flags, help=f"{help} ({default})" if help else default, **options)
+
+
+# -- argparse parents ------------------------------------------------------------------------------------------------
+
+
+def device_parent() -> argparse.ArgumentParser:
+    """--device, --amp, --seed."""
+    parent = argparse.ArgumentParser(add_help=False)
+    _device_flags(parent)
+    return parent
+
+
+def _device_flags(parent: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parent.add_argument_group("computing")
+    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the first there is)")
+    group.add_argument("--amp", action="store_true", help="mixed precision, faster where the device has bfloat16")
+    group.add_argument(
+        "--seed",
+        type=whole_number(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="of all random numbers; the same seed repeats the same result (default: %(default)s)",
+    )
+    return group
+
+
+def model_parent() -> argparse.ArgumentParser:
+    """--model and what is believed of it, --batch-size, and those of `device_parent`; see `load_model`."""
+    parent = argparse.ArgumentParser(add_help=False)
+    model = parent.add_argument_group(
+        "model (all but the file is known from it; a flag that contradicts it is an error)"
+    )
+    add_defaulted(
+        model, "--model", "-m", type=Path, default=Path("pretrained_model.pth"), metavar="FILE", help="checkpoint"
+    )
+    model.add_argument("--bilinear", action="store_true", default=None, help="it upsamples bilinearly")
+    model.add_argument("--classes", "-c", type=whole_number(1, 256), metavar="N", help="its number of classes")
+    for flag, side in (("--newW", "width"), ("--newH", "height")):
+        model.add_argument(flag, type=whole_number(16, 8192), metavar="N", help=f"{side} of its input")
+    computing = _device_flags(parent)
+    add_defaulted(
+        computing, "--batch-size", type=whole_number(1), default=8, metavar="N", help="images, passes or views at once"
+    )
+    return parent
+
+
+def folder_parent() -> argparse.ArgumentParser:
+    """--input-dir, --output-dir, --ext, --recursive."""
+    parent = argparse.ArgumentParser(add_help=False)
+    group = parent.add_argument_group("images")
+    group.add_argument("--input-dir", type=Path, required=True, metavar="DIR", help="folder of images")
+    group.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
+    group.add_argument(
+        "--ext",
+        nargs="+",
+        default=IMAGE_EXTENSIONS,
+        metavar=".EXT",
+        help=f"endings of image files (default: {' '.join(IMAGE_EXTENSIONS)})",
+    )
+    group.add_argument("--recursive", action="store_true", help="sub-folders, too; the results keep them")
+    return parent
+
+
+def image_parent() -> argparse.ArgumentParser:
+    """--input, --output."""
+    parent = argparse.ArgumentParser(add_help=False)
+    group = parent.add_argument_group("images")
+    group.add_argument("--input", "-i", nargs="+", type=Path, required=True, metavar="FILE", help="images")
+    group.add_argument(
+        "--output",
+        "-o",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="masks, .png, one for each image; the maps go beside them (default: the image's name with _OUT.png)",
+    )
+    return parent
+
+
+def class_parent() -> argparse.ArgumentParser:
+    """--class-index."""
+    parent = argparse.ArgumentParser(add_help=False)
+    add_defaulted(
+        parent,
+        "--class-index",
+        type=whole_number(0, 255),
+        default=1,
+        metavar="K",
+        help="class whose probability is saved",
+    )
+    return parent
+
+
+def mask_parent() -> argparse.ArgumentParser:
+    """--mask-threshold, --no-save, --viz."""
+    parent = argparse.ArgumentParser(add_help=False)
+    add_defaulted(
+        parent,
+        "--mask-threshold",
+        "-t",
+        type=number(0, 1),
+        default=0.5,
+        metavar="P",
+        help="with two classes, the probability above which a pixel is lesion",
+    )
+    parent.add_argument("--no-save", "-n", action="store_true", help="write no images")
+    parent.add_argument("--viz", "-v", action="store_true", help="show each result in a window")
+    return parent
+
+
+# -- device ----------------------------------------------------------------------------------------------------------
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name; without one CUDA, MPS or the CPU, the first that there is.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        there += ["mps"] * torch.backends.mps.is_available()
+        raise InputError(f"--device {name} is not to be had here; there is {', '.join([*there, 'cpu'])}") from error
+    return device
+
+
+def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
+    """The type of mixed precision on a device, or None for single precision, with a word where --amp gains nothing."""
+    if not amp:
+        return None
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return torch.bfloat16
+    logger.warning("--amp would gain nothing on this %s: computing in single precision", device.type.upper())
+    return None
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def load_model(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | None]:
+    """The model that the flags of `model_parent` name, on its device, and the type of mixed precision."""
+    device = choose_device(args.device)
+    model = checkpoint.load_model(
+        args.model,
+        device,
+        n_classes=args.classes,
+        bilinear=args.bilinear,
+        input_size=(args.newW, args.newH),
+    )
+    logger.info("Model %s on %s", args.model, device)
+    return model, amp_dtype(device, args.amp)
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def progress(items: Iterable | None = None, **options: Any) -> tqdm:
+    """A progress bar on a terminal, nothing where the output is a file."""
+    return tqdm(items, disable=None, dynamic_ncols=True, **options)
+
+
+class _AboveBars(logging.Handler):
+    """Writes log lines to standard error without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = {logging.WARNING: "Warning: ", logging.ERROR: "Error: "}.get(record.levelno, "")
+        tqdm.write(prefix + self.format(record), file=sys.stderr)
+
+
+def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
+    """Parse the command line, run a script's `main`, and exit.
+
+    The exit code is what `main` returns (None is 0); 2 after an `InputError` or an error of the operating system,
+    which are shown as one line; 130 after Ctrl-C and 143 after a termination.
+    """
+    logging.basicConfig(format="%(message)s", handlers=[_AboveBars()])
+    for ours in ("__main__", "utils", "unet"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main(args) or 0
+    except InputError as error:
+        logger.error("%s", error)
+        code = 2
+    except OSError as error:
+        logger.error("%s", f"{error.filename}: {error.strerror}" if error.filename else error)
+        code = 2
+    except KeyboardInterrupt:
+        logger.error("Stopped by Ctrl-C")
+        code = 130
+    sys.exit(code)
+
+
+def _terminate(signum: int, frame: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(128 + signum)

@@ -1,0 +1,497 @@
+"""Pair images with masks, preprocess, the dataset and its cache of decoded files."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from utils.errors import InputError
+from utils.image_io import RGB_VALUE, image_size, list_images, read_image, read_mask
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CACHE_DIR = Path(__file__).resolve().parent.parent / "data" / ".cache"
+_CACHE_VERSION = 1  # to be raised whenever the cached arrays are made in another way
+_MASK_SUFFIXES = ("", "_Segmentation", "_segmentation")  # of a mask's stem, behind its image's
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file and its mask file."""
+
+    image: Path
+    mask: Path
+
+
+def preprocess(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """An image as the network takes it, before the division by 255.
+
+    Args:
+        image: of any mode.
+        size: width and height of the network's input.
+
+    Returns:
+        (3, h, w) uint8, resized bicubically, without keeping the aspect ratio.
+    """
+    resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
+
+
+# -- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def _masks_of(stem: str, masks: dict[str, list[Path]]) -> list[Path]:
+    """The masks of the image `stem` among a folder's files by stem."""
+    return [path for suffix in _MASK_SUFFIXES for path in masks.get(stem + suffix, [])]
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by their names without the ending."""
+    files: dict[str, list[Path]] = {}
+    for path in paths:
+        files.setdefault(path.stem, []).append(path)
+    return files
+
+
+def pair_files(imgs_dir: Path | str, masks_dir: Path | str) -> list[Pair]:
+    """Pair the images of a folder with their masks.
+
+    The mask of `STEM.jpg` is `STEM.*`, `STEM_Segmentation.*` or `STEM_segmentation.*`. Sub-folders, hidden files and
+    files that are no images are passed over.
+
+    Raises:
+        InputError: an image without a mask, a mask without an image, or a stem that stands for several files; all of
+            them are named.
+    """
+    images, masks = _by_stem(list_images(imgs_dir)), _by_stem(list_images(masks_dir))
+    problems, pairs, used = [], [], set()
+    for stem, image_paths in sorted(images.items()):
+        # "a_segmentation.png" is the mask of "a_segmentation.jpg", where there is one, and not of "a.jpg"
+        mask_paths = [p for p in _masks_of(stem, masks) if p.stem == stem or p.stem not in images]
+        used.update(mask_paths)
+        if len(image_paths) > 1:
+            problems.append(f"{stem}: {len(image_paths)} images ({_names(image_paths)})")
+        if len(mask_paths) > 1:
+            problems.append(f"{stem}: {len(mask_paths)} masks ({_names(mask_paths)})")
+        if not mask_paths:
+            problems.append(f"{_names(image_paths)}: no mask in {masks_dir}")
+        if len(image_paths) == len(mask_paths) == 1:
+            pairs.append(Pair(image_paths[0], mask_paths[0]))
+    problems += [
+        f"{path.name}: no image in {imgs_dir}" for paths in masks.values() for path in paths if path not in used
+    ]
+    if problems:
+        raise InputError(
+            _listing(
+                f"{imgs_dir} and {masks_dir} do not pair (an image NAME.jpg needs one mask, NAME.png or "
+                "NAME_Segmentation.png)",
+                problems,
+            )
+        )
+    return pairs
+
+
+def find_masks(names: Sequence[PurePath], masks_dir: Path | str) -> dict[PurePath, Path]:
+    """The mask of each of some images, looked for as in `pair_files`; masks of other images do not matter.
+
+    Args:
+        names: the images' paths within their folder; the masks are in the same sub-folders of `masks_dir`.
+        masks_dir: folder of the masks.
+
+    Raises:
+        InputError: an image has no mask, or several; all such images are named.
+    """
+    found, problems, folders = {}, [], {}
+    for name in names:
+        if name.parent not in folders:
+            folders[name.parent] = _by_stem(list_images(Path(masks_dir) / name.parent))
+        masks = _masks_of(name.stem, folders[name.parent])
+        if len(masks) == 1:
+            found[name] = masks[0]
+        else:
+            problems.append(f"{name}: " + (f"{len(masks)} masks ({_names(masks)})" if masks else "no mask"))
+    if problems:
+        title = f"{masks_dir} does not have one mask for each image (for NAME.jpg NAME.png or NAME_Segmentation.png)"
+        raise InputError(_listing(title, problems))
+    return found
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _listing(title: str, problems: Sequence[str]) -> str:
+    return f"{title}:" + "".join(f"\n  {problem}" for problem in problems)
+
+
+# -- mask values and classes ---------------------------------------------------------------------------------------
+
+
+def describe_value(value: int) -> str:
+    """A mask value as a person would write it: 255, or (255, 0, 0) of an RGB mask."""
+    if value < RGB_VALUE:
+        return str(value)
+    return f"({value >> 16 & 255}, {value >> 8 & 255}, {value & 255})"
+
+
+def class_table(values: Sequence[int], mask_values: Sequence[int], name: str) -> dict[int, int]:
+    """The class of each value that one mask holds.
+
+    With two classes, a value that is neither's belongs to the nearer one (at half, to class 1), since edges may be
+    anti-aliased or compressed; but some value of the mask must then be one that has a class, and a mask
+    that holds more than background must reach class 1 with one of them.
+
+    Args:
+        values: the distinct values of the mask.
+        mask_values: the value of class 0, 1, ...
+        name: of the mask, for the message.
+
+    Raises:
+        InputError: a value that no class has.
+    """
+    table = {value: k for k, value in enumerate(mask_values)}
+    strange = [value for value in values if value not in table]
+    if strange and len(mask_values) == 2:
+        half = sum(mask_values) / 2
+        nearest = {value: int(value >= half) for value in values}
+        inside = min(mask_values) <= min(strange) and max(strange) <= max(mask_values)
+        if inside and max(nearest.values()) == 1:
+            return nearest
+    if strange:
+        raise InputError(
+            f"{name} has the value {describe_value(strange[0])}, which no class has: the {len(mask_values)} classes "
+            f"have the mask values {_values(mask_values)}"
+        )
+    return {value: table[value] for value in values}
+
+
+def mask_to_classes(mask: np.ndarray, mask_values: Sequence[int], name: str) -> np.ndarray:
+    """Class indices of a mask.
+
+    Args:
+        mask: (H, W) values, as `read_mask` returns them.
+        mask_values: the value of class 0, 1, ...
+        name: of the mask, for the message.
+
+    Returns:
+        (H, W) uint8 class indices.
+
+    Raises:
+        InputError: a value that no class has.
+    """
+    values, entries = np.unique(mask, return_inverse=True)
+    table = class_table(values.tolist(), mask_values, name)
+    return np.array([table[value] for value in values.tolist()], dtype=np.uint8)[entries].reshape(mask.shape)
+
+
+def infer_mask_values(counts: Sequence[dict[int, int]], names: Sequence[str], n_classes: int) -> list[int]:
+    """The mask values of a dataset, sorted: the k-th is class k.
+
+    Two classes may have anti-aliased masks: many values between the two, on few of the pixels.
+
+    Args:
+        counts: for each mask, the number of pixels of each value.
+        names: of the masks, for the messages.
+        n_classes: number of classes; 1, a sigmoid output, tells two values apart as well.
+
+    Raises:
+        InputError: there are more or fewer values than classes.
+    """
+    n_classes = max(n_classes, 2)
+    total: dict[int, int] = {}
+    example: dict[int, str] = {}
+    for mask_counts, name in zip(counts, names, strict=True):
+        for value, count in mask_counts.items():
+            total[value] = total.get(value, 0) + count
+            example.setdefault(value, name)
+    values = sorted(total)
+    if len(values) == n_classes:
+        return values
+    if n_classes == 2 and len(values) > 2:
+        low, high = values[0], values[-1]
+        between = 1 - (total[low] + total[high]) / sum(total.values())
+        # Classes are numbered closely (0, 1, 2) or cover areas; the blurred edge of black and white does neither.
+        if high - low >= 16 and high < RGB_VALUE and between <= 0.25:
+            logger.info(
+                "Masks hold values between %d and %d on %.1f %% of their pixels: taken as soft edges, cut at half",
+                low, high, 100 * between,
+            )  # fmt: skip
+            return [low, high]
+    if len(values) < n_classes:
+        raise InputError(
+            f"the masks have {len(values)} value(s), {_values(values)}, too few for {n_classes} classes: "
+            f"each class needs one (--classes {len(values)}?)"
+        )
+    rarest = min(total, key=lambda value: total[value])
+    raise InputError(
+        f"the masks have {len(values)} values, {_values(values)}, for {n_classes} classes; for example "
+        f"{example[rarest]} has the value {describe_value(rarest)}. Correct the masks, or give --classes {len(values)}"
+    )
+
+
+def _values(values: Sequence[int]) -> str:
+    shown = ", ".join(describe_value(value) for value in values[:10])
+    return shown + (", ..." if len(values) > 10 else "")
+
+
+# -- the cache -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DecodedPairs:
+    """All pairs of a dataset at the network's input size.
+
+    Attributes:
+        pairs: the files.
+        images: (N, h, w, 3) uint8, in memory or mapped from the cache.
+        masks: (N, h, w) uint8 entries of `values`.
+        values: the mask values that occur.
+        counts: for each mask, as it was before it was made smaller, the number of pixels of each value.
+    """
+
+    pairs: list[Pair]
+    images: np.ndarray
+    masks: np.ndarray
+    values: list[int]
+    counts: list[dict[int, int]]
+
+    def mask_values(self, n_classes: int) -> list[int]:
+        """`infer_mask_values` of these masks."""
+        return infer_mask_values(self.counts, [str(pair.mask) for pair in self.pairs], n_classes)
+
+    def class_of_entry(self, mask_values: Sequence[int]) -> np.ndarray:
+        """The class of each entry of `values`, as a (len(values),) uint8 table.
+
+        Raises:
+            InputError: a mask holds a value that no class has.
+        """
+        classes: dict[int, int] = {}
+        for pair, counts in zip(self.pairs, self.counts, strict=True):
+            classes.update(class_table(list(counts), mask_values, str(pair.mask)))
+        return np.array([classes[value] for value in self.values], dtype=np.uint8)
+
+
+def decode_pairs(
+    pairs: Sequence[Pair],
+    size: tuple[int, int],
+    cache_dir: Path | str | None = DEFAULT_CACHE_DIR,
+    show_progress: bool = False,
+) -> DecodedPairs:
+    """Every image and mask at the network's input size; each file is decoded once, and again only if it has changed.
+
+    Args:
+        pairs: the files.
+        size: width and height of the network's input.
+        cache_dir: where the arrays are kept for the next run and mapped into memory; if it cannot be written, or is
+            None, they are kept in memory alone.
+        show_progress: show a progress bar on a terminal.
+
+    Raises:
+        InputError: files that cannot be read, or pairs of different sizes; all of them are named.
+    """
+    files = [_fingerprint(pair.image) + _fingerprint(pair.mask) for pair in pairs]
+    if cache_dir is None:
+        return _decode(pairs, files, size, None, None, show_progress)
+    cache_dir = Path(cache_dir)
+    dataset = _digest(
+        [_CACHE_VERSION, size, sorted({str(p.parent.resolve()) for pair in pairs for p in astuple(pair)})]
+    )
+    folder = cache_dir / f"{dataset}-{_digest(files)}"
+    decoded = _load_cache(folder, pairs)
+    if decoded is not None:
+        return decoded
+    older = sorted(cache_dir.glob(f"{dataset}-*"))
+    building = _new_folder(folder)
+    decoded = _decode(pairs, files, size, building, older[0] if older else None, show_progress)
+    if building is None:
+        return decoded
+    try:
+        building.rename(folder)
+    except OSError:  # another process has made the same one meanwhile
+        shutil.rmtree(building, ignore_errors=True)
+    for path in older:
+        shutil.rmtree(path, ignore_errors=True)
+    return _load_cache(folder, pairs) or decoded
+
+
+def _fingerprint(path: Path) -> list:
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
+
+
+def _digest(value: list) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _new_folder(folder: Path) -> Path | None:
+    """A new folder beside `folder` to build the cache in, or None with a word where that is not possible."""
+    building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        building.mkdir(parents=True)
+    except OSError as error:
+        logger.warning(
+            "The cache %s cannot be written (%s): the decoded images stay in memory and are decoded again next time",
+            folder.parent,
+            error.strerror,
+        )
+        return None
+    return building
+
+
+def _decode(
+    pairs: Sequence[Pair],
+    files: list[list],
+    size: tuple[int, int],
+    building: Path | None,
+    older: Path | None,
+    show_progress: bool,
+) -> DecodedPairs:
+    """Decode the pairs into arrays in the folder `building`, or in memory; take what `older` has of the same files."""
+    width, height = size
+    images = _new_array(building, "images.npy", (len(pairs), height, width, 3))
+    masks = _new_array(building, "masks.npy", (len(pairs), height, width))
+    counts: list[dict[int, int]] = [{} for _ in pairs]
+    known = _load_cache(older, pairs) if older else None
+    values = list(known.values) if known else []
+    known_rows = {tuple(row): i for i, row in enumerate(_read_index(older)["files"])} if known else {}
+    lock = threading.Lock()
+
+    def decode(i: int) -> str | None:
+        """Fill row i; what is wrong with the pair, if anything is."""
+        row = known_rows.get(tuple(files[i]))
+        if row is not None:
+            images[i], masks[i], counts[i] = known.images[row], known.masks[row], known.counts[row]
+            return None
+        pair = pairs[i]
+        try:
+            (w, h), (mask_w, mask_h) = image_size(pair.image), image_size(pair.mask)
+            if (w, h) != (mask_w, mask_h):
+                return f"{pair.image.name} has {w}x{h} pixels, its mask {pair.mask.name} has {mask_w}x{mask_h}"
+            images[i] = preprocess(read_image(pair.image), size).permute(1, 2, 0).numpy()
+            mask = read_mask(pair.mask)
+        except InputError as error:
+            return str(error)
+        found, found_counts = np.unique(mask, return_counts=True)
+        with lock:
+            values.extend(value for value in found.tolist()[:257] if value not in values)
+            if len(values) > 256:
+                return f"{pair.mask.name}: with it the masks have more than 256 different values; is it a mask?"
+            entries = np.array([values.index(value) for value in found.tolist()], dtype=np.uint8)
+        counts[i] = dict(zip(found.tolist(), found_counts.tolist(), strict=True))
+        small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        masks[i] = entries[np.searchsorted(found, small)]
+        return None
+
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            bar = tqdm(
+                pool.map(decode, range(len(pairs))),
+                total=len(pairs),
+                desc="Decoding",
+                unit="pair",
+                disable=None if show_progress else True,
+            )
+            problems = [problem for problem in bar if problem]
+        if problems:
+            raise InputError(_listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
+        if building is not None:
+            images.flush()
+            masks.flush()
+            index = {"files": files, "values": values, "counts": [list(row.items()) for row in counts]}
+            (building / "index.json").write_text(json.dumps(index))
+    except BaseException:
+        if building is not None:
+            shutil.rmtree(building, ignore_errors=True)
+        raise
+    return DecodedPairs(list(pairs), images, masks, values, counts)
+
+
+def _new_array(folder: Path | None, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if folder is None:
+        return np.empty(shape, dtype=np.uint8)
+    return np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _read_index(folder: Path) -> dict:
+    return json.loads((folder / "index.json").read_text())
+
+
+def _load_cache(folder: Path, pairs: Sequence[Pair]) -> DecodedPairs | None:
+    try:
+        index = _read_index(folder)
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        masks = np.load(folder / "masks.npy", mmap_mode="r")
+    except (OSError, ValueError):  # none there, or not a whole one
+        return None
+    return DecodedPairs(list(pairs), images, masks, index["values"], [dict(counts) for counts in index["counts"]])
+
+
+# -- the dataset ---------------------------------------------------------------------------------------------------
+
+
+def split_indices(n: int, validation_percent: float, seed: int) -> tuple[list[int], list[int]]:
+    """Training and validation indices of n images, at random by seed, with at least one image on each side.
+
+    Raises:
+        InputError: there are fewer than two images, or the percentage is not between 0 and 100.
+    """
+    if not 0 < validation_percent < 100:
+        raise InputError(f"--validation must be above 0 and below 100 per cent, not {validation_percent:g}")
+    if n < 2:
+        raise InputError(f"{n} image is too few: one is needed for training and another for validation")
+    n_validation = min(max(round(n * validation_percent / 100), 1), n - 1)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[n_validation:]), sorted(order[:n_validation])
+
+
+class SegmentationDataset(Dataset):
+    """Some of the decoded pairs, as uint8 image and class indices.
+
+    Args:
+        decoded: all pairs.
+        indices: which of them.
+        mask_values: the value of class 0, 1, ...
+        transform: takes and returns an image (3, h, w) uint8 and a mask (h, w) uint8, both as tensors.
+
+    An item is asked for by its number, or by `(number, seed)` to make the transform's random choices repeat.
+    """
+
+    def __init__(
+        self,
+        decoded: DecodedPairs,
+        indices: Sequence[int],
+        mask_values: Sequence[int],
+        transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.images, self.masks = decoded.images, decoded.masks
+        self.indices, self.transform = indices, transform
+        self.table = decoded.class_of_entry(mask_values)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        number, seed = key if isinstance(key, tuple) else (key, None)
+        i = self.indices[number]
+        image = torch.from_numpy(np.array(self.images[i])).permute(2, 0, 1)  # (3, h, w) uint8
+        mask = torch.from_numpy(self.table[self.masks[i]])  # (h, w) uint8
+        if self.transform is None:
+            return image, mask
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return self.transform(image, mask)

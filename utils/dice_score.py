@@ -1,0 +1,47 @@
+"""Dice coefficient and Dice loss.
+
+Dice, "Measures of the Amount of Ecologic Association Between Species", 1945; as a loss: Milletari et al.,
+"V-Net", 3DV 2016.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dice_coefficient(prediction: Tensor, target: Tensor) -> Tensor:
+    """Dice coefficient 2 sum(p t) / (sum p + sum t) over the last two dimensions; 1 where both are empty.
+
+    Args:
+        prediction: (..., H, W) in [0, 1], binary or soft.
+        target: (..., H, W) in [0, 1].
+
+    Returns:
+        (...) float32 in [0, 1].
+    """
+    prediction, target = prediction.float(), target.float()
+    overlap = 2 * (prediction * target).sum((-2, -1))
+    total = prediction.sum((-2, -1)) + target.sum((-2, -1))
+    return torch.where(total > 0, overlap / total.clamp(min=1e-12), 1.0)
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - soft Dice coefficient, averaged over the images and over the classes but the background.
+
+    Args:
+        logits: (N, C, H, W), C >= 2.
+        target: (N, H, W) integer classes.
+    """
+    probs = logits.float().softmax(dim=1)[:, 1:]  # (N, C - 1, H, W)
+    truth = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)[:, 1:]
+    return 1 - dice_coefficient(probs, truth).mean()
+
+
+def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy plus Dice loss, the mean over a batch.
+
+    Args:
+        logits: (N, C, H, W), C >= 2.
+        target: (N, H, W) integer classes.
+    """
+    return F.cross_entropy(logits.float(), target.long()) + dice_loss(logits, target)

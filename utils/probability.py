@@ -1,0 +1,419 @@
+"""The three samplers, and the one way from their logits to full-size maps.
+
+Whatever the method, an image becomes a stack of logits at the network's resolution: one sample by the plain softmax,
+T by MC dropout, 16 by test-time augmentation. `summarize` takes any stack to the image's own size.
+"""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unet import class_logits, draw_dropout_masks, mc_dropout
+from unet.mc_dropout import active_dropout_layers
+from utils.checkpoint import TrainedModel
+from utils.data_loading import preprocess
+from utils.errors import InputError
+
+STATISTICS = ("predictive_entropy", "expected_entropy", "std")
+
+_STRIP = 2**21  # probabilities computed at once on the way to full size: 8 MB, so that a CPU's cache holds them
+
+
+class LogitSamples(NamedTuple):
+    """Samples of an image's logits, turned back to the image's own orientation.
+
+    Attributes:
+        logits: (T, C, h, w) float32, C >= 2.
+        zoom: 1.0 where they cover the image; else the image is their central 1 / zoom.
+    """
+
+    logits: Tensor
+    zoom: float = 1.0
+
+
+# -- samplers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A way to draw samples of an image's logits.
+
+    Attributes:
+        batch_size: number of network inputs computed at once.
+        dtype: of mixed precision; None for single precision.
+    """
+
+    batch_size: int = 8
+    dtype: torch.dtype | None = None
+
+    @property
+    def inputs_per_image(self) -> int:
+        """How many network inputs one image is."""
+        return 1
+
+    def check(self, model: TrainedModel) -> None:  # noqa: B027 - most methods can be used with every model
+        """See that the method can be used with a model.
+
+        Raises:
+            InputError: it cannot.
+        """
+
+    def inputs(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+        """What the network has to see of an image: (V, 3, h, w) uint8, for an input size of width and height."""
+        return preprocess(image, size)[None]
+
+    @abstractmethod
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        """Samples of several images' logits.
+
+        Args:
+            model: to predict with.
+            inputs: for each image what `inputs` returned, (V, 3, h, w) uint8.
+            names: of the images, from which random numbers derive.
+
+        Returns:
+            For each image its samples.
+        """
+
+    @torch.inference_mode()
+    def logits(self, model: TrainedModel, inputs: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
+        """The network's logits, in batches, without dropout or with given masks.
+
+        Args:
+            model: to predict with.
+            inputs: (N, 3, h, w) uint8.
+            masks: for each dropout layer (N, C, 1, 1), as `draw_dropout_masks` returns them.
+
+        Returns:
+            (N, C, h, w) float32, C >= 2, on the model's device.
+        """
+        device, logits = model.device, []
+        for start in range(0, len(inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            x = inputs[part].to(device).to(memory_format=torch.channels_last).float().div_(255)
+            with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                if masks is None:
+                    out = model.network(x)
+                else:
+                    with mc_dropout(model.network, [mask[part].to(device) for mask in masks]):
+                        out = model.network(x)
+            logits.append(class_logits(out).float())
+        return torch.cat(logits)
+
+
+@dataclass(frozen=True)
+class Softmax(Sampler):
+    """One deterministic pass: the uncalibrated softmax (sigmoid for a one-class model)."""
+
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        return [[LogitSamples(logits[None])] for logits in self.logits(model, torch.cat(list(inputs)))]
+
+
+@dataclass(frozen=True)
+class MCDropout(Sampler):
+    """T passes with dropout on (Gal and Ghahramani, ICML 2016).
+
+    Attributes:
+        num_samples: number of passes T.
+        seed: with an image's name it gives the image's dropout masks, so a map depends neither on the order of
+            the images nor on the batch size.
+    """
+
+    num_samples: int = 20
+    seed: int = 0
+
+    @property
+    def inputs_per_image(self) -> int:
+        return self.num_samples
+
+    def check(self, model: TrainedModel) -> None:
+        if not active_dropout_layers(model.network):
+            raise InputError("this model has no dropout, so MC dropout cannot be used with it")
+
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        masks = [draw_dropout_masks(model.network, self.num_samples, image_seed(self.seed, name)) for name in names]
+        by_layer = [torch.cat(layer) for layer in zip(*masks, strict=True)]  # each (N T, C, 1, 1)
+        passes = torch.cat(list(inputs)).repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
+        logits = self.logits(model, passes, by_layer)
+        return [[LogitSamples(part)] for part in logits.split(self.num_samples)]
+
+
+@dataclass(frozen=True)
+class TestTimeAugmentation(Sampler):
+    """16 views: the 8 symmetries of the square, of the image and of its copy made smaller on black.
+
+    The symmetries commute with the resize to a square input, so two resizes are enough for all views.
+
+    Attributes:
+        shrink: size of the smaller copy, as a part of the image's, in (0, 1].
+    """
+
+    shrink: float = 0.8
+
+    @property
+    def inputs_per_image(self) -> int:
+        return 16
+
+    def check(self, model: TrainedModel) -> None:
+        width, height = model.input_size
+        if width != height:
+            raise InputError(f"test-time augmentation turns the square: it needs a square input, not {width}x{height}")
+
+    def inputs(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+        return torch.stack([preprocess(image, size), shrunk_on_black(image, size, self.shrink)])
+
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        views = torch.stack([turn(torch.stack(list(inputs)), k) for k in range(8)], dim=2)  # (N, 2, 8, 3, h, w)
+        logits = self.logits(model, views.flatten(0, 2)).unflatten(0, views.shape[:3])  # (N, 2, 8, C, h, w)
+        upright = torch.stack([turn_back(logits[:, :, k], k) for k in range(8)], dim=2)
+        return [[LogitSamples(plain), LogitSamples(shrunk, 1 / self.shrink)] for plain, shrunk in upright]
+
+
+TestTimeAugmentation.__test__ = False  # its name makes pytest take it for a test
+
+
+def turn(x: Tensor, k: int) -> Tensor:
+    """The k-th symmetry of the square, 0 <= k < 8: k % 4 quarter turns, after a left-right flip for k >= 4.
+
+    Args:
+        x: (..., n, n).
+    """
+    return torch.rot90(x.flip(-1) if k >= 4 else x, k % 4, (-2, -1))
+
+
+def turn_back(x: Tensor, k: int) -> Tensor:
+    """The inverse of `turn`."""
+    turned = torch.rot90(x, -(k % 4), (-2, -1))
+    return turned.flip(-1) if k >= 4 else turned
+
+
+def shrunk_on_black(image: Image.Image, size: tuple[int, int], shrink: float) -> Tensor:
+    """An image made smaller at the exact centre of a black canvas of its own size, as the network takes it.
+
+    Args:
+        image: of any mode.
+        size: width and height of the network's input.
+        shrink: size of the copy, as a part of the canvas, in (0, 1].
+
+    Returns:
+        (3, h, w) uint8. Only the part near the image is resized: it begins and ends at whole pixels of the result,
+        while the image may begin and end between them.
+    """
+    image = image.convert("RGB")
+    begin, pads, box = [], [], []  # for x and y
+    for pixels, length in zip(size, image.size, strict=True):
+        per_pixel = length / (pixels * shrink)  # the image's pixels in one of the result's
+        margin = pixels * (1 - shrink) / 2
+        first = max(0, math.floor(margin) - 2)  # bicubic interpolation reaches 2 pixels far
+        reach = 2 if first else 0
+        pad = math.ceil((margin - first + reach) * per_pixel)
+        begin.append(first)
+        pads.append(pad)
+        box.append(pad - (margin - first) * per_pixel)
+    padded = Image.new("RGB", (image.width + 2 * pads[0], image.height + 2 * pads[1]))
+    padded.paste(image, tuple(pads))
+    inner = (size[0] - 2 * begin[0], size[1] - 2 * begin[1])
+    near = padded.resize(
+        inner, Image.Resampling.BICUBIC, box=(box[0], box[1], padded.width - box[0], padded.height - box[1])
+    )
+    canvas = Image.new("RGB", size)
+    canvas.paste(near, tuple(begin))
+    return preprocess(canvas, size)
+
+
+def image_seed(seed: int, name: str) -> int:
+    """The seed of an image's random numbers, from 0 to 2**63 - 1."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+# -- to full size ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ProbabilityMaps:
+    """What the samples say of each pixel, at the image's own size.
+
+    Attributes:
+        probs: (C, H, W) float32, the mean over the samples.
+        num_samples: number of samples T.
+        predictive_entropy: (H, W) float32 in nats, the entropy of the mean; total uncertainty.
+        expected_entropy: (H, W) float32 in nats, the mean of the samples' entropies; under MC dropout the aleatoric
+            part.
+        std: (C, H, W) float32, the standard deviation over the samples (divided by T, not by T - 1).
+
+    What was not asked for is None.
+    """
+
+    probs: Tensor
+    num_samples: int
+    predictive_entropy: Tensor | None = None
+    expected_entropy: Tensor | None = None
+    std: Tensor | None = None
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """(H, W) float32 in nats: predictive minus expected entropy, BALD (Houlsby et al. 2011; Gal et al. 2017)."""
+        return (self.predictive_entropy - self.expected_entropy).clamp_(min=0)
+
+
+@torch.inference_mode()
+def summarize(
+    samples: Sequence[LogitSamples], size: tuple[int, int], statistics: Collection[str] = STATISTICS
+) -> ProbabilityMaps:
+    """Take samples to full size and average their probabilities there.
+
+    The logits are interpolated bilinearly (pixel centres as with `align_corners=False`), the softmax comes after. Full
+    size is reached a few rows at a time, all samples of them at once, so T full-size maps never exist.
+
+    Args:
+        samples: of one image.
+        size: width and height of the image.
+        statistics: which of `STATISTICS` are wanted beside the mean.
+    """
+    width, height = size
+    stacks = _Stacks(samples, width, height)
+    n_samples, n_classes = stacks.n_samples, stacks.n_classes
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(*shape, height, width, device=stacks.device)
+
+    maps = ProbabilityMaps(
+        probs=new(n_classes),
+        num_samples=n_samples,
+        predictive_entropy=new() if "predictive_entropy" in statistics else None,
+        expected_entropy=new() if "expected_entropy" in statistics else None,
+        std=new(n_classes) if "std" in statistics else None,
+    )
+    rows_at_once = max(1, _STRIP // (n_samples * stacks.channels * width))
+    for top in range(0, height, rows_at_once):
+        rows = slice(top, min(top + rows_at_once, height))
+        probs = stacks.probs(rows)  # (T, 1 or C, rows, W)
+        mean = probs.mean(dim=0)
+        maps.probs[:, rows] = torch.cat([1 - mean, mean]) if n_classes == 2 else mean
+        if maps.predictive_entropy is not None:
+            maps.predictive_entropy[rows] = entropy(mean)
+        if maps.expected_entropy is not None:
+            maps.expected_entropy[rows] = entropy(probs).mean(dim=0)
+        if maps.std is not None:
+            maps.std[:, rows] = probs.std(dim=0, correction=0)  # both of two classes have the same
+    return maps
+
+
+@torch.inference_mode()
+def full_size_probs(samples: Sequence[LogitSamples], size: tuple[int, int]) -> Iterator[Tensor]:
+    """The probabilities of each sample, one after the other, (C, H, W) float32."""
+    width, height = size
+    for logits, zoom in samples:
+        for one in logits:
+            stacks = _Stacks([LogitSamples(one[None], zoom)], width, height)
+            probs = stacks.probs(slice(0, height))[0]  # (1 or C, H, W)
+            yield torch.cat([1 - probs, probs]) if stacks.n_classes == 2 else probs
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats (Shannon 1948) of probabilities.
+
+    Args:
+        probs: (..., C, H, W); with C = 1 the probability of one of two classes.
+
+    Returns:
+        (..., H, W), from 0 to ln C (ln 2 for C = 1).
+    """
+    if probs.shape[-3] == 1:
+        probs = torch.cat([1 - probs, probs], dim=-3)
+    return torch.special.entr(probs).sum(dim=-3).clamp_(max=math.log(probs.shape[-3]))
+
+
+def bilinear_matrix(n_in: int, n_out: int, zoom: float = 1.0) -> Tensor:
+    """The matrix that interpolates n_in values to n_out, or their central 1 / zoom; a row for each that comes out.
+
+    With `zoom` 1 it does what `torch.nn.functional.interpolate` does with `align_corners=False`.
+
+    Returns:
+        (n_out, n_in) float32, each row with a sum of 1.
+    """
+    position = (torch.arange(n_out, dtype=torch.float64) + 0.5) / n_out  # of an output in the image, from 0 to 1
+    source = (((position - 0.5) / zoom + 0.5) * n_in - 0.5).clamp(0, n_in - 1)
+    below = source.floor().clamp(max=max(n_in - 2, 0)).long()
+    above = (below + 1).clamp(max=n_in - 1)
+    weight = source - below
+    matrix = torch.zeros(n_out, n_in, dtype=torch.float64)
+    row = torch.arange(n_out)
+    matrix[row, below] = 1 - weight
+    matrix[row, above] += weight
+    return matrix.float()
+
+
+class _Stacks:
+    """Samples with the matrices that take them to full size; rows of their probabilities on demand.
+
+    A softmax of two classes is the sigmoid of their logits' difference, so two classes are one channel here.
+    """
+
+    def __init__(self, samples: Sequence[LogitSamples], width: int, height: int) -> None:
+        self.n_samples = sum(len(logits) for logits, _ in samples)
+        self.n_classes = samples[0].logits.shape[1]
+        self.channels = 1 if self.n_classes == 2 else self.n_classes
+        self.device = samples[0].logits.device
+        self.parts = []
+        for logits, zoom in samples:
+            h, w = logits.shape[-2:]
+            to_rows = bilinear_matrix(h, height, zoom).to(self.device)  # (H, h)
+            to_columns = bilinear_matrix(w, width, zoom).T.to(self.device)  # (w, W)
+            values = logits[:, 1:] - logits[:, :1] if self.n_classes == 2 else logits
+            self.parts.append((values.contiguous(), to_rows, to_columns))
+
+    def probs(self, rows: slice) -> Tensor:
+        """(T, 1 or C, rows, W)."""
+        values = torch.cat([to_rows[rows] @ values @ to_columns for values, to_rows, to_columns in self.parts])
+        return values.sigmoid_() if self.channels == 1 else values.softmax(dim=1)
+
+
+def most_probable_class(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
+    """The predicted mask.
+
+    Args:
+        probs: (C, H, W).
+        threshold: with two classes, class 1 is predicted where its probability is above this.
+
+    Returns:
+        (H, W) uint8 class indices.
+    """
+    classes = probs[1] > threshold if len(probs) == 2 else probs.argmax(dim=0)
+    return classes.to(torch.uint8).cpu().numpy()
+
+
+def predict(
+    model: TrainedModel,
+    image: Image.Image,
+    sampler: Sampler | None = None,
+    name: str = "",
+    statistics: Collection[str] = STATISTICS,
+) -> ProbabilityMaps:
+    """Maps of a single image.
+
+    Args:
+        model: what `utils.checkpoint.load_model` returned.
+        image: of any mode and size.
+        sampler: `Softmax()`, `MCDropout()` or `TestTimeAugmentation()`; the first if None.
+        name: of the image; MC dropout derives its random numbers from it, as the scripts do from the file's name.
+        statistics: which of `STATISTICS` are wanted beside the mean.
+    """
+    sampler = sampler or Softmax()
+    sampler.check(model)
+    inputs = sampler.inputs(image, model.input_size)
+    return summarize(sampler.sample(model, [inputs], [name])[0], image.size, statistics)
+
+
+def to_grey(values: Tensor, white: float = 1.0) -> np.ndarray:
+    """A map as an 8-bit grey picture: 0 is black, `white` is 255, rounded."""
+    return (values * (255 / white)).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()

@@ -1,0 +1,108 @@
+"""Weights & Biases, for those who want it: online with a login, offline without, never in the way."""
+
+import logging
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+MODES = ("online", "offline", "disabled")
+
+
+def has_login() -> bool:
+    """Whether wandb would find an API key: in the environment, or in the netrc file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class WandbRun:
+    """A run of Weights & Biases. Whatever goes wrong in it becomes a warning, and the training goes on without.
+
+    Args:
+        mode: "online", "offline", "disabled", or None for WANDB_MODE, or else online with a login and offline
+            without.
+        config: the settings of the training.
+        folder: where the run's files go, in a sub-folder `wandb`.
+    """
+
+    def __init__(self, mode: str | None, config: Mapping[str, Any], folder: Path) -> None:
+        self.run = None
+        self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
+        if self.mode == "disabled":
+            return
+        # Nobody's training should depend on wandb, and it fails in many ways: hence every Exception, here and below.
+        try:
+            import wandb
+
+            folder.mkdir(parents=True, exist_ok=True)
+            self.run = wandb.init(
+                project="bayesian-unet",
+                config=dict(config),
+                dir=str(folder),
+                mode=self.mode,
+                settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+            )
+            self.run.define_metric("epoch")
+            self.run.define_metric("*", step_metric="epoch")
+            self.run.define_metric("val_dice", summary="max")
+        except Exception as error:
+            self._give_up(error)
+            return
+        if self.mode == "offline":
+            logger.info("wandb runs offline; its files are in %s", self._run_folder())
+        else:
+            logger.info("wandb: %s", self.run.url)
+
+    def log(
+        self, row: Mapping[str, float], images: Sequence[np.ndarray], masks: Sequence[np.ndarray], predicted: np.ndarray
+    ) -> None:
+        """Log an epoch's numbers and example images.
+
+        Args:
+            row: numbers by name.
+            images: (h, w, 3) uint8.
+            masks, predicted: (h, w) uint8 classes, the truth and the prediction of each image.
+        """
+        if self.run is None:
+            return
+        try:
+            import wandb
+
+            examples = [
+                wandb.Image(image, masks={"truth": {"mask_data": truth}, "prediction": {"mask_data": guess}})
+                for image, truth, guess in zip(images, masks, predicted, strict=True)
+            ]
+            self.run.log({**row, "examples": examples})
+        except Exception as error:
+            self._give_up(error)
+
+    def finish(self) -> None:
+        """End the run, and say how an offline one is sent."""
+        if self.run is None:
+            return
+        try:
+            folder = self._run_folder()
+            self.run.finish()
+        except Exception as error:
+            self._give_up(error)
+            return
+        if self.mode == "offline":
+            logger.info("To send the offline run to wandb: wandb login, then wandb sync %s", folder)
+
+    def _run_folder(self) -> Path:
+        return Path(self.run.dir).parent  # .../offline-run-DATE-ID/files
+
+    def _give_up(self, error: Exception) -> None:
+        logger.warning("wandb does not work here (%s: %s): going on without it", type(error).__name__, error)
+        self.run = None

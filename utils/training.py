@@ -1,0 +1,294 @@
+"""Train one epoch, evaluate, and all that a training has to keep from one epoch to the next."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from unet import class_logits
+from utils.checkpoint import TrainedModel, read_checkpoint, save_checkpoint
+from utils.dice_score import dice_coefficient, segmentation_loss
+from utils.errors import InputError
+from utils.image_io import write_csv
+
+logger = logging.getLogger(__name__)
+
+
+class SeededSampler(Sampler[tuple[int, int]]):
+    """Every number below n once an epoch, in random order, each with a seed for the item's random transforms.
+
+    Both depend on the seed and on `epoch`, which the caller sets, and on nothing else.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed, self.epoch = n, seed, 1
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        epoch_seed = torch.randint(2**62, (self.epoch,), generator=generator)[-1].item()
+        generator.manual_seed(epoch_seed)
+        order = torch.randperm(self.n, generator=generator)
+        seeds = torch.randint(2**62, (self.n,), generator=generator)
+        return iter(zip(order.tolist(), seeds.tolist(), strict=True))
+
+
+@dataclass
+class TrainingState:
+    """What a training changes as it goes; `state_dict` is all that resuming needs.
+
+    Attributes:
+        network: the network that is trained.
+        average: exponential moving average of its weights, which is evaluated and saved.
+        parts: how many parts a batch is cut into, so that each fits into the device's memory.
+        epoch: number of epochs that are done.
+        history: a row of scores for each of them.
+    """
+
+    network: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler
+    parts: int = 1
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> float:
+        """The best validation Dice so far; 0 before the first epoch."""
+        return max((row["val_dice"] for row in self.history), default=0.0)
+
+    def add_epoch(self, loss: float, scores: dict[str, float]) -> None:
+        """Count an epoch that is done, with its training loss and its validation scores."""
+        self.epoch += 1
+        row = {"epoch": self.epoch, "train_loss": loss, "learning_rate": self.scheduler.get_last_lr()[0]}
+        self.history.append(row | {f"val_{name}": score for name, score in scores.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors and plain values, with the random states."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "parts": self.parts,
+            "epoch": self.epoch,
+            "history": self.history,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state that `state_dict` returned."""
+        for name in ("network", "average", "optimizer", "scheduler", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.parts, self.epoch, self.history = state["parts"], state["epoch"], list(state["history"])
+        torch.set_rng_state(state["random"])
+        if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def training_state(
+    network: nn.Module, learning_rate: float, total_steps: int, scaled: bool = False, average_steps: float = 100.0
+) -> TrainingState:
+    """A fresh training: AdamW, one cycle of the learning rate (Smith and Topin 2017), averaged weights.
+
+    Args:
+        network: on its device already.
+        learning_rate: at the top of the cycle.
+        total_steps: number of steps of the whole training.
+        scaled: scale the loss, as float16 needs it.
+        average_steps: over about how many steps the weights are averaged.
+    """
+    device = next(network.parameters()).device
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.01)
+    return TrainingState(
+        network=network,
+        average=AveragedModel(network, multi_avg_fn=_moving_average(average_steps), use_buffers=True),
+        optimizer=optimizer,
+        scheduler=OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total_steps, cycle_momentum=False),
+        scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+    )
+
+
+def _moving_average(steps: float) -> Callable:
+    """The update of `AveragedModel`, over fewer steps in the beginning, to forget the first weights soon."""
+
+    def update(averages: list[Tensor], weights: list[Tensor], n_averaged: int) -> None:
+        decay = min(1 - 1 / steps, (1 + int(n_averaged)) / (10 + int(n_averaged)))
+        get_ema_multi_avg_fn(decay)(averages, weights, n_averaged)
+
+    return update
+
+
+def to_input(images: Tensor, device: torch.device) -> Tensor:
+    """(N, 3, h, w) uint8 images as the network takes them: float in [0, 1], channels last, on its device."""
+    return images.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
+
+
+def train_one_epoch(
+    state: TrainingState,
+    batches: DataLoader,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    max_grad_norm: float = 1.0,
+    on_step: Callable[[float], None] | None = None,
+) -> float:
+    """Train on every batch once.
+
+    Args:
+        state: is changed.
+        batches: of (N, 3, h, w) uint8 images and (N, h, w) uint8 classes.
+        device: of the network.
+        dtype: of mixed precision; None for single precision.
+        max_grad_norm: longer gradients are shortened to this norm.
+        on_step: is told the loss after each step.
+
+    Returns:
+        The mean loss of an image.
+
+    Raises:
+        InputError: the loss is not finite, or not even one image fits into the device's memory.
+    """
+    state.network.train()
+    total, images_seen = 0.0, 0
+    for step, (images, masks) in enumerate(batches, start=1):
+        loss = _backward(state, images, masks, device, dtype)
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), max_grad_norm)
+        # With a scaler, a gradient that is not finite is an everyday event: the step is left out, the scale halved.
+        if not math.isfinite(loss) or not (state.scaler.is_enabled() or torch.isfinite(norm)):
+            raise InputError(
+                f"The loss is no longer finite (epoch {state.epoch + 1}, step {step}: {loss}), so the training stops; "
+                "the checkpoints from before are sound. A lower --learning-rate is the usual cure"
+            )
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.scheduler.step()
+        state.average.update_parameters(state.network)
+        total += loss * len(images)
+        images_seen += len(images)
+        if on_step is not None:
+            on_step(loss)
+    return total / images_seen
+
+
+def _backward(
+    state: TrainingState, images: Tensor, masks: Tensor, device: torch.device, dtype: torch.dtype | None
+) -> float:
+    """Gradients of a batch's mean loss, in as many parts as the device's memory asks for; returns the loss."""
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        try:
+            total = 0.0
+            for part_images, part_masks in zip(images.chunk(state.parts), masks.chunk(state.parts), strict=True):
+                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                    logits = class_logits(state.network(to_input(part_images, device)))
+                loss = segmentation_loss(logits, part_masks.to(device)) * (len(part_images) / len(images))
+                state.scaler.scale(loss).backward()
+                total += loss.item()
+            return total
+        except torch.OutOfMemoryError:
+            if state.parts >= len(images):
+                raise InputError(f"{device} has too little free memory for a single image of this size") from None
+        # Outside the handler, so that what the failed pass has allocated can go.
+        state.parts *= 2
+        logger.warning("%s is out of memory: each batch is now computed in %d parts", device, state.parts)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module, batches: DataLoader, device: torch.device, dtype: torch.dtype | None = None
+) -> dict[str, float]:
+    """Scores of a network, without dropout, at its input size.
+
+    Returns:
+        Means over the images: `loss`; `dice` per image, over the classes but the background; `accuracy` of the
+        pixels, and `accuracy_all_background`, what a prediction of nothing would get.
+    """
+    network.eval()
+    sums = {"loss": 0.0, "dice": 0.0, "accuracy": 0.0, "accuracy_all_background": 0.0}
+    n_images = 0
+    for images, masks in batches:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logits = class_logits(network(to_input(images, device)))
+        masks = masks.to(device)
+        predicted = logits.argmax(dim=1)
+        foreground = range(1, logits.shape[1])
+        dice = torch.stack([dice_coefficient(predicted == k, masks == k) for k in foreground]).mean(dim=0)
+        sums["loss"] += segmentation_loss(logits, masks).item() * len(images)
+        sums["dice"] += dice.sum().item()
+        sums["accuracy"] += (predicted == masks).float().mean((1, 2)).sum().item()
+        sums["accuracy_all_background"] += (masks == 0).float().mean((1, 2)).sum().item()
+        n_images += len(images)
+    return {name: total / n_images for name, total in sums.items()}
+
+
+@torch.inference_mode()
+def predict_examples(
+    network: nn.Module, dataset: Dataset, device: torch.device, count: int = 4
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """The first images of a dataset, (h, w, 3) uint8, with their true and predicted (h, w) classes."""
+    network.eval()
+    images, masks = zip(*(dataset[i] for i in range(min(count, len(dataset)))), strict=True)
+    predicted = class_logits(network(to_input(torch.stack(images), device))).argmax(dim=1).byte().cpu()
+    return [i.permute(1, 2, 0).numpy() for i in images], [m.numpy() for m in masks], list(predicted.numpy())
+
+
+def save_epoch(folder: Path, model: TrainedModel, state: TrainingState, settings: dict[str, Any]) -> None:
+    """Write an epoch's `checkpoint_epoch{N}.pth`, `last.pth` and `metrics.csv`, and `best.pth` if it is the best.
+
+    Args:
+        folder: where they go.
+        model: with the averaged weights.
+        state: of the training.
+        settings: what a resumed training must agree with.
+
+    Raises:
+        InputError: the validation loss is not finite; nothing is written.
+    """
+    scores = state.history[-1]
+    if not math.isfinite(scores["val_loss"]):
+        raise InputError(
+            f"The validation loss of epoch {state.epoch} is {scores['val_loss']}: the training stops, and the "
+            "checkpoints from before are sound. A lower --learning-rate is the usual cure"
+        )
+    save_checkpoint(folder / f"checkpoint_epoch{state.epoch}.pth", model)
+    if scores["val_dice"] == state.best:
+        save_checkpoint(folder / "best.pth", model)
+    write_csv(folder / "metrics.csv", state.history)
+    save_checkpoint(folder / "last.pth", model, {"state": state.state_dict(), "settings": settings})
+
+
+def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
+    """Go on where the training that wrote `path` stood at the end of its last epoch.
+
+    Raises:
+        InputError: the file is none that can be resumed from, or was written with other settings.
+    """
+    content = read_checkpoint(path).get("training")
+    if content is None:
+        raise InputError(f"{path} cannot be resumed from: last.pth can; --load starts anew with its weights")
+    for name, value in settings.items():
+        if content["settings"].get(name) != value:
+            raise InputError(
+                f"{path} was written with {name} = {content['settings'].get(name)}, and this run has {value}: "
+                "resuming needs the same settings and images"
+            )
+    state.load_state_dict(content["state"])
+    logger.info("Going on after epoch %d of %s", state.epoch, path)
