@@ -19,6 +19,11 @@ from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
 
 ROOT = Path(__file__).resolve().parent.parent
+_ENVIRONMENT = {
+    **os.environ,
+    "MPLBACKEND": "agg",
+    "WANDB_MODE": "offline",
+}  # no test may reach for a display or a network
 
 
 def make_picture(seed: int, size: tuple[int, int] = (160, 120)) -> tuple[Image.Image, Image.Image]:
@@ -81,18 +86,19 @@ def model_file(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
-def run_script(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """Run a script of the project as a user would; `cwd` is the project's folder if not given."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", **options.pop("env", {})}
+def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a script of the project, in the folder `cwd`, to its end."""
+    return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=240, env=_ENVIRONMENT, cwd=cwd)
+
+
+def start_script(*arguments: object) -> subprocess.Popen:
+    """Start a script of the project; its standard error can be read line by line."""
+    return subprocess.Popen(_command(arguments), stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT, cwd=ROOT)
+
+
+def _command(arguments: tuple[object, ...]) -> list[str]:
     script, *rest = map(str, arguments)
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *rest],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-        **{"cwd": ROOT, **options},
-    )
+    return [sys.executable, str(ROOT / script), *rest]
 
 
 def assert_one_clear_line(result: subprocess.CompletedProcess, *words: str) -> None:

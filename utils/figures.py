@@ -57,10 +57,10 @@ def draw_prediction(image: Image.Image, classes: np.ndarray, maps: ProbabilityMa
     panels = [
         ("Image", pixels, {}),
         ("Prediction", overlay(pixels, classes[::step, ::step] > 0, GREEN), {}),
-        ("Probability", 1 - maps.probs[0, ::step, ::step].cpu(), {"cmap": "viridis", "vmin": 0, "vmax": 1}),
+        ("Probability", 1 - maps.probs[0, ::step, ::step].cpu().numpy(), {"cmap": "viridis", "vmin": 0, "vmax": 1}),
         (
             "Predictive entropy (nats)",
-            maps.predictive_entropy[::step, ::step].cpu(),
+            maps.predictive_entropy[::step, ::step].cpu().numpy(),
             {"cmap": "inferno", "vmin": 0, "vmax": math.log(n_classes)},
         ),
     ]

@@ -269,7 +269,7 @@ def save_epoch(folder: Path, model: TrainedModel, state: TrainingState, settings
             "checkpoints from before are sound. A lower --learning-rate is the usual cure"
         )
     save_checkpoint(folder / f"checkpoint_epoch{state.epoch}.pth", model)
-    if scores["val_dice"] == state.best:
+    if scores["val_dice"] > max((row["val_dice"] for row in state.history[:-1]), default=-1.0):
         save_checkpoint(folder / "best.pth", model)
     write_csv(folder / "metrics.csv", state.history)
     save_checkpoint(folder / "last.pth", model, {"state": state.state_dict(), "settings": settings})

@@ -1,0 +1,69 @@
+"""The training transforms: image and mask stay together, and random choices repeat."""
+
+import numpy as np
+import torch
+
+from tests.conftest import make_picture
+from utils.augmentation import RandomChannelGain, training_transforms
+
+
+def picture() -> tuple[torch.Tensor, torch.Tensor]:
+    image, mask = make_picture(3, (128, 128))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask)) // 255
+
+
+def test_types_shapes_and_classes_stay():
+    image, mask = picture()
+    transform = training_transforms()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        changed, changed_mask = transform(image, mask)
+        assert (changed.dtype, changed.shape, type(changed)) == (torch.uint8, image.shape, torch.Tensor)
+        assert (changed_mask.dtype, changed_mask.shape, type(changed_mask)) == (torch.uint8, mask.shape, torch.Tensor)
+        assert set(changed_mask.unique().tolist()) <= {0, 1}
+
+
+def test_the_mask_moves_with_the_image():
+    image, mask = picture()
+    transform = training_transforms()
+    moved = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        changed, changed_mask = transform(image, mask)
+        if changed_mask.sum() < 500:
+            continue
+        lesion, skin = changed_mask == 1, (changed_mask == 0) & (changed.amax(0) > 60)  # black came in from outside
+        brightness = changed.float().mean(0)
+        assert brightness[lesion].mean() + 20 < brightness[skin].mean()
+        moved += not torch.equal(mask, changed_mask)
+    assert moved >= 15
+
+
+def test_the_same_seed_gives_the_same_picture():
+    image, mask = picture()
+    transform = training_transforms()
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(transform(image, mask)[0])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_channel_gain_multiplies_channels_of_the_image_alone():
+    image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    gain = RandomChannelGain(0.2)
+    from torchvision import tv_tensors
+
+    seen = []
+    for _ in range(50):
+        changed, mask = gain(tv_tensors.Image(image), tv_tensors.Mask(image[0]))
+        assert torch.equal(mask, image[0])
+        assert all(len(channel.unique()) == 1 for channel in changed)
+        seen.append(changed[:, 0, 0])
+    values = torch.stack(seen).float()
+    assert values.min() >= 80
+    assert values.max() <= 120
+    assert (values.std(0) > 5).all()
+    bright = gain(tv_tensors.Image(torch.full((3, 4, 4), 254, dtype=torch.uint8)))
+    assert bright.min() > 190  # clipped, not wrapped

@@ -1,0 +1,148 @@
+"""A folder in, maps out."""
+
+import errno
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import lively_network, make_folders, make_picture
+from utils.batch import BackgroundWriter, find_items, predict_folder, predict_probabilities
+from utils.checkpoint import TrainedModel
+from utils.errors import InputError
+from utils.image_io import IMAGE_EXTENSIONS, read_image
+from utils.probability import MCDropout, ProbabilityMaps, Softmax, TestTimeAugmentation, predict, to_grey
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainedModel:
+    return TrainedModel(lively_network(base_channels=4), (32, 32))
+
+
+def test_items_keep_their_sub_folders(tmp_path: Path):
+    for name in ("a.jpg", "s/a.jpg", "s/t/b.c.png", "out/old_OUT.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    out = tmp_path / "out"
+    items = find_items(tmp_path, out, IMAGE_EXTENSIONS, recursive=True)
+    outputs = [item.output(out).relative_to(out).as_posix() for item in items]
+    assert outputs == ["a_OUT.png", "s/a_OUT.png", "s/t/b.c_OUT.png"]
+    assert [item.name.as_posix() for item in find_items(tmp_path, out, IMAGE_EXTENSIONS)] == ["a.jpg"]
+
+
+def test_folders_that_cannot_work_are_refused(tmp_path: Path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(InputError, match="is the input folder"):
+        find_items(tmp_path, tmp_path / "." / "x" / "..", IMAGE_EXTENSIONS)
+    with pytest.raises(InputError, match="is a file"):
+        find_items(tmp_path, tmp_path / "a.jpg", IMAGE_EXTENSIONS)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"a\.jpg and a\.png would both"):
+        find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS)
+    assert len(find_items(tmp_path, tmp_path / "out", [".png"])) == 1
+
+
+@pytest.mark.parametrize("sampler", [Softmax(batch_size=3), MCDropout(num_samples=3), TestTimeAugmentation()])
+def test_maps_of_a_folder_are_those_of_its_images(tmp_path: Path, model: TrainedModel, sampler):
+    imgs, _ = make_folders(tmp_path, 4, (50, 40))
+    make_picture(9, (33, 71))[0].save(imgs / "other_size.png")
+    out = tmp_path / "out"
+    assert predict_probabilities(model, sampler, find_items(imgs, out, IMAGE_EXTENSIONS), out) == 0
+    assert len(list(out.iterdir())) == 5
+    for path in imgs.iterdir():
+        expected = to_grey(predict(model, read_image(path), sampler, path.name, statistics=()).probs[1])
+        with Image.open(out / f"{path.stem}_OUT.png") as image:
+            assert (image.mode, image.format) == ("L", "PNG")
+            assert abs(np.asarray(image).astype(int) - expected).max() <= 1  # batches round in another order
+
+
+def test_class_index(tmp_path: Path, model: TrainedModel):
+    imgs, _ = make_folders(tmp_path, 1, (20, 20))
+    items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
+    pixels = []
+    for k in (0, 1):
+        predict_probabilities(model, Softmax(), items, tmp_path / str(k), class_index=k)
+        with Image.open(tmp_path / str(k) / "SKIN_000_OUT.png") as image:
+            pixels.append(np.asarray(image).astype(int))
+    assert abs(pixels[0] + pixels[1] - 255).max() <= 1
+    with pytest.raises(InputError, match="classes 0 to 1"):
+        predict_probabilities(model, Softmax(), items, tmp_path, class_index=2)
+
+
+def test_what_fails_fails_alone(tmp_path: Path, model: TrainedModel, caplog: pytest.LogCaptureFixture):
+    imgs, _ = make_folders(tmp_path, 6, (20, 20))
+    (imgs / "SKIN_001.jpg").write_bytes(b"")
+    (imgs / "SKIN_005.jpg").write_bytes(b"hello")
+    out = tmp_path / "out"
+    items = find_items(imgs, out, IMAGE_EXTENSIONS)
+    assert predict_probabilities(model, Softmax(batch_size=2), items, out) == 1
+    assert sorted(p.name for p in out.iterdir()) == [f"SKIN_00{i}_OUT.png" for i in (0, 2, 3, 4)]
+    assert "2 of 6 images failed" in caplog.text
+    assert "SKIN_001.jpg: " in caplog.text
+
+
+def test_results_that_cannot_be_written_fail_alone_but_a_full_disk_ends_it(tmp_path: Path, model: TrainedModel):
+    imgs, _ = make_folders(tmp_path, 8, (20, 20))
+    items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
+
+    def saving(number: int):
+        def save(item, maps: ProbabilityMaps) -> dict:
+            if item.name.stem == "SKIN_002":
+                raise OSError(number, "reason")
+            return {"image": item.name.stem}
+
+        return save
+
+    report = predict_folder(model, Softmax(), items, saving(errno.EACCES))
+    assert [row["image"] for row in report.rows] == [f"SKIN_00{i}" for i in range(8) if i != 2]
+    assert report.failures == [("SKIN_002.jpg", "its result cannot be written (reason)")]
+    with pytest.raises(OSError, match="reason"):
+        predict_folder(model, Softmax(), items, saving(errno.ENOSPC))
+
+
+def test_an_error_of_ours_is_not_hidden(tmp_path: Path, model: TrainedModel):
+    imgs, _ = make_folders(tmp_path, 3, (20, 20))
+    items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
+    with pytest.raises(ZeroDivisionError):
+        predict_folder(model, Softmax(), items, lambda item, maps: 1 / 0)
+
+
+def test_showing_happens_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
+    imgs, _ = make_folders(tmp_path, 5, (20, 20))
+    items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
+    shown = []
+
+    def show(item, maps: ProbabilityMaps) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        assert maps.predictive_entropy.shape == (20, 20)
+        shown.append(item)
+
+    predict_folder(model, Softmax(), items, lambda *_: {}, ["predictive_entropy"], show)
+    assert shown == items
+
+
+def test_background_writer_runs_everything_and_holds_little():
+    running, most, done = set(), [], []
+
+    def work(i: int) -> None:
+        running.add(i)
+        most.append(len(running))
+        running.discard(i)
+        done.append(i)
+
+    with BackgroundWriter() as writer:
+        for i in range(50):
+            writer.submit(work, i)
+            assert len(writer._pending) <= 3
+    assert sorted(done) == list(range(50))
+    assert max(most) <= 2
+
+
+def test_background_writer_raises_the_first_error():
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as writer:
+        writer.submit(lambda: 1 / 0)
+    with pytest.raises(KeyError), BackgroundWriter() as writer:
+        writer.submit(lambda: 1 / 0)
+        raise KeyError

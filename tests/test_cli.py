@@ -1,0 +1,88 @@
+"""What the scripts share: argument types, devices, exit codes."""
+
+import argparse
+import logging
+
+import pytest
+import torch
+
+from utils import cli
+from utils.errors import InputError
+
+
+def test_whole_numbers():
+    parse = cli.whole_number(1, 10)
+    assert (parse("1"), parse("10")) == (1, 10)
+    for text in ("0", "11", "-1", "1.5", "nan", "", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 10"):
+            parse(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="of 3 or more"):
+        cli.whole_number(3)("2")
+
+
+def test_numbers():
+    parse = cli.number(0, 1)
+    assert (parse("1"), parse("1e-3")) == (1.0, 0.001)
+    for text in ("0", "-1", "1.01", "nan", "inf", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="above 0 and up to 1"):
+            parse(text)
+
+
+def test_devices():
+    assert cli.choose_device("cpu") == torch.device("cpu")
+    assert cli.choose_device().type in ("cuda", "mps", "cpu")
+    for name in ("toaster", "cuda:99"):
+        with pytest.raises(InputError, match=f"--device {name} .*cpu"):
+            cli.choose_device(name)
+
+
+def test_mixed_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    cpu = torch.device("cpu")
+    assert cli.amp_dtype(cpu, False) is None
+    monkeypatch.setattr(cli, "_cpu_has_bfloat16", lambda: True)
+    assert cli.amp_dtype(cpu, True) is torch.bfloat16
+    assert not caplog.text
+    monkeypatch.setattr(cli, "_cpu_has_bfloat16", lambda: False)
+    assert cli.amp_dtype(cpu, True) is None
+    assert "gain nothing on this CPU" in caplog.text
+
+
+def test_mixed_precision_on_cuda(monkeypatch: pytest.MonkeyPatch):
+    cuda = torch.device("cuda")
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
+        assert cli.amp_dtype(cuda, True) is dtype
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "words"),
+    [
+        (None, 0, ""),
+        (1, 1, ""),
+        (InputError("what was wrong"), 2, "Error: what was wrong\n"),
+        (OSError(28, "No space left on device", "x.png"), 2, "Error: x.png: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+    ],
+)
+def test_exit_codes(
+    outcome: object, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def main(args: argparse.Namespace) -> int | None:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("sys.argv", ["script"])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as error:
+        cli.run(main, argparse.ArgumentParser())
+    assert error.value.code == code
+    assert words in capsys.readouterr().err
+
+
+def test_errors_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["script"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda args: 1 // 0, argparse.ArgumentParser())

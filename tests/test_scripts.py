@@ -1,0 +1,377 @@
+"""The scripts as a user runs them: real processes on real files."""
+
+import csv
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import assert_one_clear_line, lively_network, make_folders, make_picture, run_script, start_script
+from tests.reference import network_probability
+from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+
+PROB_SCRIPTS = ("predict_prob_direct.py", "predict_prob_bayesian.py", "predict_prob_tta.py")
+SCRIPTS = ("train_bayesian.py", "predict.py", "predict_bayesian.py", *PROB_SCRIPTS)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path]:
+    return make_folders(tmp_path / "data", 4, (150, 110), seed=40)
+
+
+def training_flags(tmp_path: Path, n: int = 8) -> list[object]:
+    """Flags of train_bayesian.py for a small dataset in `tmp_path`, which is made where it is missing."""
+    if not (tmp_path / "train").exists():
+        make_folders(tmp_path / "train", n, (48, 40))
+    folders = {"imgs": "train/imgs", "masks": "train/masks", "checkpoint": "checkpoints", "cache": "cache"}
+    flags = [part for name, folder in folders.items() for part in (f"--{name}-dir", tmp_path / folder)]
+    return [*flags, "--wandb", "disabled"]
+
+
+def train(tmp_path: Path, *arguments: object, n: int = 8) -> Path:
+    """Train for a moment; returns the checkpoint folder."""
+    result = run_script("train_bayesian.py", *training_flags(tmp_path, n), *arguments)
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "checkpoints"
+
+
+# -- help and mistakes
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script: str):
+    result = run_script(script, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: {script}")
+    assert "--seed" in result.stdout
+    assert "==SUPPRESS==" not in result.stdout
+    assert "None" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "word"),
+    [
+        ("train_bayesian.py", ["--epochs", "0"], "of 1 or more"),
+        ("train_bayesian.py", ["--learning-rate", "nan"], "above 0"),
+        ("train_bayesian.py", ["--imgs-dir", "nowhere"], "nowhere: there is no such folder"),
+        ("train_bayesian.py", ["--device", "toaster"], "--device toaster"),
+        ("train_bayesian.py", ["--load", "a", "--resume", "b"], "--load"),
+        ("predict.py", ["--input-dir", "nowhere", "--output-dir", "x"], "nowhere: there is no such folder"),
+        ("predict.py", ["--input-dir", ".", "--output-dir", "x", "-t", "2"], "--mask-threshold"),
+        ("predict_bayesian.py", ["-i", "a.jpg", "-o", "b.jpg"], "must end with .png"),
+        ("predict_bayesian.py", ["-i", "a.png", "-o", "a.png"], "replace"),
+        ("predict_bayesian.py", ["-i", "a.png", "b.png", "-o", "c.png"], "2 images and 1 names"),
+        ("predict_bayesian.py", ["-i", "a.png", "-m", "missing.pth"], "missing.pth: there is no such model"),
+        ("predict_bayesian.py", ["-i", "a.png", "--mc", "-1"], "--mc"),
+        ("predict_prob_bayesian.py", ["--input-dir", ".", "--output-dir", "x", "--mc", "0"], "--mc"),
+        ("predict_prob_tta.py", ["--input-dir", ".", "--output-dir", "x", "--shrink", "0"], "--shrink"),
+        ("predict_prob_direct.py", ["--input-dir", ".", "--output-dir", "x", "--seed", "-1"], "--seed"),
+    ],
+)
+def test_mistakes_end_in_a_clear_message(script: str, arguments: list[str], word: str, tmp_path: Path):
+    assert_one_clear_line(run_script(script, *arguments, cwd=tmp_path), word)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_about_the_model(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    for flags, word in (
+        (["--classes", 3], "contradicts --classes 3"),
+        (["--bilinear"], "contradicts --bilinear"),
+        (["--newW", 64], "contradicts --newW 64"),
+        (["--class-index", 2], "the classes 0 to 1"),
+    ):
+        result = run_script(
+            PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "out", "-m", model_file, *flags
+        )
+        assert_one_clear_line(result, word)
+    assert not (tmp_path / "out").exists()
+
+
+# -- training
+
+
+def test_training_from_folders_to_checkpoints(tmp_path: Path):
+    out = train(tmp_path, "--epochs", 2, "--batch-size", 3, "--amp", "--validation", 25)
+    names = {"checkpoint_epoch1.pth", "checkpoint_epoch2.pth", "best.pth", "last.pth", "metrics.csv"}
+    assert {path.name for path in out.iterdir()} == names
+    model = load_model(out / "checkpoint_epoch2.pth")
+    assert (model.input_size, model.mask_values, model.epoch) == ((128, 128), [0, 255], 2)
+    assert model.network.architecture == {
+        "n_channels": 3,
+        "n_classes": 2,
+        "bilinear": False,
+        "dropout": 0.2,
+        "base_channels": 32,
+        "dropout_placement": "layer",
+    }
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(math.isfinite(float(row["train_loss"])) and 0 <= float(row["val_dice"]) <= 1 for row in rows)
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
+    arguments = ("--epochs", 3, "--batch-size", 4, "--seed", 5)
+    out = train(tmp_path, *arguments, n=5)
+    whole, scores = read_checkpoint(out / "last.pth"), (out / "metrics.csv").read_bytes()
+    shutil.rmtree(out)
+    with start_script("train_bayesian.py", *training_flags(tmp_path), *arguments) as process:
+        said = ""
+        for line in process.stderr:
+            said += line
+            if "Epoch 2/3" in line:
+                process.kill()
+    assert "Epoch 2/3" in said
+    assert "Epoch 3/3" not in said
+    resumed = read_checkpoint(train(tmp_path, *arguments, "--resume") / "last.pth")
+    assert resumed["epoch"] == 3
+    for name, value in whole["network"].items():
+        assert torch.equal(value, resumed["network"][name]), name
+    assert (out / "metrics.csv").read_bytes() == scores
+
+
+def test_load_starts_from_given_weights(tmp_path: Path):
+    torch.manual_seed(1)
+    network = lively_network(base_channels=32)
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(network))
+    out = train(tmp_path, "--epochs", 1, "--learning-rate", 1e-9, "--load", tmp_path / "m.pth", n=3)
+    weights = load_model(out / "last.pth").network.state_dict()
+    for name, value in network.state_dict().items():
+        if name.endswith(("conv.weight", "up.weight")):
+            torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+
+
+def test_output_to_a_file_is_not_garbled(tmp_path: Path):
+    flags = [*training_flags(tmp_path, n=4), "--epochs", 1, "--wandb", "offline"]
+    result = run_script("train_bayesian.py", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "\r" not in result.stderr
+    assert "\x1b" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0] == "Training on 3 images, validating on 1 others"
+    assert any(line.startswith("Epoch 1/1: loss ") and "all background" in line for line in lines)
+    (sync,) = [line for line in lines if "wandb sync" in line]
+    folder = Path(sync.split("wandb sync ")[1])
+    assert list(folder.glob("*.wandb"))
+
+
+def test_mistakes_in_the_data_are_found_before_training(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 3, (48, 40))
+    strange = np.zeros((40, 48), dtype=np.uint8)
+    strange[5:, 5:] = 2
+    strange[:, 30:] = 1
+    Image.fromarray(strange).save(masks / "SKIN_001_Segmentation.png")
+    arguments = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--classes", 3]
+    result = run_script("train_bayesian.py", *arguments, cwd=tmp_path)
+    assert_one_clear_line(result, "4 values, 0, 1, 2, 255", "--classes 4")
+    (masks / "SKIN_002_Segmentation.png").unlink()
+    assert_one_clear_line(run_script("train_bayesian.py", *arguments, cwd=tmp_path), "SKIN_002.jpg: no mask")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("classes", "values"), [(1, [0, 255]), (3, [0, 100, 200])])
+def test_other_numbers_of_classes_from_training_to_maps(tmp_path: Path, classes: int, values: list[int]):
+    imgs, masks = make_folders(tmp_path / "train", 5, (48, 40))
+    if classes == 3:
+        for path in masks.iterdir():
+            mask = (pixels(path) > 0) * 100
+            mask[:10] = 200
+            Image.fromarray(mask.astype(np.uint8)).save(path)
+    out = train(tmp_path, "--epochs", 1, "--classes", classes, "--batch-size", 2, "--bilinear")
+    model = out / "best.pth"
+    loaded = load_model(model)
+    assert (loaded.network.n_classes, loaded.mask_values) == (classes, values)
+    common = ("-m", model, "--classes", classes, "--bilinear")
+    result = run_script("predict.py", "--input-dir", imgs, "--output-dir", tmp_path / "o", "--mask-dir", masks, *common)
+    assert result.returncode == 0, result.stderr
+    assert set(np.unique(pixels(tmp_path / "o" / "SKIN_000_OUT.png"))) <= set(values)
+    mask = tmp_path / "u" / "x.png"
+    result = run_script(
+        "predict_bayesian.py",
+        "-i",
+        imgs / "SKIN_000.jpg",
+        "-o",
+        mask,
+        "--mc",
+        2,
+        "--save-prob",
+        "--save-mean-std",
+        *common,
+    )
+    assert result.returncode == 0, result.stderr
+    probs = np.load(mask.with_name("x_probs.npy"))
+    assert probs.shape == ((2, 40, 48) if classes == 1 else (2, 3, 40, 48))
+    assert np.load(mask.with_name("x_mean.npy")).shape == probs.shape[1:]
+    if classes == 3:
+        np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+        assert {"x_prob_c1.png", "x_prob_c2.png", "x_mc01_c2.png"} <= {p.name for p in mask.parent.iterdir()}
+    else:
+        assert "x_mc01_c0.png" in {p.name for p in mask.parent.iterdir()}
+        assert "x_mc01_c1.png" not in {p.name for p in mask.parent.iterdir()}
+
+
+# -- prediction
+
+
+def test_predict_writes_masks_and_compares_with_the_truth(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    imgs, masks = images
+    out = tmp_path / "out"
+    result = run_script(
+        "predict.py", "--input-dir", imgs, "--output-dir", out, "-m", model_file, "--mask-dir", masks, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    with open(out / "metrics.csv", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 4
+    dices = []
+    for path in imgs.iterdir():
+        with Image.open(path) as image:
+            expected = network_probability(load_model(model_file).network, image).numpy()
+        got, truth = pixels(out / f"{path.stem}_OUT.png"), pixels(masks / f"{path.stem}_Segmentation.png")
+        assert set(np.unique(got)) <= {0, 255}
+        decided = abs(expected - 0.5) > 1e-4
+        assert np.array_equal((got > 0)[decided], (expected > 0.5)[decided])
+        dices.append(2 * ((got > 0) & (truth > 0)).sum() / ((got > 0).sum() + (truth > 0).sum()))
+        assert float(rows[path.name]["dice"]) == pytest.approx(dices[-1])
+    assert f"Dice         mean {np.mean(dices):.4f}   median {np.median(dices):.4f}" in result.stdout
+    assert np.mean(dices) > 0.7  # it has learnt something, so the comparison is of something
+
+
+def test_predict_threshold_no_save_and_viz(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    areas = []
+    for threshold in (0.3, 0.5, 0.6):
+        out = tmp_path / str(threshold)
+        run_script("predict.py", "--input-dir", images[0], "--output-dir", out, "-m", model_file, "-t", threshold)
+        areas.append(sum((pixels(path) > 0).sum() for path in out.iterdir()))
+    assert areas[0] > areas[1] > areas[2] > 0
+    result = run_script(
+        "predict.py", "--input-dir", images[0], "--output-dir", tmp_path / "v", "-m", model_file, "--no-save", "--viz"
+    )
+    assert result.returncode == 0
+    assert "no display" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == [f"SKIN_00{i}_figure.png" for i in range(4)]
+
+
+def test_a_truth_that_is_missing_or_of_another_size(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    imgs, masks = images
+    arguments = ("--input-dir", imgs, "--output-dir", tmp_path / "o", "-m", model_file, "--mask-dir", masks)
+    Image.new("L", (5, 5)).save(masks / "SKIN_001_Segmentation.png")
+    result = run_script("predict.py", *arguments)
+    assert result.returncode == 1
+    assert "SKIN_001.jpg: the image and its mask" in result.stderr
+    assert "150x110 and 5x5" in result.stderr
+    assert "3 images against" in result.stdout
+    (masks / "SKIN_002_Segmentation.png").unlink()
+    assert_one_clear_line(run_script("predict.py", *arguments), "SKIN_002.jpg: no mask")
+
+
+@pytest.mark.parametrize("script", PROB_SCRIPTS)
+def test_probability_maps_of_a_folder(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    (images[0] / "sub").mkdir()
+    make_picture(77, (64, 200))[0].convert("L").save(images[0] / "sub" / "SKIN_000.png")
+    common = ("--input-dir", images[0], "-m", model_file, "--recursive", *(["--mc", 5] if "bayes" in script else []))
+    for out, more in (("a", []), ("b", ["--batch-size", 3]), ("c", ["--seed", 1])):
+        result = run_script(script, *common, "--output-dir", tmp_path / out, *more)
+        assert result.returncode == 0, result.stderr
+    names = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.png"))
+    assert names == [*(f"SKIN_00{i}_OUT.png" for i in range(4)), "sub/SKIN_000_OUT.png"]
+    assert pixels(tmp_path / "a" / "sub" / "SKIN_000_OUT.png").shape == (200, 64)
+    for name in names:
+        a, b, c = (pixels(tmp_path / out / name) for out in "abc")
+        assert abs(a - b).max() <= 1  # floating-point sums in another order
+        if script == "predict_prob_bayesian.py":
+            assert abs(a - c).max() > 2
+        else:
+            assert np.array_equal(a, c)
+
+
+def test_direct_maps_agree_with_pillow_and_torch(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    run_script(PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
+    network = load_model(model_file).network
+    for path in images[0].iterdir():
+        with Image.open(path) as image:
+            expected = 255 * network_probability(network, image).numpy()
+        assert abs(pixels(tmp_path / "o" / f"{path.stem}_OUT.png") - expected).max() <= 1
+
+
+def test_one_broken_image_fails_alone(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    (images[0] / "SKIN_001.jpg").write_bytes(b"broken")
+    result = run_script(PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
+    assert result.returncode == 1
+    assert "1 of 4 images failed:\n  SKIN_001.jpg: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(list((tmp_path / "o").iterdir())) == 3
+
+
+def test_predict_bayesian_writes_mask_and_maps(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    image, mask = images[0] / "SKIN_000.jpg", tmp_path / "new" / "folder" / "x.y.png"
+    arguments = ("-i", image, "-o", mask, "--mc", 4, "--save-prob", "--save-mean-std", "-m", model_file, "--viz")
+    result = run_script("predict_bayesian.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    maps = ["prob", "entropy", "mutual_information", "std", "figure"]
+    passes = [f"mc{t:02d}_c{c}" for t in range(4) for c in range(2)]
+    expected = {"x.y.png", *(f"x.y_{name}.png" for name in maps + passes)}
+    assert {p.name for p in mask.parent.iterdir()} == expected | {"x.y_probs.npy", "x.y_mean.npy", "x.y_std.npy"}
+
+    probs = np.load(mask.with_name("x.y_probs.npy"))
+    assert (probs.dtype, probs.shape) == (np.float32, (4, 2, 110, 150))
+    mean, std = probs.mean(0), probs.std(0)
+    np.testing.assert_allclose(np.load(mask.with_name("x.y_mean.npy")), mean, atol=1e-5)
+    np.testing.assert_allclose(np.load(mask.with_name("x.y_std.npy")), std, atol=1e-5)
+    entropy = -(mean * np.log(mean)).sum(0)
+    expected_entropy = -(probs * np.log(probs)).sum(1).mean(0)
+
+    def close(name: str, values: np.ndarray) -> None:
+        got = pixels(mask.with_name(f"x.y_{name}.png"))
+        assert abs(got - 255 * values).max() <= 0.51, name
+
+    close("prob", mean[1])
+    close("std", std[1] / 0.5)
+    close("entropy", entropy / math.log(2))
+    close("mutual_information", (entropy - expected_entropy) / math.log(2))
+    for t in range(4):
+        for c in range(2):
+            close(f"mc{t:02d}_c{c}", probs[t, c])
+    assert np.array_equal(pixels(mask), 255 * (mean[1] > 0.5))
+
+    before = {p.name: p.read_bytes() for p in mask.parent.iterdir()}
+    run_script("predict_bayesian.py", *arguments)
+    assert before == {p.name: p.read_bytes() for p in mask.parent.iterdir()}
+
+
+def test_predict_bayesian_and_the_batch_script_agree(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    image = images[0] / "SKIN_002.jpg"
+    run_script("predict_bayesian.py", "-i", image, "-o", tmp_path / "x.png", "--mc", 6, "-m", model_file)
+    common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "--mc", 6, "-m", model_file)
+    run_script("predict_prob_bayesian.py", *common)
+    assert abs(pixels(tmp_path / "x_prob.png") - pixels(tmp_path / "o" / "SKIN_002_OUT.png")).max() <= 1
+
+
+def test_predict_bayesian_without_passes_and_without_names(model_file: Path, images: tuple[Path, Path]):
+    inputs = [images[0] / "SKIN_000.jpg", images[0] / "missing.jpg", images[0] / "SKIN_001.jpg"]
+    result = run_script("predict_bayesian.py", "-i", *inputs, "--mc", 1, "-m", model_file)
+    assert result.returncode == 1
+    assert "missing.jpg: there is no such file" in result.stderr
+    names = {p.name for p in images[0].iterdir()} - {f"SKIN_00{i}.jpg" for i in range(4)}
+    assert names == {f"SKIN_00{i}_OUT{end}.png" for i in (0, 1) for end in ("", "_prob", "_entropy")}
+    with Image.open(inputs[0]) as image:
+        expected = 255 * network_probability(load_model(model_file).network, image).numpy()
+    assert abs(pixels(images[0] / "SKIN_000_OUT_prob.png") - expected).max() <= 1
+
+
+def test_no_save_saves_nothing(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    image = images[0] / "SKIN_000.jpg"
+    result = run_script(
+        "predict_bayesian.py", "-i", image, "-o", tmp_path / "x.png", "--mc", 2, "-n", "--save-prob", "-m", model_file
+    )
+    assert result.returncode == 0
+    assert not list(tmp_path.glob("*.p*"))

@@ -1,0 +1,249 @@
+"""Training steps, evaluation, what is saved and how a training is resumed."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.conftest import lively_network, make_folders
+from unet import BayesianUNet
+from utils import training
+from utils.checkpoint import TrainedModel, load_model, read_checkpoint
+from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
+from utils.errors import InputError
+from utils.training import SeededSampler, evaluate, predict_examples, save_epoch, train_one_epoch, training_state
+
+CPU = torch.device("cpu")
+
+
+def batches(n: int = 4, batch_size: int = 2, size: int = 32) -> DataLoader:
+    torch.manual_seed(5)
+    masks = torch.zeros(n, size, size, dtype=torch.uint8)
+    masks[:, 8:20, 6:22] = 1
+    images = (220 - 140 * masks[:, None] + torch.randint(0, 30, (n, 3, size, size))).to(torch.uint8)
+    return DataLoader(TensorDataset(images, masks), batch_size)
+
+
+def fresh(total_steps: int = 100, learning_rate: float = 3e-3, **architecture) -> training.TrainingState:
+    torch.manual_seed(0)
+    return training_state(BayesianUNet(base_channels=4, **architecture), learning_rate, total_steps, average_steps=10)
+
+
+def test_sampler_gives_every_item_once_in_another_order_each_epoch():
+    sampler = SeededSampler(20, seed=3)
+    orders = []
+    for epoch in (1, 2):
+        sampler.epoch = epoch
+        numbers, seeds = zip(*sampler, strict=True)
+        assert sorted(numbers) == list(range(20))
+        assert len(set(seeds)) == 20
+        orders.append(numbers)
+        again = SeededSampler(20, seed=3)
+        again.epoch = epoch
+        assert list(again) == list(zip(numbers, seeds, strict=True))
+    assert orders[0] != orders[1]
+    assert tuple(n for n, _ in SeededSampler(20, seed=4)) != orders[0]
+
+
+def test_training_learns():
+    state = fresh(total_steps=80, learning_rate=1e-2, dropout=0.05)
+    first = train_one_epoch(state, batches(), CPU)
+    for _ in range(39):
+        last = train_one_epoch(state, batches(), CPU)
+    assert last < first / 2
+    scores = evaluate(state.average.module, batches(), CPU)
+    assert scores["dice"] > 0.9
+    assert scores["accuracy"] > scores["accuracy_all_background"] + 0.1
+
+
+def test_evaluate_by_hand():
+    class Fixed(torch.nn.Module):
+        """Calls the upper half of every image lesion."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = torch.full((len(x), 1, *x.shape[-2:]), -20.0)
+            z[:, :, : x.shape[-2] // 2] = 20.0
+            return z
+
+    masks = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    masks[0, :2] = 1  # Dice 1
+    masks[1, :, :2] = 1  # overlap of 4 pixels: Dice 8 / 16
+    data = DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), masks), 2)  # the third: Dice 0
+    scores = evaluate(Fixed(), data, CPU)
+    assert scores["dice"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert scores["accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert scores["accuracy_all_background"] == pytest.approx((0.5 + 0.5 + 1) / 3)
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation():
+    state = fresh()
+    seen = []
+    state.network.up4.register_forward_hook(lambda module, *_: seen.append(module.training))
+    train_one_epoch(state, batches(), CPU)
+    evaluate(state.network, batches(), CPU)
+    assert seen == [True, True, False, False]
+
+
+class Crowded(torch.nn.Module):
+    """A network on a device that has room for two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.seen = BayesianUNet(base_channels=4, dropout=0), []
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.train = lambda mode: None  # statistics of a part differ from the whole's
+                module.training = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        self.seen.append(len(x))
+        return self.network(x)
+
+
+def test_out_of_memory_is_met_with_smaller_parts_and_equal_gradients(caplog: pytest.LogCaptureFixture):
+    weights = []
+    for room in (8, 2):
+        torch.manual_seed(0)
+        network = Crowded()
+        network.room = room
+        state = training_state(network, 1e-2, 10)
+        loss = train_one_epoch(state, batches(6, batch_size=6), CPU)
+        weights.append((loss, [p.clone() for p in network.parameters()], network.seen, state.parts))
+    assert weights[0][2:] == ([6], 1)
+    assert weights[1][2:] == ([2, 2, 2], 4)  # four parts were asked for; six images make three of two
+    assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-5)
+    for a, b in zip(weights[0][1], weights[1][1], strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+    assert "out of memory" in caplog.text
+
+
+def test_too_little_memory_for_one_image_is_an_error():
+    network = Crowded()
+    network.room = 0
+    with pytest.raises(InputError, match="too little"):
+        train_one_epoch(training_state(network, 1e-2, 10), batches(), CPU)
+
+
+def test_a_loss_that_is_not_finite_stops_and_reaches_no_checkpoint(tmp_path: Path):
+    state = fresh()
+    with torch.no_grad():
+        state.network.outc.conv.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"no longer finite \(epoch 1, step 1"):
+        train_one_epoch(state, batches(), CPU)
+    state.add_epoch(0.5, {"loss": float("nan"), "dice": 0.0})
+    with pytest.raises(InputError, match="epoch 1 is nan"):
+        save_epoch(tmp_path, TrainedModel(state.network), state, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gradient_that_is_not_finite_stops():
+    state = fresh()
+    state.network.outc.conv.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(InputError, match="finite"):
+        train_one_epoch(state, batches(), CPU)
+
+
+def test_average_follows_the_weights():
+    state = fresh(total_steps=30, learning_rate=1e-2)
+    start = [p.clone() for p in state.network.parameters()]
+    for _ in range(10):
+        train_one_epoch(state, batches(), CPU)
+    for now, average, before in zip(state.network.parameters(), state.average.module.parameters(), start, strict=True):
+        if (now - before).abs().max() > 0.01:
+            assert (average - now).norm() < (average - before).norm()
+    assert not torch.equal(next(state.network.parameters()), next(state.average.module.parameters()))
+
+
+def run(folder: Path, epochs: int, stop_after: int | None = None, resume: bool = False) -> training.TrainingState:
+    """Train as train_bayesian.py does, on what `make_folders` made."""
+    pairs = pair_files(folder / "imgs", folder / "masks")
+    decoded = decode_pairs(pairs, (32, 32), None)
+    dataset = SegmentationDataset(
+        decoded, range(len(pairs)), [0, 255], lambda i, m: (i + torch.randint(9, (1,)).byte(), m)
+    )
+    sampler = SeededSampler(len(dataset), 1)
+    loader = DataLoader(dataset, 3, sampler=sampler)
+    state = fresh(total_steps=epochs * len(loader))
+    out = folder / ("resumed" if stop_after or resume else "whole")
+    if resume:
+        torch.manual_seed(99)
+        training.resume(state, out / "last.pth", {"epochs": epochs})
+    for epoch in range(state.epoch + 1, (stop_after or epochs) + 1):
+        sampler.epoch = epoch
+        loss = train_one_epoch(state, loader, CPU)
+        scores = evaluate(state.average.module, DataLoader(dataset, 4), CPU)
+        state.add_epoch(loss, scores)
+        save_epoch(
+            out, TrainedModel(state.average.module, (32, 32), epoch=epoch, validation=scores), state, {"epochs": epochs}
+        )
+    return state
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def test_a_resumed_training_ends_as_an_undisturbed_one(tmp_path: Path):
+    make_folders(tmp_path, 7, (40, 40))
+    whole = run(tmp_path, 3)
+    run(tmp_path, 3, stop_after=1)
+    resumed = run(tmp_path, 3, resume=True)
+    assert equal(whole.state_dict(), resumed.state_dict())
+    assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "resumed" / "metrics.csv").read_bytes()
+    assert equal(read_checkpoint(tmp_path / "whole" / "last.pth"), read_checkpoint(tmp_path / "resumed" / "last.pth"))
+
+
+def test_files_of_an_epoch(tmp_path: Path):
+    make_folders(tmp_path, 4, (40, 40))
+    state = run(tmp_path, 2)
+    out = tmp_path / "whole"
+    names = {"checkpoint_epoch1.pth", "checkpoint_epoch2.pth", "best.pth", "last.pth", "metrics.csv"}
+    assert {p.name for p in out.iterdir()} == names
+    for epoch in (1, 2):
+        assert load_model(out / f"checkpoint_epoch{epoch}.pth").epoch == epoch
+    best = max(state.history, key=lambda row: row["val_dice"])
+    model = load_model(out / "best.pth")
+    assert (model.epoch, model.validation["dice"]) == (best["epoch"], best["val_dice"])
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_dice"]) for row in rows] == [row["val_dice"] for row in state.history]
+    assert "training" not in read_checkpoint(out / "best.pth")
+
+
+def test_resuming_needs_the_right_file_and_the_same_settings(tmp_path: Path):
+    make_folders(tmp_path, 4, (40, 40))
+    run(tmp_path, 1)
+    with pytest.raises(InputError, match="epochs = 1, and this run has 5"):
+        training.resume(fresh(), tmp_path / "whole" / "last.pth", {"epochs": 5})
+    with pytest.raises(InputError, match="cannot be resumed from"):
+        training.resume(fresh(), tmp_path / "whole" / "best.pth", {"epochs": 1})
+
+
+@pytest.mark.parametrize("learner", [lambda: fresh(), lambda: fresh(n_classes=1), lambda: fresh(bilinear=True)])
+def test_bfloat16_trains_about_as_single_precision_does(learner: Callable):
+    losses = []
+    for dtype in (None, torch.bfloat16):
+        state = learner()
+        losses.append([train_one_epoch(state, batches(), CPU, dtype) for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != losses[1]
+
+
+def test_examples_are_pictures_with_both_masks():
+    dataset = batches().dataset
+    images, masks, predicted = predict_examples(lively_network(), dataset, CPU, count=3)
+    assert len(images) == len(masks) == len(predicted) == 3
+    assert images[0].shape == (32, 32, 3)
+    assert masks[0].shape == predicted[0].shape == (32, 32)
+    assert images[1].tolist() == dataset[1][0].permute(1, 2, 0).tolist()
