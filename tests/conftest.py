@@ -19,7 +19,7 @@ from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
 
 ROOT = Path(__file__).resolve().parent.parent
-_ENVIRONMENT = {
+ENVIRONMENT = {
     **os.environ,
     "MPLBACKEND": "agg",
     "WANDB_MODE": "offline",
@@ -88,12 +88,12 @@ def model_file(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) 
 
 def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run a script of the project, in the folder `cwd`, to its end."""
-    return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=240, env=_ENVIRONMENT, cwd=cwd)
+    return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd)
 
 
 def start_script(*arguments: object) -> subprocess.Popen:
     """Start a script of the project; its standard error can be read line by line."""
-    return subprocess.Popen(_command(arguments), stderr=subprocess.PIPE, text=True, env=_ENVIRONMENT, cwd=ROOT)
+    return subprocess.Popen(_command(arguments), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
 
 
 def _command(arguments: tuple[object, ...]) -> list[str]:
