@@ -16,7 +16,7 @@ def main(args: argparse.Namespace) -> int:
     items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
     model, dtype = cli.load_model(args)
     sampler = Softmax(args.batch_size, dtype)
-    return batch.predict_probabilities(model, sampler, items, args.output_dir, args.class_index)
+    return batch.predict_probabilities(model, sampler, items, args.output_dir, args.class_index, args.mask_dir)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(args: argparse.Namespace) -> int:
     items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
     model, dtype = cli.load_model(args)
     sampler = TestTimeAugmentation(args.batch_size, dtype, shrink=args.shrink)
-    return batch.predict_probabilities(model, sampler, items, args.output_dir, args.class_index)
+    return batch.predict_probabilities(model, sampler, items, args.output_dir, args.class_index, args.mask_dir)
 
 
 if __name__ == "__main__":

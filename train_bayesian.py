@@ -17,7 +17,7 @@ from utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 # What a resumed training must have in common with the one that it goes on with.
-SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "bilinear", "classes", "seed", "amp")
+SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "bilinear", "classes", "augmentation", "seed", "amp")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -32,6 +32,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     cli.add_defaulted(
         parser, "--classes", "-c", type=cli.whole_number(1, 256), default=2, metavar="N", help="1: two, by a sigmoid"
+    )
+    cli.add_defaulted(
+        parser,
+        "--augmentation",
+        choices=["light", "strong"],
+        default="light",
+        help="random changes of the training images; strong pays off in trainings of 100 epochs",
     )
     parser.add_argument("--bilinear", action="store_true", help="upsample bilinearly, not by transposed convolutions")
     parser.add_argument("--load", "-f", type=Path, metavar="FILE", help="start from the weights of this checkpoint")
@@ -76,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     train_indices, validation_indices = split_indices(len(pairs), args.validation, args.seed)
     from utils.augmentation import training_transforms  # torchvision takes a second to import
 
-    training_set = SegmentationDataset(decoded, train_indices, mask_values, training_transforms())
+    training_set = SegmentationDataset(decoded, train_indices, mask_values, training_transforms(args.augmentation))
     validation_set = SegmentationDataset(decoded, validation_indices, mask_values)
     sampler = training.SeededSampler(len(training_set), args.seed)
     on_gpu = device.type == "cuda"

@@ -1,10 +1,11 @@
 """The training transforms: image and mask stay together, and random choices repeat."""
 
 import numpy as np
+import pytest
 import torch
 
 from tests.conftest import make_picture
-from utils.augmentation import RandomChannelGain, training_transforms
+from utils.augmentation import STRENGTHS, RandomChannelGain, training_transforms
 
 
 def picture() -> tuple[torch.Tensor, torch.Tensor]:
@@ -12,9 +13,10 @@ def picture() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask)) // 255
 
 
-def test_types_shapes_and_classes_stay():
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_types_shapes_and_classes_stay(strength: str):
     image, mask = picture()
-    transform = training_transforms()
+    transform = training_transforms(strength)
     for seed in range(20):
         torch.manual_seed(seed)
         changed, changed_mask = transform(image, mask)
@@ -23,9 +25,10 @@ def test_types_shapes_and_classes_stay():
         assert set(changed_mask.unique().tolist()) <= {0, 1}
 
 
-def test_the_mask_moves_with_the_image():
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_the_mask_moves_with_the_image(strength: str):
     image, mask = picture()
-    transform = training_transforms()
+    transform = training_transforms(strength)
     moved = 0
     for seed in range(20):
         torch.manual_seed(seed)

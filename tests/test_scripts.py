@@ -267,11 +267,28 @@ def test_a_truth_that_is_missing_or_of_another_size(model_file: Path, images: tu
     Image.new("L", (5, 5)).save(masks / "SKIN_001_Segmentation.png")
     result = run_script("predict.py", *arguments)
     assert result.returncode == 1
-    assert "SKIN_001.jpg: the image and its mask" in result.stderr
-    assert "150x110 and 5x5" in result.stderr
+    assert "SKIN_001.jpg: it has 150x110 pixels, its mask" in result.stderr
+    assert "5x5" in result.stderr
     assert "3 images against" in result.stdout
     (masks / "SKIN_002_Segmentation.png").unlink()
     assert_one_clear_line(run_script("predict.py", *arguments), "SKIN_002.jpg: no mask")
+
+
+@pytest.mark.parametrize("script", PROB_SCRIPTS)
+def test_probability_scripts_compare_with_the_truth(
+    script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path
+):
+    common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "--mask-dir", images[1], "-m", model_file)
+    result = run_script(script, *common, *(["--mc", 5] if "bayes" in script else []))
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "o" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        stem = Path(row["image"]).stem
+        mask = pixels(tmp_path / "o" / f"{stem}_OUT.png") > 127  # 127 is below one half, 128 above
+        truth = pixels(images[1] / f"{stem}_Segmentation.png") > 0
+        assert float(row["jaccard"]) == pytest.approx((mask & truth).sum() / (mask | truth).sum(), abs=1e-9)
+    assert f"mean {np.mean([float(row['dice']) for row in rows]):.4f}" in result.stdout
 
 
 @pytest.mark.parametrize("script", PROB_SCRIPTS)

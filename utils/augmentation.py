@@ -1,6 +1,7 @@
 """The training transforms: random changes of an image and its mask together."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,25 +9,59 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 
-def training_transforms() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class Strength:
+    """How far the training transforms go.
+
+    Attributes:
+        brightness, contrast: largest relative change.
+        channel_gain: largest relative change of each colour channel by itself.
+        degrees: largest rotation beyond the quarter turns.
+        shift: largest shift, as a part of the image's side.
+        scale: smallest and largest scale.
+    """
+
+    brightness: float
+    contrast: float
+    channel_gain: float
+    degrees: float
+    shift: float
+    scale: tuple[float, float]
+
+
+STRENGTHS = {
+    "light": Strength(brightness=0.1, contrast=0.1, channel_gain=0.05, degrees=10, shift=0.05, scale=(0.9, 1.1)),
+    "strong": Strength(brightness=0.3, contrast=0.3, channel_gain=0.12, degrees=35, shift=0.15, scale=(0.7, 1.45)),
+}
+
+
+def training_transforms(strength: str = "light") -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Random transforms of a dermoscopy image and its mask, both turned and moved alike.
 
-    A lesion has no upright: flips and rotations. It is photographed from nearer or farther: scale and shift. Devices
-    and light differ: brightness, contrast, and each colour channel by itself.
+    Devices and light differ: brightness, contrast, and each colour channel by itself. A lesion has no upright: flips,
+    quarter turns and rotations. It is photographed from nearer or farther: scale and shift.
+
+    Args:
+        strength: one of `STRENGTHS`.
 
     Returns:
         A function from an image (3, h, w) uint8 and a mask (h, w) uint8 to the same, changed, with what comes
         in from outside black, and background in the mask. It draws from PyTorch's global random state.
     """
+    s = STRENGTHS[strength]
     transforms = v2.Compose(
         [
+            v2.ColorJitter(brightness=s.brightness, contrast=s.contrast),
+            RandomChannelGain(s.channel_gain),
             v2.RandomHorizontalFlip(),
             v2.RandomVerticalFlip(),
+            v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5),  # with the flips all 8 symmetries of the square
             v2.RandomAffine(
-                degrees=35, translate=(0.15, 0.15), scale=(0.7, 1.45), interpolation=v2.InterpolationMode.BILINEAR
+                degrees=s.degrees,
+                translate=(s.shift, s.shift),
+                scale=s.scale,
+                interpolation=v2.InterpolationMode.BILINEAR,
             ),
-            v2.ColorJitter(brightness=0.3, contrast=0.3),
-            RandomChannelGain(0.12),
         ]
     )
 

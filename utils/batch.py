@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.cli import progress
+from utils.data_loading import find_masks, mask_to_classes
 from utils.errors import InputError
-from utils.image_io import list_images, read_image, save_png
-from utils.probability import ProbabilityMaps, Sampler, summarize, to_grey
+from utils.image_io import list_images, read_image, read_mask, save_png, write_csv
+from utils.metrics import segmentation_scores, summarize_scores
+from utils.probability import ProbabilityMaps, Sampler, most_probable_class, summarize, to_grey
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,42 @@ def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], rec
                 "choose between them with --ext"
             )
     return items
+
+
+class Truth:
+    """The true masks of a batch's images, with which predictions are compared.
+
+    Args:
+        items: the images.
+        mask_dir: folder of the masks, which are found as `utils.data_loading.find_masks` does.
+
+    Raises:
+        InputError: a mask is missing.
+    """
+
+    def __init__(self, items: Sequence[Item], mask_dir: Path) -> None:
+        self.mask_dir, self.paths = mask_dir, find_masks([item.name for item in items], mask_dir)
+
+    def scores(self, item: Item, classes: np.ndarray, mask_values: Sequence[int]) -> dict[str, float]:
+        """`segmentation_scores` of the (H, W) predicted class indices of an image.
+
+        Raises:
+            InputError: the mask cannot be read, holds a value that no class has, or has another size.
+        """
+        path = self.paths[item.name]
+        truth = mask_to_classes(read_mask(path), mask_values, str(path))
+        if truth.shape != classes.shape:
+            (height, width), (mask_height, mask_width) = classes.shape, truth.shape
+            raise InputError(f"it has {width}x{height} pixels, its mask {path} {mask_width}x{mask_height}")
+        return segmentation_scores(classes, truth, len(mask_values))
+
+    def report(self, rows: Sequence[dict[str, Any]], output_dir: Path | None) -> None:
+        """Print the scores of all images, and write those of each to `metrics.csv` of a folder."""
+        if not rows:
+            return
+        print(f"{len(rows)} images against {self.mask_dir}:\n{summarize_scores(rows)}")
+        if output_dir is not None:
+            write_csv(output_dir / "metrics.csv", rows)
 
 
 @dataclass
@@ -196,19 +235,37 @@ def _read_ahead(read: Callable, items: Sequence[Item], ahead: int) -> Iterator[t
 
 
 def predict_probabilities(
-    model: TrainedModel, sampler: Sampler, items: Sequence[Item], output_dir: Path, class_index: int = 1
+    model: TrainedModel,
+    sampler: Sampler,
+    items: Sequence[Item],
+    output_dir: Path,
+    class_index: int = 1,
+    mask_dir: Path | None = None,
 ) -> int:
     """Write each image's map of one class's probability, an 8-bit grey PNG in which 255 is 1; returns the exit code.
 
+    Args:
+        model: to predict with.
+        sampler: the method.
+        items: the images.
+        output_dir: where the maps go.
+        class_index: which class's.
+        mask_dir: folder of true masks, with which the most probable classes are compared.
+
     Raises:
-        InputError: the model has no such class.
+        InputError: the model has no such class, or a true mask is missing.
     """
     n_classes = len(model.mask_values)
     if class_index >= n_classes:
         raise InputError(f"--class-index {class_index}: the model has the classes 0 to {n_classes - 1}")
+    truth = Truth(items, mask_dir) if mask_dir else None
 
     def save(item: Item, maps: ProbabilityMaps) -> dict[str, Any]:
         save_png(item.output(output_dir), to_grey(maps.probs[class_index]))
-        return {"image": str(item.name)}
+        scores = truth.scores(item, most_probable_class(maps.probs), model.mask_values) if truth else {}
+        return {"image": item.name.as_posix(), **scores}
 
-    return predict_folder(model, sampler, items, save).finish(f": {output_dir}")
+    report = predict_folder(model, sampler, items, save)
+    if truth:
+        truth.report(report.rows, output_dir)
+    return report.finish(f": {output_dir}")

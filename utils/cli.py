@@ -104,11 +104,14 @@ def model_parent() -> argparse.ArgumentParser:
 
 
 def folder_parent() -> argparse.ArgumentParser:
-    """--input-dir, --output-dir, --ext, --recursive."""
+    """--input-dir, --output-dir, --mask-dir, --ext, --recursive."""
     parent = argparse.ArgumentParser(add_help=False)
     group = parent.add_argument_group("images")
     group.add_argument("--input-dir", type=Path, required=True, metavar="DIR", help="folder of images")
     group.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
+    group.add_argument(
+        "--mask-dir", type=Path, metavar="DIR", help="folder of true masks; the scores go to metrics.csv of the results"
+    )
     group.add_argument(
         "--ext",
         nargs="+",
