@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,42 +53,46 @@ def main(args: argparse.Namespace) -> int:
 
     report = Report()
     for path, output in zip(args.input, cli.progress(outputs, unit="image"), strict=True):
-        try:
+        with report.failing_alone(str(path)):
             image = read_image(path)
-        except InputError as error:
-            report.failures.append((str(path), str(error)))
-            continue
-        samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [path.name])[0]
-        maps = summarize(samples, image.size)
-        classes = most_probable_class(maps.probs, args.mask_threshold)
-        if not args.no_save:
-            save_maps(output, model, maps, classes)
-            if args.save_mean_std:
-                save_mean_std(output, model, maps)
-            if args.save_prob:
-                save_passes(output, model, samples, image.size)
-        if args.viz:
-            figure = figures.draw_prediction(image, classes, maps, title=path.name)
-            figures.show_figure(figure, instead=beside(output, "_figure.png"))
-        report.rows.append({"image": str(path)})
+            samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [path.name])[0]
+            maps = summarize(samples, image.size)
+            classes = most_probable_class(maps.probs, args.mask_threshold)
+            if args.viz:
+                figure = figures.draw_prediction(image, classes, maps, title=path.name)
+                figures.show_figure(figure, instead=beside(output, "_figure.png"))
+            if not args.no_save:
+                save_maps(output, model, maps, classes)
+                if args.save_mean_std:
+                    save_mean_std(output, model, maps)
+                del maps  # each pass is as large
+                if args.save_prob:
+                    save_passes(output, model, samples, image.size)
+            report.rows.append({"image": str(path)})
     return report.finish()
 
 
+# What is written beside the mask NAME.png begins with NAME and goes on like this.
+_RESULTS = r"(_(prob|std)(_c\d+)?|_(entropy|mutual_information|figure)|_mc\d+_c\d+)\.png|_(mean|std|probs)\.npy"
+
+
 def output_paths(inputs: list[Path], outputs: list[Path] | None) -> list[Path]:
-    """The mask file of each image: all different, and none of them an image."""
+    """The mask file of each image; neither it nor what is written beside it stands for another file."""
     if outputs is None:
         outputs = [beside(path, "_OUT.png") for path in inputs]
     if len(outputs) != len(inputs):
         raise InputError(f"{len(inputs)} images and {len(outputs)} names for their masks: --output needs one for each")
-    taken = {path.resolve() for path in inputs}
-    for path in outputs:
+    for i, path in enumerate(outputs):
         if path.suffix.lower() != ".png":
             raise InputError(f"--output {path}: a mask is written as a PNG, so its name must end with .png")
         if path.is_dir():
             raise InputError(f"--output {path} is a folder: a file was expected")
-        if path.resolve() in taken:
-            raise InputError(f"--output {path}: results must replace neither the images nor each other")
-        taken.add(path.resolve())
+        results = re.compile(re.escape(path.stem) + f"(?:{re.escape(path.suffix)}|{_RESULTS})")
+        for other in (*inputs, *outputs[:i], *outputs[i + 1 :]):
+            if other.resolve().parent == path.resolve().parent and results.fullmatch(other.name):
+                raise InputError(
+                    f"--output {path}: a result of it would replace {other}; choose another name or folder"
+                )
     return outputs
 
 

@@ -17,7 +17,7 @@ from utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 # What a resumed training must have in common with the one that it goes on with.
-SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "bilinear", "classes", "augmentation", "seed", "amp")
+SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "augmentation", "seed", "amp")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -30,8 +30,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_defaulted(
         parser, "--validation", "-v", type=float, default=15.0, metavar="PERCENT", help="images kept for validation"
     )
-    cli.add_defaulted(
-        parser, "--classes", "-c", type=cli.whole_number(1, 256), default=2, metavar="N", help="1: two, by a sigmoid"
+    parser.add_argument(
+        "--classes",
+        "-c",
+        type=cli.whole_number(1, 256),
+        metavar="N",
+        help="1 is a sigmoid, for two classes (default: 2, or as --load has)",
     )
     cli.add_defaulted(
         parser,
@@ -40,7 +44,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         default="light",
         help="random changes of the training images; strong pays off in trainings of 100 epochs",
     )
-    parser.add_argument("--bilinear", action="store_true", help="upsample bilinearly, not by transposed convolutions")
+    parser.add_argument(
+        "--bilinear", action="store_true", default=None, help="upsample bilinearly, not by transposed convolutions"
+    )
     parser.add_argument("--load", "-f", type=Path, metavar="FILE", help="start from the weights of this checkpoint")
     parser.add_argument(
         "--resume",
@@ -79,11 +85,16 @@ def main(args: argparse.Namespace) -> None:
 
     pairs = pair_files(args.imgs_dir, args.masks_dir)
     decoded = decode_pairs(pairs, DEFAULT_INPUT_SIZE, args.cache_dir, show_progress=True)
-    mask_values = decoded.mask_values(args.classes)
+    if args.load:
+        network = load_model(args.load, n_classes=args.classes, bilinear=args.bilinear).network
+    else:
+        network = BayesianUNet(n_classes=args.classes or 2, bilinear=bool(args.bilinear))
+    network.to(device, memory_format=torch.channels_last)
+    mask_values = decoded.mask_values(network.n_classes)
     train_indices, validation_indices = split_indices(len(pairs), args.validation, args.seed)
-    from utils.augmentation import training_transforms  # torchvision takes a second to import
+    from utils.augmentation import TrainingTransforms  # torchvision takes a second to import
 
-    training_set = SegmentationDataset(decoded, train_indices, mask_values, training_transforms(args.augmentation))
+    training_set = SegmentationDataset(decoded, train_indices, mask_values, TrainingTransforms(args.augmentation))
     validation_set = SegmentationDataset(decoded, validation_indices, mask_values)
     sampler = training.SeededSampler(len(training_set), args.seed)
     on_gpu = device.type == "cuda"
@@ -98,19 +109,16 @@ def main(args: argparse.Namespace) -> None:
     )
     validation_batches = DataLoader(validation_set, args.batch_size)
 
-    if args.load:
-        network = load_model(args.load, n_classes=args.classes, bilinear=args.bilinear).network
-    else:
-        network = BayesianUNet(n_classes=args.classes, bilinear=args.bilinear)
-    network.to(device, memory_format=torch.channels_last)
     total_steps = args.epochs * len(batches)
     state = training.training_state(network, args.learning_rate, total_steps, scaled=dtype is torch.float16)
-    settings = {name: getattr(args, name) for name in SETTINGS} | {"images": len(pairs)}
+    settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture | {"images": len(pairs)}
     if args.resume is not None:
         training.resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
+    else:
+        training.set_aside(args.checkpoint_dir)
 
-    logger.info("Training on %d images, validating on %d others", len(training_set), len(validation_set))
-    logger.info("Computing on %s in %s; checkpoints go to %s", device, dtype or torch.float32, args.checkpoint_dir)
+    logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
+    logger.info("Computing on %s in %s; checkpoints go to %s", device, cli.describe_dtype(dtype), args.checkpoint_dir)
     wandb_run = tracking.WandbRun(args.wandb, settings, args.checkpoint_dir)
     for epoch in range(state.epoch + 1, args.epochs + 1):
         sampler.epoch = epoch

@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("utils/*.py")) + sorted(R
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.conftest import make_picture
-from utils.augmentation import STRENGTHS, RandomChannelGain, training_transforms
+from utils.augmentation import STRENGTHS, RandomChannelGain, TrainingTransforms
 
 
 def picture() -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,7 +16,7 @@ def picture() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_types_shapes_and_classes_stay(strength: str):
     image, mask = picture()
-    transform = training_transforms(strength)
+    transform = TrainingTransforms(strength)
     for seed in range(20):
         torch.manual_seed(seed)
         changed, changed_mask = transform(image, mask)
@@ -28,7 +28,7 @@ def test_types_shapes_and_classes_stay(strength: str):
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_the_mask_moves_with_the_image(strength: str):
     image, mask = picture()
-    transform = training_transforms(strength)
+    transform = TrainingTransforms(strength)
     moved = 0
     for seed in range(20):
         torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def test_the_mask_moves_with_the_image(strength: str):
 
 def test_the_same_seed_gives_the_same_picture():
     image, mask = picture()
-    transform = training_transforms()
+    transform = TrainingTransforms()
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

@@ -135,6 +135,10 @@ def test_contents_that_do_not_fit_together(tmp_path: Path):
         "size mismatch": {"network": {"up1.up.bias": torch.zeros(3)}},
         "Unexpected": {"network": {"stranger": torch.zeros(3)}},
         "16x16": {"input_size": [8, 128]},
+        "of 4 channels": {
+            "network": {"inc.double_conv.0.weight": torch.zeros(8, 4, 3, 3)},
+            "architecture": {"n_channels": 4},
+        },
     }
     for words, changes in wrong.items():
         with pytest.raises(InputError, match=words):

@@ -1,6 +1,9 @@
 """Pairs, mask values, the cache and the dataset."""
 
 import logging
+import os
+import pickle
+import time
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 
 from tests.conftest import make_folders, make_picture
 from utils import data_loading
+from utils.augmentation import TrainingTransforms
 from utils.data_loading import (
     SegmentationDataset,
     class_table,
@@ -53,7 +57,8 @@ def test_pairs_by_stem_whatever_the_mask_is_called(tmp_path: Path):
 
 
 def test_one_error_names_everything_that_does_not_pair(tmp_path: Path):
-    imgs = touch(tmp_path / "i", "alone.jpg", "twice.jpg", "twice.png", "two_masks.jpg", "good.jpg")
+    imgs = touch(tmp_path / "i", "alone.jpg", "twice.jpg", "twice.png", "two_masks.jpg", "good.jpg", "small.jpg")
+    Image.new("L", (5, 5)).save(touch(tmp_path / "m") / "small.gif")
     masks = touch(
         tmp_path / "m", "stranger.png", "twice.png", "two_masks.png", "two_masks_Segmentation.png", "good.png"
     )
@@ -63,6 +68,7 @@ def test_one_error_names_everything_that_does_not_pair(tmp_path: Path):
     for words in ("alone.jpg: no mask", "twice: 2 images", "two_masks: 2 masks", "stranger.png: no image"):
         assert words in message
     assert "good" not in message
+    assert "small.jpg has 4x4 pixels, its mask small.gif has 5x5" in message
 
 
 def test_masks_of_images_in_sub_folders(tmp_path: Path):
@@ -73,8 +79,11 @@ def test_masks_of_images_in_sub_folders(tmp_path: Path):
         names[0]: tmp_path / "a_Segmentation.png",
         names[1]: tmp_path / "s" / "a.png",
     }
-    with pytest.raises(InputError, match=r"b\.jpg: no mask\n  c\.jpg: no mask"):
-        find_masks([PurePath("b.jpg"), PurePath("c.jpg")], tmp_path)
+    with pytest.raises(InputError, match=r"b\.jpg: no mask\n  nowhere/c\.jpg: no mask"):
+        find_masks([PurePath("b.jpg"), PurePath("nowhere/c.jpg")], tmp_path)
+    touch(tmp_path, "x.png", "x_segmentation.png")
+    pairs = find_masks([PurePath("x.jpg"), PurePath("x_segmentation.jpg")], tmp_path)
+    assert [path.name for path in pairs.values()] == ["x.png", "x_segmentation.png"]
 
 
 # -- preprocessing
@@ -93,7 +102,9 @@ def test_preprocess_is_pillows_bicubic_resize():
 
 
 def infer(values: list[dict[int, int]], n_classes: int) -> list[int]:
-    return infer_mask_values(values, [f"{i}.png" for i in range(len(values))], n_classes)
+    found = sorted({value for counts in values for value in counts}, reverse=True)  # in any order
+    table = np.array([[counts.get(value, 0) for value in found] for counts in values], dtype=np.int32)
+    return infer_mask_values(found, table, [f"{i}.png" for i in range(len(values))], n_classes)
 
 
 def test_values_in_order_become_classes():
@@ -184,7 +195,7 @@ def test_a_second_run_decodes_nothing_and_a_changed_file_is_noticed(tmp_path: Pa
     assert not read
     assert np.array_equal(first.images, second.images)
     assert np.array_equal(first.masks, second.masks)
-    assert second.counts == first.counts
+    assert np.array_equal(second.counts, first.counts)
 
     make_picture(99)[0].save(imgs / "SKIN_002.jpg")
     third = decode()
@@ -198,6 +209,14 @@ def test_a_second_run_decodes_nothing_and_a_changed_file_is_noticed(tmp_path: Pa
     assert sorted(read) == ["NEW.jpg", "NEW.png"]
     assert np.array_equal(fourth.images[1:], third.images)
     assert fourth.values[fourth.masks[0, 0, 0]] == 7
+    assert fourth.counts[0].sum() == 160 * 120
+
+    mask = Image.fromarray(np.zeros((120, 160), dtype=np.uint8))
+    mask.save(masks / "NEW.png")
+    fifth = decode()
+    assert sorted(fifth.values) == [0, 255]  # nothing is left of the value that was a mistake
+    assert len(SegmentationDataset(fifth, range(5), fifth.mask_values(2))) == 5
+    assert [fifth.values[entry] for entry in np.unique(fifth.masks[1:])] == fifth.values
     assert len(list((tmp_path / "cache").iterdir())) == 1  # what is outdated is gone
 
 
@@ -210,12 +229,40 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: 
     assert np.array_equal(decoded.images, decode_pairs(pairs, (32, 32), None).images)
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path: Path):
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pairs = pair_files(*make_folders(tmp_path, 2))
     first = decode_pairs(pairs, (32, 32), tmp_path / "cache")
     (index,) = (tmp_path / "cache").glob("*/index.json")
     index.write_text("{")
     assert np.array_equal(decode_pairs(pairs, (32, 32), tmp_path / "cache").images, first.images)
+    monkeypatch.setattr(data_loading, "read_image", None)  # the new one is found
+    assert np.array_equal(decode_pairs(pairs, (32, 32), tmp_path / "cache").images, first.images)
+
+
+def test_a_full_disk_is_met_with_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    monkeypatch.setattr("os.posix_fallocate", full)
+    decoded = decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    assert not isinstance(decoded.images, np.memmap)
+    assert "No space left" in caplog.text
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_a_killed_process_was_building_is_removed_after_a_day(tmp_path: Path):
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    (done,) = (tmp_path / "cache").iterdir()
+    for name, age in (("old", 90_000), ("new", 100)):
+        (tmp_path / "cache" / f".{done.name}.{name}.part").mkdir()
+        os.utime(tmp_path / "cache" / f".{done.name}.{name}.part", (time.time() - age,) * 2)
+    os.utime(pairs[0].image)
+    decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    assert [p.name.split(".")[-2] for p in (tmp_path / "cache").glob(".*")] == ["new"]
 
 
 def test_pairs_that_cannot_be_used_are_all_named_and_leave_no_cache(tmp_path: Path):
@@ -284,4 +331,16 @@ def test_a_seed_repeats_an_items_transform_and_leaves_the_random_state_alone(tmp
     assert torch.equal(dataset[(0, 5)][0], dataset[(0, 5)][0])
     assert not torch.equal(dataset[(0, 5)][0], dataset[(0, 6)][0])
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(dataset[0][0], dataset[0][0])
+    assert len({tuple(dataset[0][0].flatten().tolist()) for _ in range(8)}) > 1
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_dataset_goes_to_worker_processes_without_its_arrays(tmp_path: Path, cached: bool):
+    pairs = pair_files(*make_folders(tmp_path, 12, (40, 40)))
+    decoded = decode_pairs(pairs, (128, 128), tmp_path / "cache" if cached else None)
+    dataset = SegmentationDataset(decoded, range(12), [0, 255], TrainingTransforms())
+    content = pickle.dumps(dataset)
+    assert (len(content) < 100_000) == cached  # the images are 590 kB
+    again = pickle.loads(content)
+    for a, b in zip(again[(5, 1)], dataset[(5, 1)], strict=True):
+        assert torch.equal(a, b)

@@ -1,6 +1,7 @@
 """Reading images and masks of every kind, and writing files whole or not at all."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,10 @@ def test_list_images_passes_over_strangers(tmp_path: Path):
 
 
 def test_folders_without_images_are_named(tmp_path: Path):
+    (tmp_path / "circle" / "deep").mkdir(parents=True)
+    (tmp_path / "circle" / "deep" / "up").symlink_to(tmp_path / "circle")
+    (tmp_path / "circle" / "x.png").touch()
+    assert len(list_images(tmp_path / "circle", recursive=True)) == 1
     (tmp_path / "file").touch()
     for path, word in (
         (tmp_path, "--recursive"),
@@ -152,6 +157,16 @@ def test_palette_masks_mean_the_index_unless_the_palette_is_grey(tmp_path: Path)
     assert read_mask(saved(image, tmp_path / "colours.png")).tolist() == [[0, 1], [2, 1]]
     image.putpalette([0, 0, 0, 255, 255, 255, 7, 7, 7])
     assert read_mask(saved(image, tmp_path / "greys.png")).tolist() == [[0, 255], [7, 255]]
+    image.putpalette([0, 0, 0, 255, 255, 255, 7, 7, 7, 255, 0, 0])  # a colour that this file does not use
+    assert read_mask(saved(image, tmp_path / "unused.png")).tolist() == [[0, 1], [2, 1]]
+
+
+def test_a_colour_has_the_same_value_in_every_file(tmp_path: Path):
+    black, red = (0, 0, 0), (255, 0, 0)
+    both, empty = Image.new("RGB", (2, 1), black), Image.new("RGB", (2, 1), black)
+    both.putpixel((1, 0), red)
+    assert read_mask(saved(both, tmp_path / "both.png")).tolist() == [[0, RGB_VALUE + 0xFF0000]]
+    assert read_mask(saved(empty, tmp_path / "empty.png")).tolist() == [[0, 0]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -159,8 +174,11 @@ def test_palette_masks_mean_the_index_unless_the_palette_is_grey(tmp_path: Path)
     st.one_of(
         st.lists(st.integers(0, 255), min_size=2, max_size=6, unique=True),
         st.lists(st.integers(256, 65535), min_size=2, max_size=6, unique=True),
-        st.lists(st.integers(1, 2**24 - 1).map(lambda c: RGB_VALUE + c), min_size=2, max_size=6, unique=True).filter(
-            lambda values: any(len({v >> 16 & 255, v >> 8 & 255, v & 255}) > 1 for v in values)
+        st.lists(
+            st.one_of(st.integers(0, 255), st.integers(1, 255).map(lambda blue: RGB_VALUE + 0x5000 + blue)),
+            min_size=2,
+            max_size=6,
+            unique=True,
         ),
     ),
     st.integers(0, 99),
@@ -205,4 +223,6 @@ def test_npy_in_pieces(tmp_path: Path):
 
 def test_csv(tmp_path: Path):
     write_csv(tmp_path / "x.csv", [{"image": "a, b.jpg", "dice": 0.5}, {"image": "ü.jpg", "dice": 1.0}])
+    write_csv(tmp_path / "y.csv", [{"image": os.fsdecode(b"l\xe9sion.jpg")}])  # a name that is not UTF-8
+    assert (tmp_path / "y.csv").read_bytes() == b"image\nl\xe9sion.jpg\n"
     assert (tmp_path / "x.csv").read_text(encoding="utf-8") == 'image,dice\n"a, b.jpg",0.5\nü.jpg,1.0\n'

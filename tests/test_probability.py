@@ -1,6 +1,7 @@
 """The three samplers and the way to full size, against the straightforward way and against known values."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -110,6 +111,21 @@ def test_images_predicted_together_are_as_if_alone(trained: TrainedModel):
             for a, b in zip(alone, together[i], strict=True):
                 assert a.zoom == b.zoom
                 torch.testing.assert_close(a.logits, b.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_out_of_memory_is_met_with_smaller_batches(trained: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+    image, forward, seen = make_picture(3, (60, 50))[0], trained.network.forward, []
+
+    def crowded(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 3:
+            raise torch.OutOfMemoryError
+        seen.append(len(x))
+        return forward(x)
+
+    expected = predict(trained, image, MCDropout(num_samples=7)).probs
+    monkeypatch.setattr(trained.network, "forward", crowded)
+    torch.testing.assert_close(predict(trained, image, MCDropout(num_samples=7)).probs, expected, atol=1e-5, rtol=0)
+    assert seen == [3, 3, 1]
 
 
 def test_sampling_leaves_the_network_and_the_random_state_as_they_were(trained: TrainedModel):
@@ -296,4 +312,5 @@ def test_image_seeds_differ_and_stay():
     seeds = {image_seed(seed, name) for seed in range(10) for name in ("a.jpg", "b.jpg", "0:a.jpg")}
     assert len(seeds) == 30
     assert all(0 <= seed < 2**63 for seed in seeds)
+    assert image_seed(0, os.fsdecode(b"l\xe9sion.jpg")) >= 0  # a name that is not UTF-8
     assert image_seed(0, "a.jpg") == 3631673385855393483  # of every version: a study can be repeated

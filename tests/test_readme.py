@@ -88,6 +88,6 @@ def test_the_tree_is_the_one_in_the_readme():
     assert files - {"__init__.py"} == listed
 
 
-def test_the_package_versions_are_the_known_ones():
+def test_the_packages_are_the_known_ones():
     names = [re.split(r"[<>=~]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert names == ["torch", "torchvision", "numpy", "Pillow", "tqdm", "wandb", "matplotlib"]

@@ -2,7 +2,9 @@
 
 import csv
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +70,14 @@ def test_help(script: str):
         ("predict.py", ["--input-dir", "nowhere", "--output-dir", "x"], "nowhere: there is no such folder"),
         ("predict.py", ["--input-dir", ".", "--output-dir", "x", "-t", "2"], "--mask-threshold"),
         ("predict_bayesian.py", ["-i", "a.jpg", "-o", "b.jpg"], "must end with .png"),
-        ("predict_bayesian.py", ["-i", "a.png", "-o", "a.png"], "replace"),
+        ("predict_bayesian.py", ["-i", "a.png", "-o", "a.png"], "would replace a.png"),
+        ("predict_bayesian.py", ["-i", "x/a_prob.png", "-o", "x/a.png"], "would replace x/a_prob.png"),
+        (
+            "predict_bayesian.py",
+            ["-i", "a.jpg", "b.jpg", "-o", "a.png", "a_mc03_c1.png"],
+            "would replace a_mc03_c1.png",
+        ),
+        ("predict_bayesian.py", ["-i", "a.jpg", "b.jpg", "-o", "c.png", "c.png"], "would replace c.png"),
         ("predict_bayesian.py", ["-i", "a.png", "b.png", "-o", "c.png"], "2 images and 1 names"),
         ("predict_bayesian.py", ["-i", "a.png", "-m", "missing.pth"], "missing.pth: there is no such model"),
         ("predict_bayesian.py", ["-i", "a.png", "--mc", "-1"], "--mc"),
@@ -130,6 +139,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
             said += line
             if "Epoch 2/3" in line:
                 process.kill()
+    assert process.returncode == -signal.SIGKILL
     assert "Epoch 2/3" in said
     assert "Epoch 3/3" not in said
     resumed = read_checkpoint(train(tmp_path, *arguments, "--resume") / "last.pth")
@@ -139,9 +149,21 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     assert (out / "metrics.csv").read_bytes() == scores
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_training_ends_with_its_code_and_whole_files(tmp_path: Path, signum: int, code: int):
+    with start_script("train_bayesian.py", *training_flags(tmp_path, n=5), "--epochs", 50) as process:
+        for line in process.stderr:
+            assert "Traceback" not in line
+            if "Epoch 1/50" in line:
+                process.send_signal(signum)
+    assert process.returncode == code
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.pth")["epoch"] >= 1
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
 def test_load_starts_from_given_weights(tmp_path: Path):
     torch.manual_seed(1)
-    network = lively_network(base_channels=32)
+    network = lively_network(base_channels=32, bilinear=True, n_classes=1)  # known from the file without flags
     save_checkpoint(tmp_path / "m.pth", TrainedModel(network))
     out = train(tmp_path, "--epochs", 1, "--learning-rate", 1e-9, "--load", tmp_path / "m.pth", n=3)
     weights = load_model(out / "last.pth").network.state_dict()
@@ -157,7 +179,7 @@ def test_output_to_a_file_is_not_garbled(tmp_path: Path):
     assert "\r" not in result.stderr
     assert "\x1b" not in result.stderr
     lines = result.stderr.splitlines()
-    assert lines[0] == "Training on 3 images, validating on 1 others"
+    assert lines[0] == "Training on 3 images, validating on another 1"
     assert any(line.startswith("Epoch 1/1: loss ") and "all background" in line for line in lines)
     (sync,) = [line for line in lines if "wandb sync" in line]
     folder = Path(sync.split("wandb sync ")[1])
@@ -377,12 +399,49 @@ def test_predict_bayesian_without_passes_and_without_names(model_file: Path, ima
     inputs = [images[0] / "SKIN_000.jpg", images[0] / "missing.jpg", images[0] / "SKIN_001.jpg"]
     result = run_script("predict_bayesian.py", "-i", *inputs, "--mc", 1, "-m", model_file)
     assert result.returncode == 1
+    assert "1 of 3 images failed" in result.stderr
     assert "missing.jpg: there is no such file" in result.stderr
     names = {p.name for p in images[0].iterdir()} - {f"SKIN_00{i}.jpg" for i in range(4)}
     assert names == {f"SKIN_00{i}_OUT{end}.png" for i in (0, 1) for end in ("", "_prob", "_entropy")}
     with Image.open(inputs[0]) as image:
         expected = 255 * network_probability(load_model(model_file).network, image).numpy()
     assert abs(pixels(images[0] / "SKIN_000_OUT_prob.png") - expected).max() <= 1
+
+
+def test_an_output_that_cannot_be_written_fails_alone(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    (tmp_path / "file").touch()
+    outputs = [tmp_path / "file" / "x.png", tmp_path / "y.png"]
+    inputs = [images[0] / f"SKIN_00{i}.jpg" for i in (0, 1)]
+    result = run_script("predict_bayesian.py", "-i", *inputs, "-o", *outputs, "--mc", 2, "-m", model_file)
+    assert result.returncode == 1
+    assert "SKIN_000.jpg: its result cannot be written" in result.stderr
+    assert outputs[1].is_file()
+
+
+def test_large_images_need_little_memory(model_file: Path, tmp_path: Path):
+    image = tmp_path / "large.jpg"
+    make_picture(0, (3000, 2000))[0].save(image)
+    arguments = [
+        "predict_bayesian.py",
+        "-i",
+        image,
+        "-o",
+        tmp_path / "x.png",
+        "--mc",
+        2,
+        "--save-prob",
+        "-m",
+        model_file,
+    ]
+    with start_script(*arguments) as process:
+        process.stderr.read()
+        used = os.wait4(process.pid, 0)[2].ru_maxrss
+    with start_script("predict_bayesian.py", "--help") as process:
+        process.stdout.close() if process.stdout else None
+        process.stderr.read()
+        at_start = os.wait4(process.pid, 0)[2].ru_maxrss
+    assert len(list(tmp_path.glob("x_mc*.png"))) == 4
+    assert (used - at_start) / 1024 < 700  # kB on Linux
 
 
 def test_no_save_saves_nothing(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

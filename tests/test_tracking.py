@@ -99,4 +99,4 @@ def test_what_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog:
     tracked.log({"epoch": 1, "val_dice": 0.5}, *EXAMPLE)
     tracked.finish()
     assert logged == [{"epoch": 1, "val_dice": 0.5, "examples": ["picture"]}]
-    assert f"wandb sync {tmp_path / 'run'}" in caplog.text
+    assert f"wandb sync {tmp_path / 'run'}" in caplog.text  # said at the start, for those who stop it

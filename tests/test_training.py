@@ -113,20 +113,34 @@ def test_out_of_memory_is_met_with_smaller_parts_and_equal_gradients(caplog: pyt
         network.room = room
         state = training_state(network, 1e-2, 10)
         loss = train_one_epoch(state, batches(6, batch_size=6), CPU)
-        weights.append((loss, [p.clone() for p in network.parameters()], network.seen, state.parts))
-    assert weights[0][2:] == ([6], 1)
-    assert weights[1][2:] == ([2, 2, 2], 4)  # four parts were asked for; six images make three of two
+        weights.append((loss, [p.clone() for p in network.parameters()], network.seen, state.at_once))
+    assert weights[0][2:] == ([6], 0)
+    assert weights[1][2:] == ([1] * 6, 1)  # six were too many, and three
     assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-5)
     for a, b in zip(weights[0][1], weights[1][1], strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
-    assert "out of memory" in caplog.text
+    assert "Out of memory with 6 images at once: going on with 3" in caplog.text
+
+
+def test_out_of_memory_is_met_in_evaluation_too():
+    network = Crowded()
+    scores = []
+    for room in (8, 3):
+        network.room = room
+        scores.append(evaluate(network, batches(8, batch_size=8), CPU))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert network.seen == [8, 2, 2, 2, 2]
 
 
 def test_too_little_memory_for_one_image_is_an_error():
     network = Crowded()
     network.room = 0
-    with pytest.raises(InputError, match="too little"):
-        train_one_epoch(training_state(network, 1e-2, 10), batches(), CPU)
+    for attempt in (
+        lambda: train_one_epoch(training_state(network, 1e-2, 10), batches(), CPU),
+        lambda: evaluate(network, batches(), CPU),
+    ):
+        with pytest.raises(InputError, match="too little"):
+            attempt()
 
 
 def test_a_loss_that_is_not_finite_stops_and_reaches_no_checkpoint(tmp_path: Path):
@@ -146,6 +160,48 @@ def test_a_gradient_that_is_not_finite_stops():
     state.network.outc.conv.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(InputError, match="finite"):
         train_one_epoch(state, batches(), CPU)
+
+
+def scaled(scale: float) -> training.TrainingState:
+    state = fresh(total_steps=200)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    return state
+
+
+def test_with_a_scaler_a_gradient_that_is_not_finite_leaves_out_the_step():
+    state = scaled(1024.0)
+    state.network.outc.conv.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = [p.clone() for p in state.network.parameters()]
+    train_one_epoch(state, batches(), CPU)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
+    assert (state.scaler.get_scale(), state.scheduler.last_epoch, int(state.average.n_averaged)) == (256, 0, 0)
+    with pytest.raises(InputError, match="finite"):  # but not for ever
+        for _ in range(20):
+            train_one_epoch(state, batches(), CPU)
+
+
+def test_a_scaler_changes_nothing_else():
+    losses = []
+    for state in (fresh(total_steps=200), scaled(1024.0)):
+        losses.append([train_one_epoch(state, batches(), CPU) for _ in range(3)])
+        again = fresh(total_steps=200)
+        again.load_state_dict(state.state_dict())
+        assert again.scheduler.last_epoch == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    needs_scaler = scaled(8.0)
+    needs_scaler.load_state_dict(fresh(total_steps=200).state_dict())  # of a training that had none
+    assert needs_scaler.scaler.get_scale() == 8
+
+
+def test_a_new_training_sets_the_files_of_an_earlier_one_aside(tmp_path: Path):
+    training.set_aside(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    for i in (1, 2):
+        for name in ("best.pth", "last.pth", "checkpoint_epoch7.pth", "metrics.csv", "mine.txt"):
+            (tmp_path / name).write_text(f"{name} {i}")
+        training.set_aside(tmp_path)
+        assert (tmp_path / f"earlier-{i}" / "best.pth").read_text() == f"best.pth {i}"
+    assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-2", "mine.txt"}
 
 
 def test_average_follows_the_weights():

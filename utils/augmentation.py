@@ -1,6 +1,5 @@
 """The training transforms: random changes of an image and its mask together."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,41 +34,39 @@ STRENGTHS = {
 }
 
 
-def training_transforms(strength: str = "light") -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+class TrainingTransforms:
     """Random transforms of a dermoscopy image and its mask, both turned and moved alike.
 
     Devices and light differ: brightness, contrast, and each colour channel by itself. A lesion has no upright: flips,
-    quarter turns and rotations. It is photographed from nearer or farther: scale and shift.
+    quarter turns and rotations. It is photographed from nearer or farther: scale and shift. Random numbers come from
+    PyTorch's global random state.
 
     Args:
         strength: one of `STRENGTHS`.
-
-    Returns:
-        A function from an image (3, h, w) uint8 and a mask (h, w) uint8 to the same, changed, with what comes
-        in from outside black, and background in the mask. It draws from PyTorch's global random state.
     """
-    s = STRENGTHS[strength]
-    transforms = v2.Compose(
-        [
-            v2.ColorJitter(brightness=s.brightness, contrast=s.contrast),
-            RandomChannelGain(s.channel_gain),
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5),  # with the flips all 8 symmetries of the square
-            v2.RandomAffine(
-                degrees=s.degrees,
-                translate=(s.shift, s.shift),
-                scale=s.scale,
-                interpolation=v2.InterpolationMode.BILINEAR,
-            ),
-        ]
-    )
 
-    def transform(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        image, mask = transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    def __init__(self, strength: str = "light") -> None:
+        s = STRENGTHS[strength]
+        self.transforms = v2.Compose(
+            [
+                v2.ColorJitter(brightness=s.brightness, contrast=s.contrast),
+                RandomChannelGain(s.channel_gain),
+                v2.RandomHorizontalFlip(),
+                v2.RandomVerticalFlip(),
+                v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5),  # with the flips all 8 symmetries of the square
+                v2.RandomAffine(
+                    degrees=s.degrees,
+                    translate=(s.shift, s.shift),
+                    scale=s.scale,
+                    interpolation=v2.InterpolationMode.BILINEAR,
+                ),
+            ]
+        )
+
+    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Change an image (3, h, w) uint8 and a mask (h, w) uint8; what comes in from outside is black, background."""
+        image, mask = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
-
-    return transform
 
 
 class RandomChannelGain(v2.Transform):

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -55,8 +56,9 @@ def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], rec
     paths = list_images(input_dir, extensions, recursive)
     if output_dir.resolve() == input_dir.resolve():
         raise InputError(f"--output-dir is the input folder, {input_dir}: results would be taken for images next time")
-    results = output_dir.resolve()
-    items = [Item(path, path.relative_to(input_dir)) for path in paths if results not in path.resolve().parents]
+    if input_dir.resolve() in output_dir.resolve().parents:  # results of before are no images
+        paths = [path for path in paths if output_dir.resolve() not in path.resolve().parents]
+    items = [Item(path, path.relative_to(input_dir)) for path in paths]
     if not items:
         raise InputError(f"{input_dir} has no image outside the output folder {output_dir}")
     outputs: dict[Path, Item] = {}
@@ -117,6 +119,18 @@ class Report:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @contextmanager
+    def failing_alone(self, name: str) -> Iterator[None]:
+        """What goes wrong with an image in this block is noted as its failure, unless it would go wrong with all."""
+        try:
+            yield
+        except InputError as error:
+            self.failures.append((name, str(error)))
+        except OSError as error:
+            if error.errno in _NO_MORE_WRITING:
+                raise
+            self.failures.append((name, f"its result cannot be written ({error.strerror})"))
 
     def finish(self, where: str = "") -> int:
         """Say how the batch ended; returns the exit code."""
@@ -179,44 +193,34 @@ def predict_folder(
         OSError: the disk is full or cannot be written at all.
     """
     sampler.check(model)
-    rows: dict[Item, dict[str, Any]] = {}
-    failures: list[tuple[str, str]] = []
+    report, rows = Report(), {}
 
     def read(item: Item) -> tuple[tuple[int, int], Tensor]:
         image = read_image(item.path)
         return image.size, sampler.inputs(image, model.input_size)
 
     def write(item: Item, maps: ProbabilityMaps) -> None:
-        try:
+        with report.failing_alone(str(item.name)):
             rows[item] = save(item, maps)
-        except InputError as error:
-            failures.append((str(item.name), str(error)))
-        except OSError as error:
-            if error.errno in _NO_MORE_WRITING:
-                raise
-            failures.append((str(item.name), f"its result cannot be written ({error.strerror})"))
 
     at_once = max(1, sampler.batch_size // sampler.inputs_per_image)
     with progress(total=len(items), unit="image") as bar, BackgroundWriter() as writer:
         group = []
         for i, (item, reading) in enumerate(_read_ahead(read, items, at_once + 2 * _READERS), start=1):
-            try:
+            with report.failing_alone(str(item.name)):
                 group.append((item, *reading.result()))
-            except InputError as error:
-                failures.append((str(item.name), str(error)))
-                bar.update()
             if group and (len(group) == at_once or i == len(items)):
                 names = [item.name.as_posix() for item, _, _ in group]
-                for (item, size, _), samples in zip(
-                    group, sampler.sample(model, [inputs for _, _, inputs in group], names), strict=True
-                ):
+                samples_of_each = sampler.sample(model, [inputs for _, _, inputs in group], names)
+                for (item, size, _), samples in zip(group, samples_of_each, strict=True):
                     maps = summarize(samples, size, statistics)
                     if show is not None:
                         show(item, maps)
                     writer.submit(write, item, maps)
-                    bar.update()
                 group = []
-    return Report([rows[item] for item in items if item in rows], failures)
+            bar.update()
+    report.rows = [rows[item] for item in items if item in rows]
+    return report
 
 
 def _read_ahead(read: Callable, items: Sequence[Item], ahead: int) -> Iterator[tuple[Item, Future]]:

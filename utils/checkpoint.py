@@ -1,4 +1,4 @@
-"""Save, load, resume; reads the original project's files too.
+"""Save and load; reads the original project's files too.
 
 A checkpoint is one dict of tensors and plain values, read with `weights_only=True`, so a file from a stranger cannot
 run code:
@@ -141,7 +141,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: there is no such model file; --model names a checkpoint (.pth) of train_bayesian.py")
+        raise InputError(f"{path}: there is no such model file; train_bayesian.py writes them (.pth)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
@@ -184,6 +184,8 @@ def model_from_checkpoint(
         }
         if any(told.get(key, value) != value for key, value in seen.items()):
             raise ValueError(f"its weights are those of {seen}, not of {told}")
+        if seen["n_channels"] != 3:
+            raise ValueError(f"it is for images of {seen['n_channels']} channels, not of 3")
         not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
         if not_finite:
             raise ValueError(f"{not_finite[0]} and {len(not_finite) - 1} more hold values that are not finite")

@@ -38,16 +38,17 @@ def whole_number(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
     return parse
 
 
-def number(above: float, up_to: float) -> Callable[[str], float]:
-    """An argparse type: a number x with `above` < x <= `up_to`."""
+def number(low: float, high: float, low_too: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number above `low`, or from `low` on if `low_too`, up to `high`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not above < value <= up_to:
-            raise argparse.ArgumentTypeError(f"a number above {above:g} and up to {up_to:g} was expected, not {text!r}")
+        if not (low < value <= high or (low_too and value == low)):
+            bounds = f"{'from' if low_too else 'above'} {low:g} and up to {high:g}"
+            raise argparse.ArgumentTypeError(f"a number {bounds} was expected, not {text!r}")
         return value
 
     return parse
@@ -160,12 +161,12 @@ def mask_parent() -> argparse.ArgumentParser:
         parent,
         "--mask-threshold",
         "-t",
-        type=number(0, 1),
+        type=number(0, 1, low_too=True),
         default=0.5,
         metavar="P",
         help="with two classes, the probability above which a pixel is lesion",
     )
-    parent.add_argument("--no-save", "-n", action="store_true", help="write no images")
+    parent.add_argument("--no-save", "-n", action="store_true", help="write no results")
     parent.add_argument("--viz", "-v", action="store_true", help="show each result in a window")
     return parent
 
@@ -203,12 +204,17 @@ def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
     return None
 
 
+def describe_dtype(dtype: torch.dtype | None) -> str:
+    """A precision's name for people."""
+    return "single precision" if dtype is None else f"mixed precision ({str(dtype).removeprefix('torch.')})"
+
+
 def _cpu_has_bfloat16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.split())
 
 
 def load_model(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | None]:
@@ -221,8 +227,9 @@ def load_model(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | No
         bilinear=args.bilinear,
         input_size=(args.newW, args.newH),
     )
-    logger.info("Model %s on %s", args.model, device)
-    return model, amp_dtype(device, args.amp)
+    dtype = amp_dtype(device, args.amp)
+    logger.info("Model %s on %s in %s", args.model, device, describe_dtype(dtype))
+    return model, dtype
 
 
 # -- running ---------------------------------------------------------------------------------------------------------

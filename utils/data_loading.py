@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.image_io import RGB_VALUE, image_size, list_images, read_image, read_mask
+from utils.image_io import READABLE_EXTENSIONS, RGB_VALUE, image_size, list_images, read_image, read_mask
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str) -> list[Pair]:
         InputError: an image without a mask, a mask without an image, or a stem that stands for several files; all of
             them are named.
     """
-    images, masks = _by_stem(list_images(imgs_dir)), _by_stem(list_images(masks_dir))
+    images, masks = (_by_stem(list_images(folder, READABLE_EXTENSIONS)) for folder in (imgs_dir, masks_dir))
     problems, pairs, used = [], [], set()
     for stem, image_paths in sorted(images.items()):
         # "a_segmentation.png" is the mask of "a_segmentation.jpg", where there is one, and not of "a.jpg"
@@ -94,7 +95,8 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str) -> list[Pair]:
     problems += [
         f"{path.name}: no image in {imgs_dir}" for paths in masks.values() for path in paths if path not in used
     ]
-    if problems:
+    if problems:  # sizes are compared when a pair is decoded; here they complete the list
+        problems += [problem for problem in map(_size_problem, pairs) if problem]
         raise InputError(
             _listing(
                 f"{imgs_dir} and {masks_dir} do not pair (an image NAME.jpg needs one mask, NAME.png or "
@@ -116,10 +118,14 @@ def find_masks(names: Sequence[PurePath], masks_dir: Path | str) -> dict[PurePat
         InputError: an image has no mask, or several; all such images are named.
     """
     found, problems, folders = {}, [], {}
+    stems_in: dict[PurePath, set[str]] = {}
+    for name in names:
+        stems_in.setdefault(name.parent, set()).add(name.stem)
     for name in names:
         if name.parent not in folders:
-            folders[name.parent] = _by_stem(list_images(Path(masks_dir) / name.parent))
-        masks = _masks_of(name.stem, folders[name.parent])
+            folders[name.parent] = _masks_in(Path(masks_dir) / name.parent)
+        stems = stems_in[name.parent]
+        masks = [p for p in _masks_of(name.stem, folders[name.parent]) if p.stem == name.stem or p.stem not in stems]
         if len(masks) == 1:
             found[name] = masks[0]
         else:
@@ -128,6 +134,21 @@ def find_masks(names: Sequence[PurePath], masks_dir: Path | str) -> dict[PurePat
         title = f"{masks_dir} does not have one mask for each image (for NAME.jpg NAME.png or NAME_Segmentation.png)"
         raise InputError(_listing(title, problems))
     return found
+
+
+def _masks_in(folder: Path) -> dict[str, list[Path]]:
+    return _by_stem(list_images(folder, READABLE_EXTENSIONS)) if folder.is_dir() else {}
+
+
+def _size_problem(pair: Pair) -> str | None:
+    """What is wrong with the sizes of a pair, or with its files."""
+    try:
+        (width, height), (mask_width, mask_height) = image_size(pair.image), image_size(pair.mask)
+    except InputError as error:
+        return str(error)
+    if (width, height) == (mask_width, mask_height):
+        return None
+    return f"{pair.image.name} has {width}x{height} pixels, its mask {pair.mask.name} has {mask_width}x{mask_height}"
 
 
 def _names(paths: Sequence[Path]) -> str:
@@ -198,13 +219,14 @@ def mask_to_classes(mask: np.ndarray, mask_values: Sequence[int], name: str) -> 
     return np.array([table[value] for value in values.tolist()], dtype=np.uint8)[entries].reshape(mask.shape)
 
 
-def infer_mask_values(counts: Sequence[dict[int, int]], names: Sequence[str], n_classes: int) -> list[int]:
+def infer_mask_values(values: Sequence[int], counts: np.ndarray, names: Sequence[str], n_classes: int) -> list[int]:
     """The mask values of a dataset, sorted: the k-th is class k.
 
     Two classes may have anti-aliased masks: many values between the two, on few of the pixels.
 
     Args:
-        counts: for each mask, the number of pixels of each value.
+        values: V different mask values.
+        counts: (N, V), for each mask the number of pixels of each value.
         names: of the masks, for the messages.
         n_classes: number of classes; 1, a sigmoid output, tells two values apart as well.
 
@@ -212,34 +234,33 @@ def infer_mask_values(counts: Sequence[dict[int, int]], names: Sequence[str], n_
         InputError: there are more or fewer values than classes.
     """
     n_classes = max(n_classes, 2)
-    total: dict[int, int] = {}
-    example: dict[int, str] = {}
-    for mask_counts, name in zip(counts, names, strict=True):
-        for value, count in mask_counts.items():
-            total[value] = total.get(value, 0) + count
-            example.setdefault(value, name)
-    values = sorted(total)
-    if len(values) == n_classes:
-        return values
-    if n_classes == 2 and len(values) > 2:
-        low, high = values[0], values[-1]
+    totals = counts.sum(axis=0, dtype=np.int64)
+    total = {value: int(count) for value, count in zip(values, totals, strict=True) if count}
+    found = sorted(total)
+    if len(found) == n_classes:
+        return found
+    if n_classes == 2 and len(found) > 2:
+        low, high = found[0], found[-1]
         between = 1 - (total[low] + total[high]) / sum(total.values())
         # Classes are numbered closely (0, 1, 2) or cover areas; the blurred edge of black and white does neither.
         if high - low >= 16 and high < RGB_VALUE and between <= 0.25:
             logger.info(
                 "Masks hold values between %d and %d on %.1f %% of their pixels: taken as soft edges, cut at half",
-                low, high, 100 * between,
-            )  # fmt: skip
+                low,
+                high,
+                100 * between,
+            )
             return [low, high]
-    if len(values) < n_classes:
+    if len(found) < n_classes:
         raise InputError(
-            f"the masks have {len(values)} value(s), {_values(values)}, too few for {n_classes} classes: "
-            f"each class needs one (--classes {len(values)}?)"
+            f"the masks have {len(found)} value(s), {_values(found)}, too few for {n_classes} classes: "
+            "each class needs one in some mask"
         )
     rarest = min(total, key=lambda value: total[value])
+    example = names[int(np.argmax(counts[:, list(values).index(rarest)] > 0))]
     raise InputError(
-        f"the masks have {len(values)} values, {_values(values)}, for {n_classes} classes; for example "
-        f"{example[rarest]} has the value {describe_value(rarest)}. Correct the masks, or give --classes {len(values)}"
+        f"the masks have {len(found)} values, {_values(found)}, for {n_classes} classes; for example {example} has the "
+        f"value {describe_value(rarest)}. Correct the masks, or give --classes {len(found)}"
     )
 
 
@@ -260,18 +281,19 @@ class DecodedPairs:
         images: (N, h, w, 3) uint8, in memory or mapped from the cache.
         masks: (N, h, w) uint8 entries of `values`.
         values: the mask values that occur.
-        counts: for each mask, as it was before it was made smaller, the number of pixels of each value.
+        counts: (N, 256) int32, for each mask, as it was before it was made smaller, the number of pixels of each entry.
     """
 
     pairs: list[Pair]
     images: np.ndarray
     masks: np.ndarray
     values: list[int]
-    counts: list[dict[int, int]]
+    counts: np.ndarray
 
     def mask_values(self, n_classes: int) -> list[int]:
         """`infer_mask_values` of these masks."""
-        return infer_mask_values(self.counts, [str(pair.mask) for pair in self.pairs], n_classes)
+        names = [str(pair.mask) for pair in self.pairs]
+        return infer_mask_values(self.values, self.counts[:, : len(self.values)], names, n_classes)
 
     def class_of_entry(self, mask_values: Sequence[int]) -> np.ndarray:
         """The class of each entry of `values`, as a (len(values),) uint8 table.
@@ -281,7 +303,8 @@ class DecodedPairs:
         """
         classes: dict[int, int] = {}
         for pair, counts in zip(self.pairs, self.counts, strict=True):
-            classes.update(class_table(list(counts), mask_values, str(pair.mask)))
+            found = [self.values[entry] for entry in np.flatnonzero(counts).tolist()]
+            classes.update(class_table(found, mask_values, str(pair.mask)))
         return np.array([classes[value] for value in self.values], dtype=np.uint8)
 
 
@@ -314,8 +337,9 @@ def decode_pairs(
     decoded = _load_cache(folder, pairs)
     if decoded is not None:
         return decoded
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     older = sorted(cache_dir.glob(f"{dataset}-*"))
-    building = _new_folder(folder)
+    building = _new_folder(folder, len(pairs), size)
     decoded = _decode(pairs, files, size, building, older[0] if older else None, show_progress)
     if building is None:
         return decoded
@@ -323,7 +347,7 @@ def decode_pairs(
         building.rename(folder)
     except OSError:  # another process has made the same one meanwhile
         shutil.rmtree(building, ignore_errors=True)
-    for path in older:
+    for path in (*older, *_abandoned(cache_dir, dataset)):
         shutil.rmtree(path, ignore_errors=True)
     return _load_cache(folder, pairs) or decoded
 
@@ -337,12 +361,23 @@ def _digest(value: list) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _new_folder(folder: Path) -> Path | None:
-    """A new folder beside `folder` to build the cache in, or None with a word where that is not possible."""
+def _abandoned(cache_dir: Path, dataset: str) -> list[Path]:
+    """Folders that a killed process was building more than a day ago."""
+    return [path for path in cache_dir.glob(f".{dataset}-*.part") if time.time() - path.stat().st_mtime > 86400]
+
+
+def _new_folder(folder: Path, n: int, size: tuple[int, int]) -> Path | None:
+    """A new folder beside `folder` with the arrays of a cache, or None with a word where that is not possible."""
     building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         building.mkdir(parents=True)
+        for name, (shape, dtype) in _arrays(n, size).items():
+            array = np.lib.format.open_memmap(building / name, mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # without the space, writing to the mapped file would kill the process
+                with open(building / name, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
     except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
         logger.warning(
             "The cache %s cannot be written (%s): the decoded images stay in memory and are decoded again next time",
             folder.parent,
@@ -350,6 +385,16 @@ def _new_folder(folder: Path) -> Path | None:
         )
         return None
     return building
+
+
+def _arrays(n: int, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+    """File name, shape and type of the arrays of a cache."""
+    width, height = size
+    return {
+        "images.npy": ((n, height, width, 3), np.uint8),
+        "masks.npy": ((n, height, width), np.uint8),
+        "counts.npy": ((n, 256), np.int32),
+    }
 
 
 def _decode(
@@ -361,37 +406,46 @@ def _decode(
     show_progress: bool,
 ) -> DecodedPairs:
     """Decode the pairs into arrays in the folder `building`, or in memory; take what `older` has of the same files."""
-    width, height = size
-    images = _new_array(building, "images.npy", (len(pairs), height, width, 3))
-    masks = _new_array(building, "masks.npy", (len(pairs), height, width))
-    counts: list[dict[int, int]] = [{} for _ in pairs]
-    known = _load_cache(older, pairs) if older else None
-    values = list(known.values) if known else []
-    known_rows = {tuple(row): i for i, row in enumerate(_read_index(older)["files"])} if known else {}
+    if building is None:
+        images, masks, counts = (np.zeros(shape, dtype) for shape, dtype in _arrays(len(pairs), size).values())
+    else:
+        images, masks, counts = (np.load(building / name, mmap_mode="r+") for name in _arrays(len(pairs), size))
+    values: list[int] = []
     lock = threading.Lock()
+
+    def entries_of(found: list[int]) -> np.ndarray:
+        """The entries of mask values, new ones for those that are new."""
+        with lock:
+            values.extend(value for value in found[:257] if value not in values)
+            if len(values) > 256:
+                raise InputError(
+                    f"with its {len(found)} values the masks have more than 256 different ones; is it a mask?"
+                )
+            return np.array([values.index(value) for value in found], dtype=np.uint8)
+
+    known = _load_cache(older, pairs) if older else None
+    known_rows = {tuple(row): i for i, row in enumerate(_read_index(older)["files"])} if known else {}
 
     def decode(i: int) -> str | None:
         """Fill row i; what is wrong with the pair, if anything is."""
-        row = known_rows.get(tuple(files[i]))
-        if row is not None:
-            images[i], masks[i], counts[i] = known.images[row], known.masks[row], known.counts[row]
-            return None
-        pair = pairs[i]
+        pair, row = pairs[i], known_rows.get(tuple(files[i]))
         try:
-            (w, h), (mask_w, mask_h) = image_size(pair.image), image_size(pair.mask)
-            if (w, h) != (mask_w, mask_h):
-                return f"{pair.image.name} has {w}x{h} pixels, its mask {pair.mask.name} has {mask_w}x{mask_h}"
+            if row is not None:
+                found = np.flatnonzero(known.counts[row])
+                entries = entries_of([known.values[entry] for entry in found])
+                images[i], counts[i, entries] = known.images[row], known.counts[row, found]
+                masks[i] = entries[np.searchsorted(found, known.masks[row])]
+                return None
+            problem = _size_problem(pair)
+            if problem:
+                return problem
             images[i] = preprocess(read_image(pair.image), size).permute(1, 2, 0).numpy()
             mask = read_mask(pair.mask)
+            found, pixels = np.unique(mask, return_counts=True)
+            entries = entries_of(found.tolist())
         except InputError as error:
-            return str(error)
-        found, found_counts = np.unique(mask, return_counts=True)
-        with lock:
-            values.extend(value for value in found.tolist()[:257] if value not in values)
-            if len(values) > 256:
-                return f"{pair.mask.name}: with it the masks have more than 256 different values; is it a mask?"
-            entries = np.array([values.index(value) for value in found.tolist()], dtype=np.uint8)
-        counts[i] = dict(zip(found.tolist(), found_counts.tolist(), strict=True))
+            return f"{pair.image.name}, {pair.mask.name}: {error}"
+        counts[i, entries] = pixels
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         masks[i] = entries[np.searchsorted(found, small)]
         return None
@@ -409,21 +463,14 @@ def _decode(
         if problems:
             raise InputError(_listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
         if building is not None:
-            images.flush()
-            masks.flush()
-            index = {"files": files, "values": values, "counts": [list(row.items()) for row in counts]}
-            (building / "index.json").write_text(json.dumps(index))
+            for array in (images, masks, counts):
+                array.flush()
+            (building / "index.json").write_text(json.dumps({"files": files, "values": values}))
     except BaseException:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
         raise
     return DecodedPairs(list(pairs), images, masks, values, counts)
-
-
-def _new_array(folder: Path | None, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if folder is None:
-        return np.empty(shape, dtype=np.uint8)
-    return np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def _read_index(folder: Path) -> dict:
@@ -432,12 +479,11 @@ def _read_index(folder: Path) -> dict:
 
 def _load_cache(folder: Path, pairs: Sequence[Pair]) -> DecodedPairs | None:
     try:
-        index = _read_index(folder)
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        masks = np.load(folder / "masks.npy", mmap_mode="r")
+        values = _read_index(folder)["values"]
+        images, masks, counts = (np.load(folder / name, mmap_mode="r") for name in _arrays(0, (0, 0)))
     except (OSError, ValueError):  # none there, or not a whole one
         return None
-    return DecodedPairs(list(pairs), images, masks, index["values"], [dict(counts) for counts in index["counts"]])
+    return DecodedPairs(list(pairs), images, masks, values, counts)
 
 
 # -- the dataset ---------------------------------------------------------------------------------------------------
@@ -480,6 +526,20 @@ class SegmentationDataset(Dataset):
         self.images, self.masks = decoded.images, decoded.masks
         self.indices, self.transform = indices, transform
         self.table = decoded.class_of_entry(mask_values)
+
+    def __getstate__(self) -> dict:
+        """For worker processes: what lies in a file is mapped again there, and not copied."""
+        state = dict(self.__dict__)
+        for name in ("images", "masks"):
+            if isinstance(state[name], np.memmap):
+                state[name] = Path(state[name].filename)
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        for name in ("images", "masks"):
+            if isinstance(state[name], Path):
+                state[name] = np.load(state[name], mmap_mode="r")
+        self.__dict__.update(state)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from utils.errors import InputError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+READABLE_EXTENSIONS = (*IMAGE_EXTENSIONS, ".webp", ".gif", ".jfif", ".jp2", ".ppm", ".pgm", ".pbm", ".tga")
 
 # A colour (r, g, b) of an RGB mask is the value RGB_VALUE + 65536 r + 256 g + b, so that it is never taken for a grey.
 RGB_VALUE = 1 << 24
@@ -57,8 +58,12 @@ def list_images(
         raise InputError(f"{folder}: there is no such folder")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: a folder with images was expected")
-    found = []
+    found, visited = [], set()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        if os.path.realpath(root) in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
         found += [
             Path(root, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in endings
@@ -110,8 +115,9 @@ def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask.
 
     Returns:
-        (H, W) int32 values: the grey value of a grey mask (0 and 255 of a black-and-white one); the index of a palette
-        mask with colours; `RGB_VALUE` + 65536 r + 256 g + b for every pixel of an RGB mask with colours.
+        (H, W) int32 values: the grey value of a pixel (255 for white in a black-and-white mask, 65535 in a 16-bit
+        one); `RGB_VALUE` + 65536 r + 256 g + b for a pixel with a colour; the index for a mask with a palette, unless
+        all of the palette is grey.
 
     Raises:
         InputError: the file cannot be read as an image, or its values are not whole numbers.
@@ -120,10 +126,8 @@ def read_mask(path: Path | str) -> np.ndarray:
     if image.mode == "P":
         entries = np.asarray(image, dtype=np.int32)
         palette = np.array(image.getpalette("RGB"), dtype=np.int32).reshape(-1, 3)
-        used = np.unique(entries)
-        if used.max() < len(palette) and (palette[used] == palette[used][:, :1]).all():  # all of them are greys
-            return palette[:, 0][entries]
-        return entries
+        all_grey = (palette == palette[:, :1]).all() and entries.max() < len(palette)
+        return palette[:, 0][entries] if all_grey else entries
     with _decoding(path):
         if image.mode in ("1", "LA", "La"):
             image = image.convert("L")
@@ -132,8 +136,8 @@ def read_mask(path: Path | str) -> np.ndarray:
     values = np.asarray(image)
     if values.ndim == 3:
         red, green, blue = np.moveaxis(values.astype(np.int32), -1, 0)
-        is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
-        return red if is_grey else RGB_VALUE + (red << 16) + (green << 8) + blue
+        is_grey = (red == green) & (red == blue)
+        return np.where(is_grey, red, RGB_VALUE + (red << 16) + (green << 8) + blue)
     if image.mode == "F" and not (np.isin(values % 1, 0).all() and abs(values).max() < RGB_VALUE):
         raise InputError(f"{path} has values that are not whole numbers: is it a mask?")
     return values.astype(np.int32)
@@ -149,6 +153,7 @@ def mask_image(classes: np.ndarray, mask_values: Sequence[int]) -> Image.Image:
     values = np.asarray(mask_values, dtype=np.int32)
     if values.max() >= RGB_VALUE:
         colours = np.stack([values >> 16 & 255, values >> 8 & 255, values & 255], axis=-1)
+        colours[values < 256] = values[values < 256, None]  # greys among them
         return Image.fromarray(colours.astype(np.uint8)[classes])
     return Image.fromarray(values.astype(np.uint8 if values.max() < 256 else np.uint16)[classes])
 
@@ -211,7 +216,7 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     with whole_file(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
 
 
 def _read(path: Path | str) -> Image.Image:

@@ -21,6 +21,7 @@ from unet.mc_dropout import active_dropout_layers
 from utils.checkpoint import TrainedModel
 from utils.data_loading import preprocess
 from utils.errors import InputError
+from utils.memory import in_batches, to_input
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std")
 
@@ -95,18 +96,19 @@ class Sampler(ABC):
         Returns:
             (N, C, h, w) float32, C >= 2, on the model's device.
         """
-        device, logits = model.device, []
-        for start in range(0, len(inputs), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            x = inputs[part].to(device).to(memory_format=torch.channels_last).float().div_(255)
+        device = model.device
+
+        def compute(part: slice) -> Tensor:
+            x = to_input(inputs[part], device)
             with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 if masks is None:
                     out = model.network(x)
                 else:
                     with mc_dropout(model.network, [mask[part].to(device) for mask in masks]):
                         out = model.network(x)
-            logits.append(class_logits(out).float())
-        return torch.cat(logits)
+            return class_logits(out).float()
+
+        return in_batches(compute, len(inputs), self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def shrunk_on_black(image: Image.Image, size: tuple[int, int], shrink: float) ->
 
 def image_seed(seed: int, name: str) -> int:
     """The seed of an image's random numbers, from 0 to 2**63 - 1."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -291,7 +293,7 @@ def summarize(
         num_samples=n_samples,
         predictive_entropy=new() if "predictive_entropy" in statistics else None,
         expected_entropy=new() if "expected_entropy" in statistics else None,
-        std=new(n_classes) if "std" in statistics else None,
+        std=new(stacks.channels).expand(n_classes, -1, -1) if "std" in statistics else None,  # two classes share one
     )
     rows_at_once = max(1, _STRIP // (n_samples * stacks.channels * width))
     for top in range(0, height, rows_at_once):
@@ -304,7 +306,7 @@ def summarize(
         if maps.expected_entropy is not None:
             maps.expected_entropy[rows] = entropy(probs).mean(dim=0)
         if maps.std is not None:
-            maps.std[:, rows] = probs.std(dim=0, correction=0)  # both of two classes have the same
+            maps.std[: stacks.channels, rows] = probs.std(dim=0, correction=0)
     return maps
 
 
@@ -405,7 +407,8 @@ def predict(
         model: what `utils.checkpoint.load_model` returned.
         image: of any mode and size.
         sampler: `Softmax()`, `MCDropout()` or `TestTimeAugmentation()`; the first if None.
-        name: of the image; MC dropout derives its random numbers from it, as the scripts do from the file's name.
+        name: of the image; MC dropout derives its random numbers from it, as the scripts do
+            from a file's name, and from its path within the folder for sub-folders.
         statistics: which of `STATISTICS` are wanted beside the mean.
     """
     sampler = sampler or Softmax()

@@ -60,7 +60,8 @@ class WandbRun:
             self._give_up(error)
             return
         if self.mode == "offline":
-            logger.info("wandb runs offline; its files are in %s", self._run_folder())
+            folder = self._run_folder()
+            logger.info("wandb runs offline in %s; to send it: wandb login, then wandb sync %s", folder, folder)
         else:
             logger.info("wandb: %s", self.run.url)
 
@@ -88,17 +89,13 @@ class WandbRun:
             self._give_up(error)
 
     def finish(self) -> None:
-        """End the run, and say how an offline one is sent."""
+        """End the run."""
         if self.run is None:
             return
         try:
-            folder = self._run_folder()
             self.run.finish()
         except Exception as error:
             self._give_up(error)
-            return
-        if self.mode == "offline":
-            logger.info("To send the offline run to wandb: wandb login, then wandb sync %s", folder)
 
     def _run_folder(self) -> Path:
         return Path(self.run.dir).parent  # .../offline-run-DATE-ID/files

@@ -19,8 +19,11 @@ from utils.checkpoint import TrainedModel, read_checkpoint, save_checkpoint
 from utils.dice_score import dice_coefficient, segmentation_loss
 from utils.errors import InputError
 from utils.image_io import write_csv
+from utils.memory import in_batches, smaller, to_input
 
 logger = logging.getLogger(__name__)
+
+_FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")  # what save_epoch writes
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
@@ -51,7 +54,7 @@ class TrainingState:
     Attributes:
         network: the network that is trained.
         average: exponential moving average of its weights, which is evaluated and saved.
-        parts: how many parts a batch is cut into, so that each fits into the device's memory.
+        at_once: how many images fit into the device's memory; 0 as long as every batch did.
         epoch: number of epochs that are done.
         history: a row of scores for each of them.
     """
@@ -61,7 +64,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
-    parts: int = 1
+    at_once: int = 0
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -84,7 +87,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "parts": self.parts,
+            "at_once": self.at_once,
             "epoch": self.epoch,
             "history": self.history,
             "random": torch.get_rng_state(),
@@ -93,9 +96,11 @@ class TrainingState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state that `state_dict` returned."""
-        for name in ("network", "average", "optimizer", "scheduler", "scaler"):
+        for name in ("network", "average", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
-        self.parts, self.epoch, self.history = state["parts"], state["epoch"], list(state["history"])
+        if state["scaler"]:  # empty where the training needed none
+            self.scaler.load_state_dict(state["scaler"])
+        self.at_once, self.epoch, self.history = state["at_once"], state["epoch"], list(state["history"])
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -134,11 +139,6 @@ def _moving_average(steps: float) -> Callable:
     return update
 
 
-def to_input(images: Tensor, device: torch.device) -> Tensor:
-    """(N, 3, h, w) uint8 images as the network takes them: float in [0, 1], channels last, on its device."""
-    return images.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
-
-
 def train_one_epoch(
     state: TrainingState,
     batches: DataLoader,
@@ -169,16 +169,19 @@ def train_one_epoch(
         loss = _backward(state, images, masks, device, dtype)
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), max_grad_norm)
-        # With a scaler, a gradient that is not finite is an everyday event: the step is left out, the scale halved.
-        if not math.isfinite(loss) or not (state.scaler.is_enabled() or torch.isfinite(norm)):
+        # With a scaler, a gradient that is not finite is an everyday event: the step is left out, the scale halved,
+        # and only a scale that has been halved to nothing says that the loss itself has gone.
+        scale = state.scaler.get_scale()
+        if not math.isfinite(loss) or not (torch.isfinite(norm) or (state.scaler.is_enabled() and scale > 1e-3)):
             raise InputError(
                 f"The loss is no longer finite (epoch {state.epoch + 1}, step {step}: {loss}), so the training stops; "
                 "the checkpoints from before are sound. A lower --learning-rate is the usual cure"
             )
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.scheduler.step()
-        state.average.update_parameters(state.network)
+        if state.scaler.get_scale() >= scale:  # the step was taken
+            state.scheduler.step()
+            state.average.update_parameters(state.network)
         total += loss * len(images)
         images_seen += len(images)
         if on_step is not None:
@@ -189,12 +192,13 @@ def train_one_epoch(
 def _backward(
     state: TrainingState, images: Tensor, masks: Tensor, device: torch.device, dtype: torch.dtype | None
 ) -> float:
-    """Gradients of a batch's mean loss, in as many parts as the device's memory asks for; returns the loss."""
+    """Gradients of a batch's mean loss, in parts that fit into the device's memory; returns the loss."""
     while True:
         state.optimizer.zero_grad(set_to_none=True)
+        size = min(state.at_once or len(images), len(images))
         try:
             total = 0.0
-            for part_images, part_masks in zip(images.chunk(state.parts), masks.chunk(state.parts), strict=True):
+            for part_images, part_masks in zip(images.split(size), masks.split(size), strict=True):
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                     logits = class_logits(state.network(to_input(part_images, device)))
                 loss = segmentation_loss(logits, part_masks.to(device)) * (len(part_images) / len(images))
@@ -202,13 +206,8 @@ def _backward(
                 total += loss.item()
             return total
         except torch.OutOfMemoryError:
-            if state.parts >= len(images):
-                raise InputError(f"{device} has too little free memory for a single image of this size") from None
-        # Outside the handler, so that what the failed pass has allocated can go.
-        state.parts *= 2
-        logger.warning("%s is out of memory: each batch is now computed in %d parts", device, state.parts)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+            pass
+        state.at_once = smaller(size)  # outside the handler, so that what the failed attempt holds can go
 
 
 @torch.inference_mode()
@@ -225,9 +224,12 @@ def evaluate(
     sums = {"loss": 0.0, "dice": 0.0, "accuracy": 0.0, "accuracy_all_background": 0.0}
     n_images = 0
     for images, masks in batches:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = class_logits(network(to_input(images, device)))
-        masks = masks.to(device)
+
+        def compute(part: slice, images: Tensor = images) -> Tensor:
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                return class_logits(network(to_input(images[part], device)))
+
+        logits, masks = in_batches(compute, len(images), len(images)), masks.to(device)
         predicted = logits.argmax(dim=1)
         foreground = range(1, logits.shape[1])
         dice = torch.stack([dice_coefficient(predicted == k, masks == k) for k in foreground]).mean(dim=0)
@@ -248,6 +250,18 @@ def predict_examples(
     images, masks = zip(*(dataset[i] for i in range(min(count, len(dataset)))), strict=True)
     predicted = class_logits(network(to_input(torch.stack(images), device))).argmax(dim=1).byte().cpu()
     return [i.permute(1, 2, 0).numpy() for i in images], [m.numpy() for m in masks], list(predicted.numpy())
+
+
+def set_aside(folder: Path) -> None:
+    """Move what an earlier training has written to a sub-folder, so that a new one does not replace it."""
+    files = [path for name in _FILES for path in sorted(folder.glob(name))]
+    if files:
+        numbers = [int(path.name.removeprefix("earlier-")) for path in folder.glob("earlier-[0-9]*")]
+        target = folder / f"earlier-{max(numbers, default=0) + 1}"
+        target.mkdir()
+        for path in files:
+            path.rename(target / path.name)
+        logger.info("The files of an earlier training are now in %s", target)
 
 
 def save_epoch(folder: Path, model: TrainedModel, state: TrainingState, settings: dict[str, Any]) -> None:
