@@ -131,8 +131,8 @@ def main(args: argparse.Namespace) -> None:
         network = state.average.module
         scores = training.evaluate(network, validation_batches, device, dtype)
         state.add_epoch(loss, scores)
-        model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, epoch, scores)
-        training.save_epoch(args.checkpoint_dir, model, state, settings)
+        model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, epoch, scores, settings)
+        training.save_epoch(args.checkpoint_dir, model, state)
         logger.info(
             "Epoch %d/%d: loss %.4f; validation Dice %.4f (best %.4f), accuracy %.4f (of all background: %.4f)",
             epoch,

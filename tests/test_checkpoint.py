@@ -33,12 +33,12 @@ def original_file(path: Path, layout: str = "transposed", **changes) -> dict:
 def test_round_trip(tmp_path: Path, n_classes: int, placement: str):
     network = lively_network(n_classes=n_classes, dropout=0.3, dropout_placement=placement, bilinear=True)
     values = [0, 3, 8, 255][: max(2, n_classes)]
-    model = TrainedModel(network, (96, 64), values, epoch=7, validation={"dice": 0.75})
+    model = TrainedModel(network, (96, 64), values, epoch=7, validation={"dice": 0.75}, settings={"seed": 3})
     save_checkpoint(tmp_path / "new" / "m.pth", model)
     again = load_model(tmp_path / "new" / "m.pth")
     assert again.network.architecture == network.architecture
     assert (again.input_size, again.mask_values) == ((96, 64), values)
-    assert (again.epoch, again.validation) == (7, {"dice": 0.75})
+    assert (again.epoch, again.validation, again.settings) == (7, {"dice": 0.75}, {"seed": 3})
     assert not again.network.training
     x = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():

@@ -114,6 +114,7 @@ def test_training_from_folders_to_checkpoints(tmp_path: Path):
     assert {path.name for path in out.iterdir()} == names
     model = load_model(out / "checkpoint_epoch2.pth")
     assert (model.input_size, model.mask_values, model.epoch) == ((128, 128), [0, 255], 2)
+    assert (model.settings["epochs"], model.settings["seed"], model.settings["images"]) == (2, 0, 8)
     assert model.network.architecture == {
         "n_channels": 3,
         "n_classes": 2,

@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_and_reaches_no_checkpoint(tmp_path: Pat
         train_one_epoch(state, batches(), CPU)
     state.add_epoch(0.5, {"loss": float("nan"), "dice": 0.0})
     with pytest.raises(InputError, match="epoch 1 is nan"):
-        save_epoch(tmp_path, TrainedModel(state.network), state, {})
+        save_epoch(tmp_path, TrainedModel(state.network), state)
     assert not list(tmp_path.iterdir())
 
 
@@ -234,9 +234,8 @@ def run(folder: Path, epochs: int, stop_after: int | None = None, resume: bool =
         loss = train_one_epoch(state, loader, CPU)
         scores = evaluate(state.average.module, DataLoader(dataset, 4), CPU)
         state.add_epoch(loss, scores)
-        save_epoch(
-            out, TrainedModel(state.average.module, (32, 32), epoch=epoch, validation=scores), state, {"epochs": epochs}
-        )
+        model = TrainedModel(state.average.module, (32, 32), [0, 255], epoch, scores, {"epochs": epochs})
+        save_epoch(out, model, state)
     return state
 
 
@@ -271,6 +270,7 @@ def test_files_of_an_epoch(tmp_path: Path):
     best = max(state.history, key=lambda row: row["val_dice"])
     model = load_model(out / "best.pth")
     assert (model.epoch, model.validation["dice"]) == (best["epoch"], best["val_dice"])
+    assert model.settings == {"epochs": 2}
     with open(out / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["val_dice"]) for row in rows] == [row["val_dice"] for row in state.history]

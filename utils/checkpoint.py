@@ -9,6 +9,7 @@ run code:
     mask_values   the mask value of class 0, 1, ...
     epoch         number of epochs behind it
     validation    scores on the validation images, by name
+    settings      how it was trained, by name
     training      only in last.pth: all that resuming needs
 
 A checkpoint of the original project is one flat dict of weights and `mask_values`.
@@ -57,6 +58,7 @@ class TrainedModel:
         mask_values: the value that class 0, 1, ... has in masks, as `utils.image_io.read_mask` returns it.
         epoch: number of epochs that it was trained.
         validation: scores on the validation images, by name.
+        settings: how it was trained, by name.
     """
 
     network: BayesianUNet
@@ -64,6 +66,7 @@ class TrainedModel:
     mask_values: list[int] = field(default_factory=lambda: [0, 255])
     epoch: int = 0
     validation: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +92,7 @@ def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str
         "mask_values": list(model.mask_values),
         "epoch": model.epoch,
         "validation": dict(model.validation),
+        "settings": dict(model.settings),
     }
     if training is not None:
         content["training"] = dict(training)
@@ -200,7 +204,12 @@ def model_from_checkpoint(
         if min(width, height) < 16:
             raise ValueError(f"its input size is {width}x{height}, and 16x16 is the least")
         return TrainedModel(
-            network, (width, height), mask_values, int(content.get("epoch", 0)), dict(content.get("validation", {}))
+            network,
+            (width, height),
+            mask_values,
+            epoch=int(content.get("epoch", 0)),
+            validation=dict(content.get("validation", {})),
+            settings=dict(content.get("settings", {})),
         )
     except _UNREADABLE as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())

@@ -264,14 +264,13 @@ def set_aside(folder: Path) -> None:
         logger.info("The files of an earlier training are now in %s", target)
 
 
-def save_epoch(folder: Path, model: TrainedModel, state: TrainingState, settings: dict[str, Any]) -> None:
+def save_epoch(folder: Path, model: TrainedModel, state: TrainingState) -> None:
     """Write an epoch's `checkpoint_epoch{N}.pth`, `last.pth` and `metrics.csv`, and `best.pth` if it is the best.
 
     Args:
         folder: where they go.
-        model: with the averaged weights.
+        model: with the averaged weights, and the settings that a resumed training must agree with.
         state: of the training.
-        settings: what a resumed training must agree with.
 
     Raises:
         InputError: the validation loss is not finite; nothing is written.
@@ -286,7 +285,7 @@ def save_epoch(folder: Path, model: TrainedModel, state: TrainingState, settings
     if scores["val_dice"] > max((row["val_dice"] for row in state.history[:-1]), default=-1.0):
         save_checkpoint(folder / "best.pth", model)
     write_csv(folder / "metrics.csv", state.history)
-    save_checkpoint(folder / "last.pth", model, {"state": state.state_dict(), "settings": settings})
+    save_checkpoint(folder / "last.pth", model, state.state_dict())
 
 
 def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
@@ -295,8 +294,8 @@ def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
     Raises:
         InputError: the file is none that can be resumed from, or was written with other settings.
     """
-    content = read_checkpoint(path).get("training")
-    if content is None:
+    content = read_checkpoint(path)
+    if "training" not in content:
         raise InputError(f"{path} cannot be resumed from: last.pth can; --load starts anew with its weights")
     for name, value in settings.items():
         if content["settings"].get(name) != value:
@@ -304,5 +303,5 @@ def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
                 f"{path} was written with {name} = {content['settings'].get(name)}, and this run has {value}: "
                 "resuming needs the same settings and images"
             )
-    state.load_state_dict(content["state"])
+    state.load_state_dict(content["training"])
     logger.info("Going on after epoch %d of %s", state.epoch, path)
