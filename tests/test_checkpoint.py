@@ -5,14 +5,17 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.conftest import lively_network
+from tests.conftest import ROOT, lively_network, make_picture
 from unet import BayesianUNet
 from unet.unet_parts import ChannelDropout
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
 from utils.errors import InputError
+from utils.metrics import segmentation_scores
+from utils.probability import most_probable_class, predict
 
 LAYOUTS = Path(__file__).parent / "original_checkpoint_layout.json"
 
@@ -43,6 +46,20 @@ def test_round_trip(tmp_path: Path, n_classes: int, placement: str):
     x = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(again.network(x), network(x))
+
+
+def test_the_shipped_model_is_whole_and_knows_its_recipe():
+    model = load_model(ROOT / "pretrained_model.pth")
+    assert model.network.architecture == BayesianUNet().architecture
+    assert (model.input_size, model.mask_values) == ((128, 128), [0, 255])
+    assert {"epochs", "augmentation", "learning_rate", "batch_size", "seed", "validation"} <= set(model.settings)
+    assert model.epoch == model.settings["epochs"]
+    dices = []
+    for seed in range(4):  # blots that it has never seen, on skin that it knows
+        image, mask = make_picture(seed, (400, 300))
+        classes = most_probable_class(predict(model, image).probs)
+        dices.append(segmentation_scores(classes, np.asarray(mask) > 127)["dice"])
+    assert np.mean(dices) > 0.8
 
 
 def test_half_precision_files_load_in_single_precision(tmp_path: Path):

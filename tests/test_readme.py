@@ -26,7 +26,7 @@ def test_the_commands_are_found():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
-    """A folder as a user's clone is, with a few pictures in it, and a checkpoint."""
+    """A folder as a user's clone is, with a small model and a few pictures in it."""
     project = tmp_path_factory.mktemp("project")
     for path in (*ROOT.glob("*.py"), *ROOT.glob("unet/*.py"), *ROOT.glob("utils/*.py")):
         (project / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
@@ -37,8 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
         target = project / "data" / f"{folder.name}_test"
         shutil.move(folder, target)
         (target / f"SKIN_000{ending}").rename(target / f"ISIC_0000023{ending}")
-    (project / "checkpoints").mkdir()
-    shutil.copy(model_file, project / "checkpoints" / "best.pth")
+    shutil.copy(model_file, project / "pretrained_model.pth")
     return project
 
 
@@ -69,7 +68,6 @@ def test_trainings_in_their_order(project: Path):
     trainings = [c for c in COMMANDS if "train_bayesian.py" in c]
     assert len(trainings) >= 4
     trained = shutil.copytree(project, project.parent / "trained")
-    (trained / "checkpoints" / "best.pth").unlink()
     for command in trainings:
         run(command, trained)
         assert (trained / "checkpoints" / "best.pth").is_file()
