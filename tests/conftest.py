@@ -93,7 +93,9 @@ def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProc
 
 def start_script(*arguments: object) -> subprocess.Popen:
     """Start a script of the project; its standard error can be read line by line."""
-    return subprocess.Popen(_command(arguments), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT)
+    return subprocess.Popen(
+        _command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
+    )
 
 
 def _command(arguments: tuple[object, ...]) -> list[str]:

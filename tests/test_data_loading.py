@@ -81,6 +81,8 @@ def test_masks_of_images_in_sub_folders(tmp_path: Path):
     }
     with pytest.raises(InputError, match=r"b\.jpg: no mask\n  nowhere/c\.jpg: no mask"):
         find_masks([PurePath("b.jpg"), PurePath("nowhere/c.jpg")], tmp_path)
+    with pytest.raises(InputError, match="no such folder of masks"):
+        find_masks(names, tmp_path / "nowhere")
     touch(tmp_path, "x.png", "x_segmentation.png")
     pairs = find_masks([PurePath("x.jpg"), PurePath("x_segmentation.jpg")], tmp_path)
     assert [path.name for path in pairs.values()] == ["x.png", "x_segmentation.png"]

@@ -438,7 +438,6 @@ def test_large_images_need_little_memory(model_file: Path, tmp_path: Path):
         process.stderr.read()
         used = os.wait4(process.pid, 0)[2].ru_maxrss
     with start_script("predict_bayesian.py", "--help") as process:
-        process.stdout.close() if process.stdout else None
         process.stderr.read()
         at_start = os.wait4(process.pid, 0)[2].ru_maxrss
     assert len(list(tmp_path.glob("x_mc*.png"))) == 4

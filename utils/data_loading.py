@@ -117,6 +117,8 @@ def find_masks(names: Sequence[PurePath], masks_dir: Path | str) -> dict[PurePat
     Raises:
         InputError: an image has no mask, or several; all such images are named.
     """
+    if not Path(masks_dir).is_dir():
+        raise InputError(f"{masks_dir}: there is no such folder of masks")
     found, problems, folders = {}, [], {}
     stems_in: dict[PurePath, set[str]] = {}
     for name in names:
