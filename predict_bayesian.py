@@ -123,9 +123,13 @@ def save_maps(output: Path, model: TrainedModel, maps: ProbabilityMaps, classes:
         for name, grey in greys.items():
             writer.submit(save_png, beside(output, f"{name}.png"), grey)
     logger.info(
-        "%s: the mask, and beside it%s. White is probability 1, standard deviation 0.5, entropy and mutual "
-        "information ln %d = %.3f nats", output, ",".join(f" {name}" for name in sorted(greys)), n_classes, white,
-    )  # fmt: skip
+        "%s: the mask, and beside it %s. White is probability 1, standard deviation 0.5, entropy and mutual "
+        "information ln %d = %.3f nats",
+        output,
+        ", ".join(sorted(greys)),
+        n_classes,
+        white,
+    )
 
 
 def save_mean_std(output: Path, model: TrainedModel, maps: ProbabilityMaps) -> None:

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from utils.cli import progress
 from utils.errors import InputError
 from utils.image_io import READABLE_EXTENSIONS, RGB_VALUE, image_size, list_images, read_image, read_mask
 
@@ -175,8 +175,8 @@ def class_table(values: Sequence[int], mask_values: Sequence[int], name: str) ->
     """The class of each value that one mask holds.
 
     With two classes, a value that is neither's belongs to the nearer one (at half, to class 1), since edges may be
-    anti-aliased or compressed; but some value of the mask must then be one that has a class, and a mask
-    that holds more than background must reach class 1 with one of them.
+    anti-aliased or compressed; but it must lie between the two, and some value of such a mask must reach
+    class 1, or else a mask of 0 and 1 would be taken for an empty one of 0 and 255.
 
     Args:
         values: the distinct values of the mask.
@@ -454,14 +454,10 @@ def _decode(
 
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            bar = tqdm(
-                pool.map(decode, range(len(pairs))),
-                total=len(pairs),
-                desc="Decoding",
-                unit="pair",
-                disable=None if show_progress else True,
-            )
-            problems = [problem for problem in bar if problem]
+            decoding = pool.map(decode, range(len(pairs)))
+            if show_progress:
+                decoding = progress(decoding, total=len(pairs), desc="Decoding", unit="pair")
+            problems = [problem for problem in decoding if problem]
         if problems:
             raise InputError(_listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
         if building is not None:
