@@ -1,11 +1,12 @@
 """Write a mask for each image of a folder, and compare the masks with the truth where there is one."""
 
 import argparse
-from typing import Any
+
+import numpy as np
 
 from utils import batch, cli, figures
 from utils.image_io import mask_image, read_image, save_png
-from utils.probability import ProbabilityMaps, Softmax, most_probable_class
+from utils.probability import ProbabilityMaps, Softmax
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -16,26 +17,29 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
-    truth = batch.Truth(items, args.mask_dir) if args.mask_dir else None
     model, dtype = cli.load_model(args)
+    truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
 
-    def save(item: batch.Item, maps: ProbabilityMaps) -> dict[str, Any]:
-        classes = most_probable_class(maps.probs, args.mask_threshold)
+    def save(item: batch.Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
         if not args.no_save:
             save_png(item.output(args.output_dir), mask_image(classes, model.mask_values))
-        scores = truth.scores(item, classes, model.mask_values) if truth else {}
-        return {"image": item.name.as_posix(), **scores}
 
-    def show(item: batch.Item, maps: ProbabilityMaps) -> None:
-        classes = most_probable_class(maps.probs, args.mask_threshold)
-        figure = figures.draw_prediction(read_image(item.path), classes, maps, title=str(item.name))
-        figures.show_figure(figure, instead=item.output(args.output_dir, "_figure.png"))
+    def show(item: batch.Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
+        true_classes = truth.read(item, classes.shape) if truth else None
+        row = figures.row(read_image(item.path), classes, maps, true_classes, title=str(item.name))
+        figures.show_figure(figures.draw_predictions([row]), instead=item.output(args.output_dir, "_figure.png"))
 
-    sampler = Softmax(args.batch_size, dtype)
-    statistics = ["predictive_entropy"] if args.viz else []
-    report = batch.predict_folder(model, sampler, items, save, statistics, show if args.viz else None)
-    if truth:
-        truth.report(report.rows, None if args.no_save else args.output_dir)
+    report = batch.predict_folder(
+        model,
+        Softmax(args.batch_size, dtype),
+        items,
+        save,
+        threshold=args.mask_threshold,
+        truth=truth,
+        judge_probabilities=False,
+        show=show if args.viz else None,
+    )
+    report.write(None if args.no_save else args.output_dir, truth)
     return report.finish("" if args.no_save else f": {args.output_dir}")
 
 

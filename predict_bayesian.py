@@ -4,26 +4,19 @@ import argparse
 import logging
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from pathlib import Path, PurePath
+from typing import Any
 
-import numpy as np
+import torch
 
-from utils import cli, figures
-from utils.batch import BackgroundWriter, Report
-from utils.checkpoint import TrainedModel
+from utils import batch, cli, figures
 from utils.errors import InputError
-from utils.image_io import mask_image, npy_file, read_image, save_png
-from utils.probability import (
-    LogitSamples,
-    MCDropout,
-    ProbabilityMaps,
-    Softmax,
-    full_size_probs,
-    most_probable_class,
-    summarize,
-    to_grey,
-)
+from utils.image_io import BackgroundWriter, mask_image, read_image, save_png
+from utils.metrics import segmentation_scores
+from utils.probability import MCDropout, Softmax, calibrate, most_probable_class, summarize
+from utils.results import beside, pictures, read_summary, save_arrays, save_passes, write_summary
+from utils.uncertainty import image_scores
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +32,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--save-prob", action="store_true", help="each pass, too: NAME_mc00_c0.png ..., and all in NAME_probs.npy"
     )
     parser.add_argument("--save-mean-std", action="store_true", help="NAME_mean.npy and NAME_std.npy over the passes")
+    parser.add_argument("--mask-dir", type=Path, metavar="DIR", help="folder of true masks, for the figure")
+    cli.exact_flags(parser)
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="one picture of all images, .png, a row each")
     return parser
 
 
@@ -49,31 +45,77 @@ def main(args: argparse.Namespace) -> int:
         sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     else:
         sampler = Softmax(args.batch_size, dtype)
+    if args.calibrated:
+        sampler = calibrate(sampler, model)
     sampler.check(model)
+    items = [batch.Item(path, PurePath(path.name)) for path in args.input]
+    truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
 
-    report = Report()
-    for path, output in zip(args.input, cli.progress(outputs, unit="image"), strict=True):
-        with report.failing_alone(str(path)):
-            image = read_image(path)
-            samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [path.name])[0]
+    report, rows, summaries = batch.Report(), [], defaultdict(list)
+    one_class = model.network.n_classes == 1
+    for item, output in zip(items, cli.progress(outputs, unit="image"), strict=True):
+        with report.failing_alone(str(item.path)):
+            image = read_image(item.path)
+            samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [item.path.name])[0]
             maps = summarize(samples, image.size)
             classes = most_probable_class(maps.probs, args.mask_threshold)
-            if args.viz:
-                figure = figures.draw_prediction(image, classes, maps, title=path.name)
-                figures.show_figure(figure, instead=beside(output, "_figure.png"))
+            on_device = torch.from_numpy(classes).to(maps.probs.device)
+            scores = image_scores(maps.probs, maps.predictive_entropy, on_device, maps.overlaps)
+            true_classes = truth.read(item, classes.shape) if truth else None
+            if truth:
+                scores |= segmentation_scores(classes, true_classes, len(model.mask_values))
+            rows.append(figures.row(image, classes, maps, true_classes, caption(item.path.name, scores)))
             if not args.no_save:
-                save_maps(output, model, maps, classes)
-                if args.save_mean_std:
-                    save_mean_std(output, model, maps)
+                made = pictures(maps)
+                with BackgroundWriter() as writer:
+                    writer.submit(save_png, output, mask_image(classes, model.mask_values))
+                    for ending, grey in made.items():
+                        writer.submit(save_png, beside(output, f"{ending}.png"), grey)
+                if args.save_mean_std or args.save_npy:
+                    save_arrays(output, maps, entropies=args.save_npy, one_class=one_class)
                 del maps  # each pass is as large
                 if args.save_prob:
-                    save_passes(output, model, samples, image.size)
-            report.rows.append({"image": str(path)})
-    return report.finish()
+                    save_passes(output, samples, image.size, one_class)
+                figures.save_figure(figures.draw_predictions(rows[-1:]), beside(output, "_figure.png"))
+                logger.info(
+                    "%s: the mask, and beside it %s and _figure.png", output, ", ".join(f"{e}.png" for e in made)
+                )
+                summaries[output.parent / "summary.csv"].append({"image": str(item.path), **scores})
+            if args.viz:
+                figures.show_figure(figures.draw_predictions(rows[-1:]), instead=beside(output, "_figure.png"))
+            report.rows.append({"image": str(item.path), **scores})
+    for path, of_folder in summaries.items():
+        write_summary(path, of_folder, keep_others=True)
+    if args.figure and rows:
+        figures.save_figure(figures.draw_predictions(rows), args.figure)
+    return report.finish(
+        ""
+        if args.no_save
+        else f"; in the grey maps white is probability 1, standard deviation 0.5, entropy and mutual information "
+        f"ln {len(model.mask_values)} = {math.log(len(model.mask_values)):.3f} nats"
+    )
+
+
+def caption(name: str, scores: dict[str, Any]) -> str:
+    """An image's name and scores for people."""
+    parts = [name]
+    if "dice" in scores:
+        parts.append(f"Dice {scores['dice']:.3f}, Jaccard {scores['jaccard']:.3f}")
+    parts.append(f"soft Dice confidence {scores['soft_dice_confidence']:.3f}")
+    if scores["pairwise_dice"] is not None:
+        parts.append(f"pairwise Dice {scores['pairwise_dice']:.3f}")
+        parts.append(f"area {scores['area_mean']:.0f} ± {scores['area_std']:.0f} pixels")
+    else:
+        parts.append(f"area {scores['area']} pixels")
+    parts.append(f"mean entropy {scores['mean_entropy']:.3f} nats")
+    return "   ·   ".join(parts)
 
 
 # What is written beside the mask NAME.png begins with NAME and goes on like this.
-_RESULTS = r"(_(prob|std)(_c\d+)?|_(entropy|mutual_information|figure)|_mc\d+_c\d+)\.png|_(mean|std|probs)\.npy"
+_RESULTS = (
+    r"(_(prob|std)(_c\d+)?|_((expected_)?entropy|mutual_information|figure)|_mc\d+_c\d+)\.png"
+    r"|_(mean|std|probs|(expected_)?entropy|mutual_information)\.npy"
+)
 
 
 def output_paths(inputs: list[Path], outputs: list[Path] | None) -> list[Path]:
@@ -87,6 +129,7 @@ def output_paths(inputs: list[Path], outputs: list[Path] | None) -> list[Path]:
             raise InputError(f"--output {path}: a mask is written as a PNG, so its name must end with .png")
         if path.is_dir():
             raise InputError(f"--output {path} is a folder: a file was expected")
+        read_summary(path.parent / "summary.csv")  # see that it is one
         results = re.compile(re.escape(path.stem) + f"(?:{re.escape(path.suffix)}|{_RESULTS})")
         for other in (*inputs, *outputs[:i], *outputs[i + 1 :]):
             if other.resolve().parent == path.resolve().parent and results.fullmatch(other.name):
@@ -94,65 +137,6 @@ def output_paths(inputs: list[Path], outputs: list[Path] | None) -> list[Path]:
                     f"--output {path}: a result of it would replace {other}; choose another name or folder"
                 )
     return outputs
-
-
-def beside(path: Path, ending: str) -> Path:
-    """`DIR/NAME.png` with another ending behind NAME."""
-    return path.with_name(path.stem + ending)
-
-
-def saved_classes(model: TrainedModel) -> slice:
-    """The classes whose probabilities are saved: all, but of a one-class model the lesion alone."""
-    return slice(1, 2) if model.network.n_classes == 1 else slice(None)
-
-
-def save_maps(output: Path, model: TrainedModel, maps: ProbabilityMaps, classes: np.ndarray) -> None:
-    """Write the mask, and beside it the grey maps; those of the spread only if there are several samples."""
-    n_classes = len(model.mask_values)
-    white = math.log(n_classes)  # the highest entropy that there is
-    greys = {"_entropy": to_grey(maps.predictive_entropy, white)}
-    for k in range(1, n_classes):
-        of_class = f"_c{k}" if n_classes > 2 else ""
-        greys[f"_prob{of_class}"] = to_grey(maps.probs[k])
-        if maps.num_samples > 1:
-            greys[f"_std{of_class}"] = to_grey(maps.std[k], white=0.5)  # the highest that there is
-    if maps.num_samples > 1:
-        greys["_mutual_information"] = to_grey(maps.mutual_information, white)
-    with BackgroundWriter() as writer:
-        writer.submit(save_png, output, mask_image(classes, model.mask_values))
-        for name, grey in greys.items():
-            writer.submit(save_png, beside(output, f"{name}.png"), grey)
-    logger.info(
-        "%s: the mask, and beside it %s. White is probability 1, standard deviation 0.5, entropy and mutual "
-        "information ln %d = %.3f nats",
-        output,
-        ", ".join(sorted(greys)),
-        n_classes,
-        white,
-    )
-
-
-def save_mean_std(output: Path, model: TrainedModel, maps: ProbabilityMaps) -> None:
-    """Write mean and standard deviation over the passes: float32 (C, H, W), or (H, W) for a one-class model."""
-    for name, values in (("mean", maps.probs), ("std", maps.std)):
-        array = values[saved_classes(model)].cpu().numpy()
-        array = array[0] if model.network.n_classes == 1 else array
-        with npy_file(beside(output, f"_{name}.npy"), array.shape) as write:
-            write(array)
-
-
-def save_passes(output: Path, model: TrainedModel, samples: Sequence[LogitSamples], size: tuple[int, int]) -> None:
-    """Write the probabilities of every pass, one pass after the other: PNGs, and one float32 array of all.
-
-    The array is (T, C, H, W), or (T, H, W) for a one-class model.
-    """
-    n_samples, n_classes = sum(len(s.logits) for s in samples), model.network.n_classes
-    shape = (n_samples, *([n_classes] if n_classes > 1 else []), size[1], size[0])
-    with npy_file(beside(output, "_probs.npy"), shape) as write, BackgroundWriter() as writer:
-        for t, probs in enumerate(full_size_probs(samples, size)):
-            for c, values in enumerate(probs[saved_classes(model)]):
-                writer.submit(save_png, beside(output, f"_mc{t:02d}_c{c}.png"), to_grey(values))
-            write(probs[saved_classes(model)].cpu().numpy())
 
 
 if __name__ == "__main__":

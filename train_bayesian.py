@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from unet import BayesianUNet
-from utils import cli, tracking, training
+from utils import calibration, cli, tracking, training
 from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
 from utils.data_loading import DEFAULT_CACHE_DIR, SegmentationDataset, decode_pairs, pair_files, split_indices
 from utils.errors import InputError
@@ -145,7 +145,11 @@ def main(args: argparse.Namespace) -> None:
         )
         wandb_run.log(state.history[-1], *training.predict_examples(network, validation_set, device))
     wandb_run.finish()
-    logger.info("Best validation Dice %.4f: %s", state.best, args.checkpoint_dir / "best.pth")
+    best = args.checkpoint_dir / "best.pth"
+    temperatures = calibration.fit_temperatures(load_model(best, device), validation_set, args.batch_size, dtype)
+    calibration.save_temperatures(best, temperatures)
+    logger.info("Temperatures for --calibrated: %s", calibration.describe(temperatures))
+    logger.info("Best validation Dice %.4f: %s", state.best, best)
 
 
 if __name__ == "__main__":

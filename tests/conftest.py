@@ -91,6 +91,12 @@ def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProc
     return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd)
 
 
+def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run `python -m MODULE` in the project's folder, to its end."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=ROOT)
+
+
 def start_script(*arguments: object) -> subprocess.Popen:
     """Start a script of the project; its standard error can be read line by line."""
     return subprocess.Popen(

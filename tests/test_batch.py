@@ -1,19 +1,22 @@
 """A folder in, maps out."""
 
+import csv
 import errno
+import json
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from PIL import Image
 
 from tests.conftest import lively_network, make_folders, make_picture
-from utils.batch import BackgroundWriter, find_items, predict_folder, predict_probabilities
+from utils.batch import find_items, predict_folder, predict_probabilities
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
-from utils.image_io import IMAGE_EXTENSIONS, read_image
+from utils.image_io import IMAGE_EXTENSIONS, BackgroundWriter, read_image
 from utils.probability import MCDropout, ProbabilityMaps, Softmax, TestTimeAugmentation, predict, to_grey
 
 
@@ -52,7 +55,7 @@ def test_maps_of_a_folder_are_those_of_its_images(tmp_path: Path, model: Trained
     make_picture(9, (33, 71))[0].save(imgs / "other_size.png")
     out = tmp_path / "out"
     assert predict_probabilities(model, sampler, find_items(imgs, out, IMAGE_EXTENSIONS), out) == 0
-    assert len(list(out.iterdir())) == 5
+    assert len(list(out.iterdir())) == 6  # with summary.csv
     for path in imgs.iterdir():
         expected = to_grey(predict(model, read_image(path), sampler, path.name, statistics=()).probs[1])
         with Image.open(out / f"{path.stem}_OUT.png") as image:
@@ -80,7 +83,7 @@ def test_what_fails_fails_alone(tmp_path: Path, model: TrainedModel, caplog: pyt
     out = tmp_path / "out"
     items = find_items(imgs, out, IMAGE_EXTENSIONS)
     assert predict_probabilities(model, Softmax(batch_size=2), items, out) == 1
-    assert sorted(p.name for p in out.iterdir()) == [f"SKIN_00{i}_OUT.png" for i in (0, 2, 3, 4)]
+    assert sorted(p.name for p in out.iterdir()) == [*(f"SKIN_00{i}_OUT.png" for i in (0, 2, 3, 4)), "summary.csv"]
     assert "2 of 6 images failed" in caplog.text
     assert "SKIN_001.jpg: " in caplog.text
 
@@ -90,15 +93,14 @@ def test_results_that_cannot_be_written_fail_alone_but_a_full_disk_ends_it(tmp_p
     items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
 
     def saving(number: int):
-        def save(item, maps: ProbabilityMaps) -> dict:
+        def save(item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
             if item.name.stem == "SKIN_002":
                 raise OSError(number, "reason")
-            return {"image": item.name.stem}
 
         return save
 
     report = predict_folder(model, Softmax(), items, saving(errno.EACCES))
-    assert [row["image"] for row in report.rows] == [f"SKIN_00{i}" for i in range(8) if i != 2]
+    assert [row["image"] for row in report.rows] == [f"SKIN_00{i}.jpg" for i in range(8) if i != 2]
     assert report.failures == [("SKIN_002.jpg", "its result cannot be written (reason)")]
     with pytest.raises(OSError, match="reason"):
         predict_folder(model, Softmax(), items, saving(errno.ENOSPC))
@@ -108,7 +110,7 @@ def test_an_error_of_ours_is_not_hidden(tmp_path: Path, model: TrainedModel):
     imgs, _ = make_folders(tmp_path, 3, (20, 20))
     items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
     with pytest.raises(ZeroDivisionError):
-        predict_folder(model, Softmax(), items, lambda item, maps: 1 / 0)
+        predict_folder(model, Softmax(), items, lambda *_: 1 / 0)
 
 
 def test_showing_happens_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
@@ -116,12 +118,12 @@ def test_showing_happens_in_order_in_the_main_thread(tmp_path: Path, model: Trai
     items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
     shown = []
 
-    def show(item, maps: ProbabilityMaps) -> None:
+    def show(item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
         assert threading.current_thread() is threading.main_thread()
-        assert maps.predictive_entropy.shape == (20, 20)
+        assert maps.predictive_entropy.shape == classes.shape == (20, 20)
         shown.append(item)
 
-    predict_folder(model, Softmax(), items, lambda *_: {}, ["predictive_entropy"], show)
+    predict_folder(model, Softmax(), items, lambda *_: None, show=show)
     assert shown == items
 
 
@@ -149,3 +151,32 @@ def test_background_writer_raises_the_first_error():
     with pytest.raises(KeyError), BackgroundWriter() as writer:
         writer.submit(lambda: 1 / 0)
         raise KeyError
+
+
+def test_a_set_is_judged_as_its_pixels_are_in_one_go(tmp_path: Path, trained: TrainedModel):
+    imgs, masks = make_folders(tmp_path, 5, (60, 44))
+    (masks / "SKIN_003_Segmentation.png").write_bytes(b"")  # fails, and is not counted
+    items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
+    sampler = MCDropout(num_samples=4)
+    assert predict_probabilities(trained, sampler, items, tmp_path / "o", mask_dir=masks, save_npy=True) == 1
+    result = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert (result["images"], result["pixels"]) == (4, 4 * 60 * 44)
+    assert result["run"]["method"] == "MC dropout, 4 passes"
+    probs, truths = [], []
+    for i in (0, 1, 2, 4):
+        probs.append(np.load(tmp_path / "o" / f"SKIN_00{i}_OUT_mean.npy")[1].ravel())
+        truths.append(np.asarray(Image.open(masks / f"SKIN_00{i}_Segmentation.png")).ravel() > 0)
+    p, y = np.concatenate(probs).astype(float), np.concatenate(truths)
+    assert result["calibration"]["brier"]["value"] == pytest.approx(sklearn.metrics.brier_score_loss(y, p), abs=1e-6)
+    assert result["calibration"]["nll"]["value"] == pytest.approx(sklearn.metrics.log_loss(y, p), abs=1e-6)
+    uncertainty, wrong = np.minimum(p, 1 - p), (p > 0.5) != y
+    auroc = sklearn.metrics.roc_auc_score(wrong, uncertainty)
+    assert result["errors"]["error_auroc"]["value"] == pytest.approx(auroc, abs=1e-4)
+    with open(tmp_path / "o" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, p, y in zip(rows, probs, truths, strict=True):
+        assert float(row["brier"]) == pytest.approx(sklearn.metrics.brier_score_loss(y, p), abs=1e-6)
+    with open(tmp_path / "o" / "summary.csv", newline="") as file:
+        confidences = [float(row["soft_dice_confidence"]) for row in csv.DictReader(file)]
+    assert confidences == sorted(confidences)
+    assert len(confidences) == 4

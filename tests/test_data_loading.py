@@ -28,6 +28,7 @@ from utils.data_loading import (
     split_indices,
 )
 from utils.errors import InputError
+from utils.image_io import RGB_VALUE
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -145,6 +146,8 @@ def test_a_mask_of_other_values_is_not_taken_for_an_empty_one():
         class_table([0, 1], [0, 255], "x.png")
     with pytest.raises(InputError, match="255"):
         class_table([0, 255], [0, 1], "x.png")
+    with pytest.raises(InputError, match="which no class has"):  # between a grey and a colour there is no edge
+        class_table([0, RGB_VALUE + 5], [0, RGB_VALUE + 255], "x.png")
     assert class_table([0], [0, 255], "x.png") == {0: 0}
     assert class_table([255], [0, 255], "x.png") == {255: 1}
 

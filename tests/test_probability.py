@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from utils.probability import (
     Softmax,
     TestTimeAugmentation,
     bilinear_matrix,
-    entropy,
+    calibrate,
     full_size_probs,
     image_seed,
     most_probable_class,
@@ -34,6 +35,7 @@ from utils.probability import (
     turn,
     turn_back,
 )
+from utils.uncertainty import entropy
 
 
 def random_samples(seed: int = 0, t: int = 5, c: int = 2, h: int = 6, w: int = 7) -> list[LogitSamples]:
@@ -314,3 +316,32 @@ def test_image_seeds_differ_and_stay():
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert image_seed(0, os.fsdecode(b"l\xe9sion.jpg")) >= 0  # a name that is not UTF-8
     assert image_seed(0, "a.jpg") == 3631673385855393483  # of every version: a study can be repeated
+
+
+@pytest.mark.parametrize("c", [2, 3])
+def test_overlaps_count_the_pixels_of_every_two_samples(c: int):
+    samples = random_samples(t=4, c=c)
+    maps = summarize(samples, (31, 17))
+    predicted = [most_probable_class(probs) for probs in full_size_probs(samples, (31, 17))]
+    for k in range(1, c):
+        for i, a in enumerate(predicted):
+            for j, b in enumerate(predicted):
+                assert maps.overlaps[k - 1, i, j] == ((a == k) & (b == k)).sum()
+
+
+def test_the_temperature_divides_the_logits():
+    model = TrainedModel(lively_network(), (32, 32))
+    image = make_picture(0)[0]
+    for sampler in (Softmax(), MCDropout(num_samples=3), TestTimeAugmentation()):
+        inputs = [sampler.inputs(image, model.input_size)]
+        plain, warm = (s.sample(model, inputs, ["x"])[0] for s in (sampler, replace(sampler, temperature=2.0)))
+        for one, other in zip(plain, warm, strict=True):
+            torch.testing.assert_close(other.logits, one.logits / 2)
+
+
+def test_a_model_without_temperature_cannot_be_calibrated():
+    model = TrainedModel(lively_network(), temperatures={"softmax": 1.5})
+    assert calibrate(Softmax(), model).temperature == 1.5
+    assert str(calibrate(Softmax(), model)) == "softmax, calibrated"
+    with pytest.raises(InputError, match=r"no temperature for MC dropout, 20 passes.*utils\.calibration"):
+        calibrate(MCDropout(), model)

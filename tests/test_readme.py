@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import ENVIRONMENT, ROOT, make_folders
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+STEPS = [block.splitlines() for kind, block in BLOCKS if kind == "bash"]  # a block's commands build on each other
+COMMANDS = [command for block in STEPS for command in block]
 
 
 def test_the_commands_are_found():
@@ -38,6 +40,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
         shutil.move(folder, target)
         (target / f"SKIN_000{ending}").rename(target / f"ISIC_0000023{ending}")
     shutil.copy(model_file, project / "pretrained_model.pth")
+    for i in (0, 2, 8):  # of the built-in samples those that the README names, made small
+        for folder, ending in (("imgs", ".jpg"), ("masks", "_Segmentation.png")):
+            (project / "data/samples" / folder).mkdir(parents=True, exist_ok=True)
+            name = f"data/samples/{folder}/SAMPLE_{i:02d}{ending}"
+            with Image.open(ROOT / name) as image:
+                image.resize((64, 48), Image.Resampling.NEAREST).save(project / name)
     return project
 
 
@@ -56,12 +64,44 @@ def run(command: str, project: Path) -> None:
     assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "predict" in c])
+@pytest.mark.parametrize("command", [c for block in STEPS for c in block if "predict" in c and len(block) < 4])
 def test_predictions(command: str, project: Path):
     run(command, project)
-    match = re.search(r"(?:--output-dir|-o) (\S+)", command)
+    match = re.search(r"(?:--output-dir|-o|--figure) (\S+)", command)
     result = project / match[1]
     assert result.is_file() or (result / "ISIC_0000023_OUT.png").is_file()
+    assert result.suffix == ".png" or "image,soft_dice_confidence" in (result / "summary.csv").read_text()
+
+
+@pytest.mark.parametrize("commands", [block for block in STEPS if "utils.compare" in block[-1]])
+def test_comparisons(commands: list[str], project: Path):
+    for command in commands:
+        run(command, project)
+    folder = project / re.search(r"utils\.compare .*--output-dir (\S+)", commands[-1])[1]
+    assert {path.name for path in folder.iterdir()} == {
+        "comparison.md",
+        "comparison.json",
+        "reliability.png",
+        "risk_coverage.png",
+        "UQ_compare.png",
+    }
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "utils.passes" in c])
+def test_passes(command: str, project: Path):
+    run(command, project)
+    assert (project / re.search(r"--output-dir (\S+)", command)[1] / "passes.png").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "utils.calibration" in c])
+def test_calibration(command: str, project: Path):
+    run(command, project)
+    run("python predict_prob_direct.py --input-dir data/imgs_test --output-dir calibrated --calibrated", project)
+
+
+def test_no_command_is_forgotten():
+    tested = ("predict", "train_bayesian.py", "utils.compare", "utils.passes", "utils.calibration", "pytest")
+    assert [c for c in COMMANDS if not any(word in c for word in tested)] == []
 
 
 def test_trainings_in_their_order(project: Path):

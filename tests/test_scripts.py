@@ -274,7 +274,7 @@ def test_predict_threshold_no_save_and_viz(model_file: Path, images: tuple[Path,
     for threshold in (0.3, 0.5, 0.6):
         out = tmp_path / str(threshold)
         run_script("predict.py", "--input-dir", images[0], "--output-dir", out, "-m", model_file, "-t", threshold)
-        areas.append(sum((pixels(path) > 0).sum() for path in out.iterdir()))
+        areas.append(sum((pixels(path) > 0).sum() for path in out.glob("*.png")))
     assert areas[0] > areas[1] > areas[2] > 0
     result = run_script(
         "predict.py", "--input-dir", images[0], "--output-dir", tmp_path / "v", "-m", model_file, "--no-save", "--viz"
@@ -349,7 +349,7 @@ def test_one_broken_image_fails_alone(model_file: Path, images: tuple[Path, Path
     assert result.returncode == 1
     assert "1 of 4 images failed:\n  SKIN_001.jpg: " in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(list((tmp_path / "o").iterdir())) == 3
+    assert len(list((tmp_path / "o").glob("*_OUT.png"))) == 3
 
 
 def test_predict_bayesian_writes_mask_and_maps(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
@@ -357,10 +357,11 @@ def test_predict_bayesian_writes_mask_and_maps(model_file: Path, images: tuple[P
     arguments = ("-i", image, "-o", mask, "--mc", 4, "--save-prob", "--save-mean-std", "-m", model_file, "--viz")
     result = run_script("predict_bayesian.py", *arguments)
     assert result.returncode == 0, result.stderr
-    maps = ["prob", "entropy", "mutual_information", "std", "figure"]
+    maps = ["prob", "entropy", "expected_entropy", "mutual_information", "std", "figure"]
     passes = [f"mc{t:02d}_c{c}" for t in range(4) for c in range(2)]
     expected = {"x.y.png", *(f"x.y_{name}.png" for name in maps + passes)}
-    assert {p.name for p in mask.parent.iterdir()} == expected | {"x.y_probs.npy", "x.y_mean.npy", "x.y_std.npy"}
+    arrays = {"x.y_probs.npy", "x.y_mean.npy", "x.y_std.npy"}
+    assert {p.name for p in mask.parent.iterdir()} == expected | arrays | {"summary.csv"}
 
     probs = np.load(mask.with_name("x.y_probs.npy"))
     assert (probs.dtype, probs.shape) == (np.float32, (4, 2, 110, 150))
@@ -377,6 +378,7 @@ def test_predict_bayesian_writes_mask_and_maps(model_file: Path, images: tuple[P
     close("prob", mean[1])
     close("std", std[1] / 0.5)
     close("entropy", entropy / math.log(2))
+    close("expected_entropy", expected_entropy / math.log(2))
     close("mutual_information", (entropy - expected_entropy) / math.log(2))
     for t in range(4):
         for c in range(2):
@@ -403,7 +405,8 @@ def test_predict_bayesian_without_passes_and_without_names(model_file: Path, ima
     assert "1 of 3 images failed" in result.stderr
     assert "missing.jpg: there is no such file" in result.stderr
     names = {p.name for p in images[0].iterdir()} - {f"SKIN_00{i}.jpg" for i in range(4)}
-    assert names == {f"SKIN_00{i}_OUT{end}.png" for i in (0, 1) for end in ("", "_prob", "_entropy")}
+    results = {f"SKIN_00{i}_OUT{end}.png" for i in (0, 1) for end in ("", "_prob", "_entropy", "_figure")}
+    assert names == results | {"summary.csv"}
     with Image.open(inputs[0]) as image:
         expected = 255 * network_probability(load_model(model_file).network, image).numpy()
     assert abs(pixels(images[0] / "SKIN_000_OUT_prob.png") - expected).max() <= 1
@@ -450,4 +453,60 @@ def test_no_save_saves_nothing(model_file: Path, images: tuple[Path, Path], tmp_
         "predict_bayesian.py", "-i", image, "-o", tmp_path / "x.png", "--mc", 2, "-n", "--save-prob", "-m", model_file
     )
     assert result.returncode == 0
-    assert not list(tmp_path.glob("*.p*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+def test_predict_bayesian_with_a_truth_and_one_figure_of_all(
+    model_file: Path, images: tuple[Path, Path], tmp_path: Path
+):
+    inputs = [images[0] / f"SKIN_00{i}.jpg" for i in range(3)]
+    outputs = [tmp_path / "o" / f"{i}.png" for i in range(3)]
+    common = ("--mask-dir", images[1], "--mc", 3, "-m", model_file)
+    figure = ("--figure", tmp_path / "all.png")
+    result = run_script("predict_bayesian.py", "-i", *inputs, "-o", *outputs, "--save-npy", *common, *figure)
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "all.png") as all_of_them, Image.open(tmp_path / "o" / "0_figure.png") as one:
+        assert all_of_them.width == one.width
+        assert all_of_them.height > 2 * one.height
+    for i in range(3):
+        entropy, expected = (np.load(tmp_path / "o" / f"{i}_{e}entropy.npy") for e in ("", "expected_"))
+        information = np.load(tmp_path / "o" / f"{i}_mutual_information.npy")
+        assert entropy.shape == (110, 150)
+        np.testing.assert_allclose(information, np.maximum(entropy - expected, 0), atol=1e-6)
+    with open(tmp_path / "o" / "summary.csv", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {str(path) for path in inputs}
+    for path, output in zip(inputs, outputs, strict=True):
+        assert float(rows[str(path)]["area"]) == (pixels(output) > 0).sum()
+        assert float(rows[str(path)]["area_std"]) > 0
+    # A second run with another image keeps the rows of the first.
+    run_script("predict_bayesian.py", "-i", images[0] / "SKIN_003.jpg", "-o", tmp_path / "o" / "3.png", *common)
+    with open(tmp_path / "o" / "summary.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    (tmp_path / "o" / "summary.csv").write_text("patient,age\n")
+    result = run_script("predict_bayesian.py", "-i", inputs[0], "-o", outputs[0], *common)
+    assert_one_clear_line(result, "summary.csv is no summary of predictions")
+
+
+@pytest.mark.parametrize("script", PROB_SCRIPTS)
+def test_probability_scripts_save_all_maps(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
+    more = ["--mc", 3] if "bayes" in script else []
+    result = run_script(script, *common, "--save-entropy", "--save-npy", *more)
+    assert result.returncode == 0, result.stderr
+    names = {p.name.removeprefix("SKIN_000_OUT") for p in (tmp_path / "o").glob("SKIN_000*")}
+    spread = set() if "direct" in script else {"_std.png", "_expected_entropy.png", "_mutual_information.png"}
+    arrays = {f"_{name}.npy" for name in ("mean", "std", "entropy", "expected_entropy", "mutual_information")}
+    assert names == {".png", "_entropy.png"} | spread | arrays
+    probs = np.load(tmp_path / "o" / "SKIN_000_OUT_mean.npy").astype(float)
+    entropy = -(probs * np.log(np.maximum(probs, 1e-30))).sum(0)
+    np.testing.assert_allclose(np.load(tmp_path / "o" / "SKIN_000_OUT_entropy.npy"), entropy, atol=1e-5)
+    assert abs(pixels(tmp_path / "o" / "SKIN_000_OUT_entropy.png") - 255 / math.log(2) * entropy).max() <= 0.51
+    assert abs(pixels(tmp_path / "o" / "SKIN_000_OUT.png") - 255 * probs[1]).max() <= 0.51
+    if "direct" in script:
+        assert not np.load(tmp_path / "o" / "SKIN_000_OUT_std.npy").any()
+
+
+def test_a_training_ends_with_temperatures(tmp_path: Path):
+    out = train(tmp_path, "--epochs", 1, "--batch-size", 4, n=6)
+    assert set(load_model(out / "best.pth").temperatures) == {"softmax", "mc_dropout", "tta"}

@@ -9,6 +9,7 @@ run code:
     mask_values   the mask value of class 0, 1, ...
     epoch         number of epochs behind it
     validation    scores on the validation images, by name
+    temperatures  by which logits are divided to be calibrated, by method of prediction; empty before they are fitted
     settings      how it was trained, by name
     training      only in last.pth: all that resuming needs
 
@@ -58,6 +59,7 @@ class TrainedModel:
         mask_values: the value that class 0, 1, ... has in masks, as `utils.image_io.read_mask` returns it.
         epoch: number of epochs that it was trained.
         validation: scores on the validation images, by name.
+        temperatures: by which logits are divided to be calibrated, by `Sampler.method`.
         settings: how it was trained, by name.
     """
 
@@ -66,6 +68,7 @@ class TrainedModel:
     mask_values: list[int] = field(default_factory=lambda: [0, 255])
     epoch: int = 0
     validation: dict[str, float] = field(default_factory=dict)
+    temperatures: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,12 +95,22 @@ def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str
         "mask_values": list(model.mask_values),
         "epoch": model.epoch,
         "validation": dict(model.validation),
+        "temperatures": dict(model.temperatures),
         "settings": dict(model.settings),
     }
     if training is not None:
         content["training"] = dict(training)
+    write_checkpoint(path, content)
+
+
+def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Write the content of a checkpoint, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; one from before is as it was.
+    """
     buffer = io.BytesIO()  # torch.save reports a full disk as anything but an OSError
-    torch.save(content, buffer)
+    torch.save(dict(content), buffer)
     with whole_file(path) as file:
         file.write(buffer.getbuffer())
 
@@ -209,8 +222,16 @@ def model_from_checkpoint(
             mask_values,
             epoch=int(content.get("epoch", 0)),
             validation=dict(content.get("validation", {})),
+            temperatures=_temperatures(content.get("temperatures", {})),
             settings=dict(content.get("settings", {})),
         )
     except _UNREADABLE as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{name} is not the checkpoint of a U-Net of this project: {reason[:300]}") from error
+
+
+def _temperatures(content: Mapping[str, Any]) -> dict[str, float]:
+    temperatures = {str(method): float(value) for method, value in content.items()}
+    if not all(0 < value < float("inf") for value in temperatures.values()):
+        raise ValueError(f"its temperatures are {temperatures}")
+    return temperatures

@@ -111,7 +111,10 @@ def folder_parent() -> argparse.ArgumentParser:
     group.add_argument("--input-dir", type=Path, required=True, metavar="DIR", help="folder of images")
     group.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
     group.add_argument(
-        "--mask-dir", type=Path, metavar="DIR", help="folder of true masks; the scores go to metrics.csv of the results"
+        "--mask-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of true masks; the scores go to metrics.csv and metrics.json of the results",
     )
     group.add_argument(
         "--ext",
@@ -140,8 +143,8 @@ def image_parent() -> argparse.ArgumentParser:
     return parent
 
 
-def class_parent() -> argparse.ArgumentParser:
-    """--class-index."""
+def probability_parent() -> argparse.ArgumentParser:
+    """--class-index, --save-entropy, --save-npy, --calibrated."""
     parent = argparse.ArgumentParser(add_help=False)
     add_defaulted(
         parent,
@@ -151,7 +154,22 @@ def class_parent() -> argparse.ArgumentParser:
         metavar="K",
         help="class whose probability is saved",
     )
+    parent.add_argument(
+        "--save-entropy",
+        action="store_true",
+        help="the maps of uncertainty, too: entropy, and with several samples standard deviation, expected entropy and "
+        "mutual information",
+    )
+    exact_flags(parent)
     return parent
+
+
+def exact_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --save-npy, --calibrated."""
+    parser.add_argument("--save-npy", action="store_true", help="all maps, too, as exact float32 .npy files")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="divide the logits by the temperature that the model was given"
+    )
 
 
 def mask_parent() -> argparse.ArgumentParser:
@@ -230,6 +248,12 @@ def load_model(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | No
     dtype = amp_dtype(device, args.amp)
     logger.info("Model %s on %s in %s", args.model, device, describe_dtype(dtype))
     return model, dtype
+
+
+def probability_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `probability_parent` and what else `batch.predict_probabilities` wants to know."""
+    names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir")
+    return {name: getattr(args, name) for name in names} | {"model_name": str(args.model)}
 
 
 # -- running ---------------------------------------------------------------------------------------------------------

@@ -174,9 +174,9 @@ def describe_value(value: int) -> str:
 def class_table(values: Sequence[int], mask_values: Sequence[int], name: str) -> dict[int, int]:
     """The class of each value that one mask holds.
 
-    With two classes, a value that is neither's belongs to the nearer one (at half, to class 1), since edges may be
-    anti-aliased or compressed; but it must lie between the two, and some value of such a mask must reach
-    class 1, or else a mask of 0 and 1 would be taken for an empty one of 0 and 255.
+    With two classes, both grey, a value that is neither's belongs to the nearer one (at half, to class 1), since
+    edges may be anti-aliased or compressed; but it must lie between the two, and some value of such a mask must
+    reach class 1, or else a mask of 0 and 1 would be taken for an empty one of 0 and 255.
 
     Args:
         values: the distinct values of the mask.
@@ -188,7 +188,7 @@ def class_table(values: Sequence[int], mask_values: Sequence[int], name: str) ->
     """
     table = {value: k for k, value in enumerate(mask_values)}
     strange = [value for value in values if value not in table]
-    if strange and len(mask_values) == 2:
+    if strange and len(mask_values) == 2 and max(mask_values) < RGB_VALUE:
         half = sum(mask_values) / 2
         nearest = {value: int(value >= half) for value in values}
         inside = min(mask_values) <= min(strange) and max(strange) <= max(mask_values)

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
 import os
 import struct
 import uuid
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +39,7 @@ _UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_WRITERS = 2  # threads; Pillow encodes without Python's lock
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
 
 
@@ -209,6 +213,33 @@ def npy_file(path: Path | str, shape: tuple[int, ...]) -> Iterator[Callable[[np.
         yield write
 
 
+class BackgroundWriter:
+    """Runs functions in threads, few at a time, so that what they hold does not pile up in memory.
+
+    At the end of the `with` block all have run. The first error that one raised is raised there, or by `submit`.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._pending: deque[Future] = deque()
+
+    def submit(self, function: Callable, *args: Any) -> None:
+        """Run `function(*args)` soon; waits where too many are waiting already."""
+        while len(self._pending) > _WRITERS:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(function, *args))
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        try:
+            while self._pending and error_type is None:
+                self._pending.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+
 def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of the same columns as a CSV file with a header, whole or not at all."""
     text = io.StringIO()
@@ -217,6 +248,12 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(rows)
     with whole_file(path) as file:
         file.write(text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
+
+
+def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Write plain values as a JSON file, whole or not at all."""
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _read(path: Path | str) -> Image.Image:

@@ -1,11 +1,28 @@
-"""Segmentation metrics, over all pixels of an image at its own size."""
+"""Metrics against a truth: of segmentation, of calibration, and of how well uncertainty finds errors.
 
-from collections.abc import Sequence
+What a pixel says goes into `PixelCounts`, sums and histograms of a fixed size, so all metrics are over all pixels
+and a set of any number of images needs the memory of one. The metrics are functions of these counts, the same for an
+image, for a set and for a thousand resamples of it at once.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from utils.uncertainty import CONFIDENCE_SIGNS, readable
 
 # The scores of the ISIC 2016 challenge, which ranks by the mean Jaccard index (Gutman et al., arXiv:1605.01397).
 SCORES = ("dice", "jaccard", "sensitivity", "specificity", "accuracy")
+
+N_BINS = 15  # of a reliability diagram
+MIN_PROBABILITY = 1e-7  # a smaller one counts as this in the NLL
+
+# -- segmentation ----------------------------------------------------------------------------------------------------
 
 
 def segmentation_scores(predicted: np.ndarray, truth: np.ndarray, n_classes: int = 2) -> dict[str, float]:
@@ -47,10 +64,377 @@ def _ratio(part: int, whole: int) -> float:
     return float(part / whole) if whole else 1.0
 
 
-def summarize_scores(rows: Sequence[dict[str, float]], names: Sequence[str] = SCORES) -> str:
-    """A line for people: the mean of each score over the images, and its median."""
-    return "\n".join(
-        f"{name.capitalize():<12} mean {np.mean([row[name] for row in rows]):.4f}   "
-        f"median {np.median([row[name] for row in rows]):.4f}"
-        for name in names
+# -- what pixels say -------------------------------------------------------------------------------------------------
+
+
+_DOUBT_OCTAVES = 24  # of 1 - confidence, down from 1; a float32 has no smaller steps below 1
+_PER_OCTAVE = 2**11
+_ENTROPY_BINS, _LOGIT_LIMIT = 2**16, 20.0
+_MERGED = 64  # fine bins that are one in `PixelCounts.coarse`
+_AT_ONCE = 2**20  # pixels
+
+
+def doubt_bins(doubt: Tensor) -> Tensor:
+    """The fine bin of each 1 - confidence, int64: 2048 to the octave, so that a bin is 0.05 % wide or less.
+
+    A bin is the upper bits of a float32, whose order is that of the numbers.
+
+    Args:
+        doubt: float32 in [0, 1).
+    """
+    lowest = (127 - _DOUBT_OCTAVES) * _PER_OCTAVE  # 127 is the exponent of 1
+    return ((doubt.view(torch.int32) >> 12) - lowest).clamp_(0, _DOUBT_OCTAVES * _PER_OCTAVE - 1).long()
+
+
+def doubt_middles(n: int) -> np.ndarray:
+    """The middle of each bin of 1 - confidence, (n,) float64, where the fine bins have been merged to n."""
+    edges = np.linspace(0, _DOUBT_OCTAVES * _PER_OCTAVE, n + 1).astype(np.int64)
+    octave, part = np.divmod(edges, _PER_OCTAVE)
+    values = 2.0 ** (octave - _DOUBT_OCTAVES) * (1 + part / _PER_OCTAVE)
+    return (values[:-1] + values[1:]) / 2
+
+
+def entropy_bins(entropy: Tensor, n_classes: int) -> Tensor:
+    """The fine bin of each entropy, int64: equal bins of the logit of its part of ln C.
+
+    So the bins are narrow where most pixels are, near 0, and where most errors are, near ln C.
+    """
+    logit = (entropy.double() / math.log(n_classes)).logit(eps=1e-12)
+    place = (logit + _LOGIT_LIMIT) * (_ENTROPY_BINS / (2 * _LOGIT_LIMIT))
+    return place.clamp_(0, _ENTROPY_BINS - 1).long()
+
+
+@dataclass
+class PixelCounts:
+    """Sums over pixels. Any leading dimensions stand for several images or sets at once.
+
+    The confidence of a pixel is the probability of its most probable class; it is right if that is the true one.
+
+    Attributes:
+        top_label: (..., 3, N_BINS) float64, by equal bins of the confidence: pixels, their sum of confidences, and
+            how many are right.
+        foreground: (..., 3, N_BINS) float64, by equal bins of the probability of anything but background: pixels,
+            their sum of probabilities, and how many are not background.
+        squared_error: (...,) float64, half the sum over the classes of (p_k - [y = k])^2; of two classes (p - y)^2.
+        log_loss: (...,) float64, the sum of -ln p_y in nats, with p_y at least `MIN_PROBABILITY`.
+        by_doubt: (..., 2, n) int64, wrong and right pixels by 1 - confidence, in the bins of `doubt_bins`
+            or fewer.
+        by_entropy: (..., 2, n) int64, wrong and right pixels by predictive entropy, in the bins of
+            `entropy_bins` or fewer.
+    """
+
+    top_label: np.ndarray
+    foreground: np.ndarray
+    squared_error: np.ndarray
+    log_loss: np.ndarray
+    by_doubt: np.ndarray
+    by_entropy: np.ndarray
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(...,) how many there are."""
+        return self.top_label[..., 0, :].sum(axis=-1)
+
+    def __add__(self, other: "PixelCounts") -> "PixelCounts":
+        return PixelCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def coarse(self) -> "PixelCounts":
+        """The same with the fine bins merged, small enough to be kept for every image."""
+
+        def merge(counts: np.ndarray) -> np.ndarray:
+            return counts.reshape(*counts.shape[:-1], -1, _MERGED).sum(axis=-1).astype(np.int32)
+
+        rest = (self.top_label, self.foreground, self.squared_error, self.log_loss)
+        return PixelCounts(*rest, merge(self.by_doubt), merge(self.by_entropy))
+
+
+def pixel_counts(probs: Tensor, predictive_entropy: Tensor, truth: Tensor) -> PixelCounts:
+    """What the pixels of one image say.
+
+    Args:
+        probs: (C, H, W) float32.
+        predictive_entropy: (H, W) float32 in nats.
+        truth: (H, W) integer class indices, on the same device.
+    """
+    parts = zip(
+        probs.flatten(1).split(_AT_ONCE, dim=1),
+        predictive_entropy.flatten().split(_AT_ONCE),
+        truth.flatten().split(_AT_ONCE),
+        strict=True,
     )
+    return sum_counts([_count(p, entropy, y.long()) for p, entropy, y in parts])
+
+
+def _count(probs: Tensor, entropy: Tensor, truth: Tensor) -> PixelCounts:
+    """`pixel_counts` of (C, n), (n,) and (n,)."""
+    confidence, predicted = probs.max(dim=0)
+    right = (predicted == truth).long()
+    p_true = probs.gather(0, truth[None])[0]
+    squared_error = 0.5 * ((probs**2).sum(dim=0) - 2 * p_true + 1)
+
+    def fine(index: Tensor, n: int) -> np.ndarray:
+        return torch.bincount(index + n * right, minlength=2 * n).view(2, -1).cpu().numpy()
+
+    return PixelCounts(
+        top_label=_by_bin(confidence, right),
+        foreground=_by_bin(probs[1:].sum(dim=0), (truth > 0).long()),
+        squared_error=squared_error.sum(dtype=torch.float64).cpu().numpy(),
+        log_loss=-p_true.clamp(min=MIN_PROBABILITY).log().sum(dtype=torch.float64).cpu().numpy(),
+        by_doubt=fine(doubt_bins(1 - confidence), _DOUBT_OCTAVES * _PER_OCTAVE),
+        by_entropy=fine(entropy_bins(entropy, len(probs)), _ENTROPY_BINS),
+    )
+
+
+def _by_bin(probability: Tensor, hit: Tensor) -> np.ndarray:
+    """(3, N_BINS) by the bins (0, 1/15], (1/15, 2/15], ...: pixels, sum of probabilities, hits."""
+    index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).long()
+    missed, hits = torch.bincount(index + N_BINS * hit, minlength=2 * N_BINS).view(2, -1)
+    total = torch.bincount(index, weights=probability.double(), minlength=N_BINS)
+    return torch.stack([missed + hits, total, hits]).cpu().numpy()
+
+
+def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray | None = None) -> PixelCounts:
+    """The counts of a set.
+
+    Args:
+        counts: of its images, n of them, or of other parts.
+        weights: (B, n), how often each image stands in each of B sets; each once in one if None.
+
+    Returns:
+        Counts with the leading dimension B, if weights are given.
+    """
+    weights = np.ones(len(counts)) if weights is None else weights.astype(np.float64)
+
+    def total(name: str) -> np.ndarray:
+        return np.tensordot(weights, np.stack([getattr(one, name) for one in counts]), axes=1)
+
+    return PixelCounts(*(total(f.name) for f in fields(PixelCounts)))
+
+
+# -- calibration, and pixels' uncertainty as a detector of errors ------------------------------------------------------
+
+
+def expected_calibration_error(by_bin: np.ndarray) -> np.ndarray:
+    """ECE (Naeini et al., AAAI 2015): sum over the bins of n_b / N |hits_b / n_b - mean probability_b|.
+
+    Args:
+        by_bin: (..., 3, N_BINS), `PixelCounts.top_label` or `.foreground`.
+
+    Returns:
+        (...,) from 0 to 1.
+    """
+    n, total, hits = np.moveaxis(by_bin, -2, 0)
+    return np.abs(hits - total).sum(axis=-1) / n.sum(axis=-1)
+
+
+def adaptive_calibration_error(by_doubt: np.ndarray) -> np.ndarray:
+    """The top-label ECE with bins of equal mass (Nixon et al., CVPR workshops 2019).
+
+    Args:
+        by_doubt: (..., 2, n), `PixelCounts.by_doubt`.
+
+    Returns:
+        (...,) from 0 to 1.
+    """
+    wrong, right = np.moveaxis(by_doubt.astype(np.float64), -2, 0)
+    n = wrong + right
+    excess = n * (1 - doubt_middles(n.shape[-1])) - right  # of confidence over accuracy, in pixels
+    result = np.empty(n.shape[:-1])
+    for i in np.ndindex(result.shape):
+        mass = np.concatenate([[0], n[i].cumsum()])
+        at = np.linspace(0, mass[-1], N_BINS + 1)
+        result[i] = np.abs(np.diff(np.interp(at, mass, np.concatenate([[0], excess[i].cumsum()])))).sum() / mass[-1]
+    return result
+
+
+def error_auroc(by_entropy: np.ndarray) -> np.ndarray:
+    """The probability that a wrong pixel has a higher entropy than a right one (area under the ROC curve).
+
+    Args:
+        by_entropy: (..., 2, n), `PixelCounts.by_entropy`.
+
+    Returns:
+        (...,) from 0 to 1; NaN if all pixels are right, or all wrong.
+    """
+    wrong, right = np.moveaxis(by_entropy.astype(np.float64), -2, 0)
+    below = right.cumsum(axis=-1) - right / 2  # right pixels of lower entropy; of those in the same bin half
+    return _divide((wrong * below).sum(axis=-1), wrong.sum(axis=-1) * right.sum(axis=-1))
+
+
+def error_aupr(by_entropy: np.ndarray) -> np.ndarray:
+    """The average precision with which the entropy finds wrong pixels (area under the precision-recall curve).
+
+    Args:
+        by_entropy: (..., 2, n), `PixelCounts.by_entropy`.
+
+    Returns:
+        (...,) from 0 to 1; NaN if all pixels are right.
+    """
+    wrong, right = np.moveaxis(by_entropy[..., ::-1].astype(np.float64), -2, 0)  # the most uncertain first
+    # In the middle of the wrong pixels of a bin, taken to be in random order among the right ones.
+    found = wrong.cumsum(axis=-1) - (wrong - 1) / 2
+    passed = right.cumsum(axis=-1) - right / 2
+    precision = found / np.maximum(found + passed, 1)
+    return _divide((wrong * precision).sum(axis=-1), wrong.sum(axis=-1))
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+
+
+# By the name that they have in metrics.json and metrics.csv.
+PIXEL_METRICS: dict[str, Callable[[PixelCounts], np.ndarray]] = {
+    "ece_top_label": lambda counts: expected_calibration_error(counts.top_label),
+    "ece_foreground": lambda counts: expected_calibration_error(counts.foreground),
+    "adaptive_ece": lambda counts: adaptive_calibration_error(counts.by_doubt),
+    "brier": lambda counts: counts.squared_error / counts.pixels,
+    "nll": lambda counts: counts.log_loss / counts.pixels,
+    "error_auroc": lambda counts: error_auroc(counts.by_entropy),
+    "error_aupr": lambda counts: error_aupr(counts.by_entropy),
+}
+
+
+# -- images' confidence as a guide to what to review -------------------------------------------------------------------
+
+
+def risks_by_confidence(confidence: np.ndarray, risks: np.ndarray) -> np.ndarray:
+    """Risks with the most confident first; images of equal confidence share their mean risk.
+
+    Args:
+        confidence, risks: (n,).
+    """
+    values, group = np.unique(-np.asarray(confidence, dtype=np.float64), return_inverse=True)
+    size = np.bincount(group, minlength=len(values))
+    mean = np.bincount(group, weights=risks, minlength=len(values)) / size
+    return np.repeat(mean, size)
+
+
+def aurc(risks: np.ndarray) -> float:
+    """Area under the risk-coverage curve (Geifman and El-Yaniv, NeurIPS 2017), of risks with the most confident first.
+
+    The mean, over k = 1 ... n, of the mean risk of the k most confident.
+    """
+    n = len(risks)
+    return float(np.mean(np.cumsum(risks) / np.arange(1, n + 1)))
+
+
+def excess_aurc(risks: np.ndarray) -> float:
+    """E-AURC: the AURC less that of the best possible order (Geifman, Uziel and El-Yaniv, ICLR 2019)."""
+    return aurc(risks) - aurc(np.sort(risks))
+
+
+def augrc(risks: np.ndarray) -> float:
+    """Area under the generalised risk-coverage curve (Traub et al., NeurIPS 2024): the mean of cumsum(risks) / n."""
+    return float(np.mean(np.cumsum(risks)) / len(risks))
+
+
+SELECTIVE_METRICS: dict[str, Callable[[np.ndarray], float]] = {"aurc": aurc, "e_aurc": excess_aurc, "augrc": augrc}
+
+
+# -- a set of images -------------------------------------------------------------------------------------------------
+
+
+def evaluate_set(
+    rows: Sequence[Mapping[str, Any]],
+    counts: Sequence[PixelCounts] = (),
+    total: PixelCounts | None = None,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """All metrics of a set of images, with 95 % bootstrap intervals over the images (Efron 1979).
+
+    Args:
+        rows: for each image its segmentation scores, its `PIXEL_METRICS`, and its scores without a truth.
+        counts: for each image `PixelCounts.coarse()`, for the intervals.
+        total: of the whole set; None where the probabilities are not to be judged.
+        resamples: number of sets drawn with replacement, from the same random numbers each time.
+
+    Returns:
+        What metrics.json holds: `segmentation`, `calibration`, `errors`, `selective`, `reliability` and
+        `risk_coverage`. A metric is a dict of its `value`, `low` and `high` and, where it is a mean over the images,
+        their `median`.
+    """
+    n = len(rows)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
+
+    def interval(value: float, drawn: np.ndarray) -> dict[str, float | None]:
+        drawn = drawn[np.isfinite(drawn)]
+        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+        return {"value": _plain(value), "low": _plain(low), "high": _plain(high)}
+
+    def over_images(name: str) -> dict[str, float | None]:
+        values = np.array([row[name] for row in rows], dtype=np.float64)
+        known = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            drawn = weights[:, known] @ values[known] / weights[:, known].sum(axis=1)
+        mean, median = (f(values[known]) if known.any() else np.nan for f in (np.mean, np.median))
+        return interval(mean, drawn) | {"median": _plain(median)}
+
+    result: dict[str, Any] = {"images": n}
+    by_class = [name for name in rows[0] if name.rpartition("_c")[0] in SCORES]
+    result["segmentation"] = {name: over_images(name) for name in (*SCORES, *by_class)}
+    if total is not None:
+        result["pixels"] = int(total.pixels)
+        drawn = sum_counts(counts, weights)
+        pooled = {name: interval(float(f(total)), f(drawn)) for name, f in PIXEL_METRICS.items()}
+        per_image = {f"{name}_per_image": over_images(name) for name in ("ece_top_label", "ece_foreground")}
+        result["calibration"] = {k: v for k, v in pooled.items() if not k.startswith("error")} | per_image
+        result["errors"] = {k: v for k, v in pooled.items() if k.startswith("error")}
+        result["reliability"] = {
+            name: dict(zip(("pixels", "probability", "hits"), getattr(total, name).tolist(), strict=True))
+            for name in ("top_label", "foreground")
+        }
+    risks = 1 - np.array([row["dice"] for row in rows])
+    result["selective"], result["risk_coverage"] = {}, {}
+    for name, sign in CONFIDENCE_SIGNS.items():
+        if any(row.get(name) is None for row in rows):
+            continue
+        confidence = sign * np.array([row[name] for row in rows], dtype=np.float64)
+        ordered = risks_by_confidence(confidence, risks)
+        sets = [np.repeat(np.arange(n), times) for times in weights]
+        drawn = [risks_by_confidence(confidence[one], risks[one]) for one in sets]
+        result["selective"][name] = {
+            metric: interval(f(ordered), np.array([f(one) for one in drawn])) for metric, f in SELECTIVE_METRICS.items()
+        }
+        result["risk_coverage"][name] = {
+            "coverage": (np.arange(1, n + 1) / n).tolist(),
+            "risk": (np.cumsum(ordered) / np.arange(1, n + 1)).tolist(),
+        }
+    result["selective"]["best_order"] = {"aurc": aurc(np.sort(risks)), "augrc": augrc(np.sort(risks))}
+    result["selective"]["random_order"] = {"aurc": float(risks.mean()), "augrc": augrc(np.full(n, risks.mean()))}
+    return result
+
+
+def _plain(value: float) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The metrics of a set for people, a line each."""
+    lines = [
+        f"{name.capitalize():<12} mean {one['value']:.4f}   median {one['median']:.4f}   "
+        f"95 % interval of the mean {one['low']:.4f} to {one['high']:.4f}"
+        for name, one in result["segmentation"].items()
+        if name in SCORES
+    ]
+    titles = {
+        "ece_top_label": "ECE, top-label, pooled",
+        "ece_foreground": "ECE, foreground, pooled",
+        "ece_top_label_per_image": "ECE, top-label, per image",
+        "ece_foreground_per_image": "ECE, foreground, per image",
+        "adaptive_ece": "Adaptive ECE",
+        "brier": "Brier score",
+        "nll": "NLL (nats)",
+        "error_auroc": "Pixel error AUROC of entropy",
+        "error_aupr": "Pixel error AUPR of entropy",
+    }
+    pooled = result.get("calibration", {}) | result.get("errors", {})
+    named = [(title, pooled[name]) for name, title in titles.items() if name in pooled]
+    if pooled:
+        selective = {k: v for k, v in result["selective"].items() if k in CONFIDENCE_SIGNS}
+        named += [(f"AURC of {readable(name)}", metrics["aurc"]) for name, metrics in selective.items()]
+    for title, one in named:
+        known = None not in (one["value"], one["low"], one["high"])
+        text = f"{one['value']:.4f}   95 % interval {one['low']:.4f} to {one['high']:.4f}" if known else "undefined"
+        lines.append(f"{title:<36} {text}")
+    return "\n".join(lines)

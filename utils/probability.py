@@ -8,8 +8,8 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from utils.checkpoint import TrainedModel
 from utils.data_loading import preprocess
 from utils.errors import InputError
 from utils.memory import in_batches, to_input
+from utils.uncertainty import entropy
 
-STATISTICS = ("predictive_entropy", "expected_entropy", "std")
+STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
 
 _STRIP = 2**21  # probabilities computed at once on the way to full size: 8 MB, so that a CPU's cache holds them
 
@@ -50,15 +51,23 @@ class Sampler(ABC):
     Attributes:
         batch_size: number of network inputs computed at once.
         dtype: of mixed precision; None for single precision.
+        temperature: by which the logits are divided; `utils.calibration` finds one (Guo et al., ICML 2017).
     """
+
+    method: ClassVar[str]  # its name in a checkpoint's `temperatures`
 
     batch_size: int = 8
     dtype: torch.dtype | None = None
+    temperature: float = 1.0
 
     @property
     def inputs_per_image(self) -> int:
         """How many network inputs one image is."""
         return 1
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Its name for people, with what matters of its settings."""
 
     def check(self, model: TrainedModel) -> None:  # noqa: B027 - most methods can be used with every model
         """See that the method can be used with a model.
@@ -106,14 +115,22 @@ class Sampler(ABC):
                 else:
                     with mc_dropout(model.network, [mask[part].to(device) for mask in masks]):
                         out = model.network(x)
-            return class_logits(out).float()
+            return class_logits(out).float() / self.temperature
 
         return in_batches(compute, len(inputs), self.batch_size)
+
+    def _calibration(self) -> str:
+        return "" if self.temperature == 1 else ", calibrated"
 
 
 @dataclass(frozen=True)
 class Softmax(Sampler):
     """One deterministic pass: the uncalibrated softmax (sigmoid for a one-class model)."""
+
+    method = "softmax"
+
+    def __str__(self) -> str:
+        return "softmax" + self._calibration()
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
         return [[LogitSamples(logits[None])] for logits in self.logits(model, torch.cat(list(inputs)))]
@@ -129,8 +146,13 @@ class MCDropout(Sampler):
             the images nor on the batch size.
     """
 
+    method = "mc_dropout"
+
     num_samples: int = 20
     seed: int = 0
+
+    def __str__(self) -> str:
+        return f"MC dropout, {self.num_samples} passes" + self._calibration()
 
     @property
     def inputs_per_image(self) -> int:
@@ -158,7 +180,12 @@ class TestTimeAugmentation(Sampler):
         shrink: size of the smaller copy, as a part of the image's, in (0, 1].
     """
 
+    method = "tta"
+
     shrink: float = 0.8
+
+    def __str__(self) -> str:
+        return "test-time augmentation" + self._calibration()
 
     @property
     def inputs_per_image(self) -> int:
@@ -180,6 +207,20 @@ class TestTimeAugmentation(Sampler):
 
 
 TestTimeAugmentation.__test__ = False  # its name makes pytest take it for a test
+
+
+def calibrate(sampler: Sampler, model: TrainedModel) -> Sampler:
+    """The same method with the temperature that was fitted for it.
+
+    Raises:
+        InputError: the model has none.
+    """
+    if sampler.method not in model.temperatures:
+        raise InputError(
+            f"this model has no temperature for {sampler}: train_bayesian.py fits one at the end of a training, "
+            "python -m utils.calibration for a model that is there already"
+        )
+    return replace(sampler, temperature=model.temperatures[sampler.method])
 
 
 def turn(x: Tensor, k: int) -> Tensor:
@@ -251,6 +292,8 @@ class ProbabilityMaps:
         expected_entropy: (H, W) float32 in nats, the mean of the samples' entropies; under MC dropout the aleatoric
             part.
         std: (C, H, W) float32, the standard deviation over the samples (divided by T, not by T - 1).
+        overlaps: (C - 1, T, T) float64, for each class but the background the pixels to which both of two samples give
+            it; on the diagonal its area in each sample.
 
     What was not asked for is None.
     """
@@ -260,6 +303,7 @@ class ProbabilityMaps:
     predictive_entropy: Tensor | None = None
     expected_entropy: Tensor | None = None
     std: Tensor | None = None
+    overlaps: Tensor | None = None
 
     @property
     def mutual_information(self) -> Tensor:
@@ -294,6 +338,11 @@ def summarize(
         predictive_entropy=new() if "predictive_entropy" in statistics else None,
         expected_entropy=new() if "expected_entropy" in statistics else None,
         std=new(stacks.channels).expand(n_classes, -1, -1) if "std" in statistics else None,  # two classes share one
+        overlaps=(
+            torch.zeros(n_classes - 1, n_samples, n_samples, dtype=torch.float64, device=stacks.device)
+            if "overlaps" in statistics
+            else None
+        ),
     )
     rows_at_once = max(1, _STRIP // (n_samples * stacks.channels * width))
     for top in range(0, height, rows_at_once):
@@ -307,6 +356,11 @@ def summarize(
             maps.expected_entropy[rows] = entropy(probs).mean(dim=0)
         if maps.std is not None:
             maps.std[: stacks.channels, rows] = probs.std(dim=0, correction=0)
+        if maps.overlaps is not None:
+            predicted = (probs > 0.5)[:, 0] if n_classes == 2 else probs.argmax(dim=1)  # (T, rows, W)
+            for k in range(1, n_classes):
+                mask = (predicted == k).flatten(1).float()  # (T, rows W)
+                maps.overlaps[k - 1] += mask @ mask.T  # whole numbers below 2^24, so exact
     return maps
 
 
@@ -319,20 +373,6 @@ def full_size_probs(samples: Sequence[LogitSamples], size: tuple[int, int]) -> I
             stacks = _Stacks([LogitSamples(one[None], zoom)], width, height)
             probs = stacks.probs(slice(0, height))[0]  # (1 or C, H, W)
             yield torch.cat([1 - probs, probs]) if stacks.n_classes == 2 else probs
-
-
-def entropy(probs: Tensor) -> Tensor:
-    """Entropy in nats (Shannon 1948) of probabilities.
-
-    Args:
-        probs: (..., C, H, W); with C = 1 the probability of one of two classes.
-
-    Returns:
-        (..., H, W), from 0 to ln C (ln 2 for C = 1).
-    """
-    if probs.shape[-3] == 1:
-        probs = torch.cat([1 - probs, probs], dim=-3)
-    return torch.special.entr(probs).sum(dim=-3).clamp_(max=math.log(probs.shape[-3]))
 
 
 def bilinear_matrix(n_in: int, n_out: int, zoom: float = 1.0) -> Tensor:

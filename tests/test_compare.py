@@ -1,0 +1,103 @@
+"""Methods side by side, and how many passes are enough: as a user runs them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import assert_one_clear_line, make_folders, run_module, run_script
+from utils.compare import pick, read_results, tabulate
+from utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
+    """Pictures, and what the three methods say of them."""
+    folder = tmp_path_factory.mktemp("compare")
+    imgs, masks = make_folders(folder, 6, (70, 50), seed=300)
+    common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file]
+    for method, more in (("direct", ["--save-entropy"]), ("bayesian", ["--mc", 5]), ("tta", [])):
+        result = run_script(f"predict_prob_{method}.py", *common, "--output-dir", folder / method, *more)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def compare(project: Path, out: Path, *more: object):
+    folders = ["--imgs-dir", project / "imgs", "--masks-dir", project / "masks", "--output-dir", out]
+    return run_module("utils.compare", *(project / m for m in ("direct", "bayesian", "tta")), *folders, *more)
+
+
+def test_one_table_and_three_pictures(project: Path, tmp_path: Path):
+    result = compare(project, tmp_path / "d", "--rows", 3)
+    assert result.returncode == 0, result.stderr
+    assert "| softmax | MC dropout, 5 passes | test-time augmentation |" in result.stdout
+    assert (tmp_path / "d" / "comparison.md").read_text() == result.stdout
+    content = json.loads((tmp_path / "d" / "comparison.json").read_text())
+    rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in result.stdout.splitlines()[2:]}
+    for i, method in enumerate(("direct", "bayesian", "tta")):
+        metrics = json.loads((project / method / "metrics.json").read_text())
+        assert list(content.values())[i] == metrics
+        assert rows["Dice, mean"][i].rstrip(" |") == f"{metrics['segmentation']['dice']['value']:.4f}"
+        assert rows["NLL (nats)"][i].rstrip(" |") == f"{metrics['calibration']['nll']['value']:.4f}"
+    assert rows["AURC, pairwise Dice"][0] == ""  # one sample has no pairs
+    sizes = {}
+    for name in ("reliability", "risk_coverage", "UQ_compare"):
+        with Image.open(tmp_path / "d" / f"{name}.png") as picture:
+            sizes[name] = picture.size
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+    assert compare(project, tmp_path / "e", "--images", "SKIN_004.jpg").returncode == 0
+    with Image.open(tmp_path / "e" / "UQ_compare.png") as picture:
+        assert picture.height < sizes["UQ_compare"][1] / 2
+
+
+def test_rows_from_the_least_to_the_most_certain(project: Path):
+    with open(project / "direct" / "summary.csv", newline="") as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    assert pick(project / "direct" / "summary.csv", 3) == [names[0], names[2], names[5]]
+    assert pick(project / "direct" / "summary.csv", 50) == names
+    with pytest.raises(InputError, match="is missing"):
+        pick(project / "summary.csv", 3)
+
+
+def test_folders_that_cannot_be_compared(project: Path, tmp_path: Path):
+    shutil.copytree(project / "direct", tmp_path / "other")
+    results = read_results([project / "direct", tmp_path / "other"])
+    assert list(results) == ["softmax (direct)", "softmax (other)"]
+    assert "softmax (other)" in tabulate(results)
+    content = json.loads((tmp_path / "other" / "metrics.json").read_text())
+    (tmp_path / "other" / "metrics.json").write_text(json.dumps(content | {"images": 5}))
+    with pytest.raises(InputError, match=r"of different images: .*direct of 6, .*other of 5"):
+        read_results([project / "direct", tmp_path / "other"])
+    (tmp_path / "other" / "metrics.json").write_text("[1]")
+    with pytest.raises(InputError, match="no file of metrics"):
+        read_results([tmp_path / "other"])
+    (tmp_path / "other" / "metrics.json").unlink()
+    with pytest.raises(InputError, match="--mask-dir makes"):
+        read_results([tmp_path / "other"])
+    result = compare(project, tmp_path / "d", "--images", "nothing.jpg")
+    assert_one_clear_line(result, "nothing.jpg: there is no such file")
+    assert not (tmp_path / "d").exists()
+
+
+def test_passes_end_where_the_batch_script_is(project: Path, tmp_path: Path, model_file: Path):
+    common = ["--input-dir", project / "imgs", "--mask-dir", project / "masks", "-m", model_file]
+    result = run_module("utils.passes", *common, "--output-dir", tmp_path, "--mc", 5)
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "passes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["T"] for row in rows] == ["1", "2", "3", "4", "5"]
+    metrics = json.loads((project / "bayesian" / "metrics.json").read_text())
+    assert float(rows[-1]["mean Dice"]) == pytest.approx(metrics["segmentation"]["dice"]["value"], abs=1e-4)
+    assert float(rows[-1]["NLL"]) == pytest.approx(metrics["calibration"]["nll"]["value"], abs=1e-5)
+    ece = metrics["calibration"]["ece_top_label"]["value"]
+    assert float(rows[-1]["ECE, top-label"]) == pytest.approx(ece, abs=1e-5)
+    aurc = metrics["selective"]["soft_dice_confidence"]["aurc"]["value"]
+    assert float(rows[-1]["AURC"]) == pytest.approx(aurc, abs=1e-4)
+    assert (tmp_path / "passes.png").is_file()
+    assert_one_clear_line(
+        run_module("utils.passes", *common[:2], "--output-dir", tmp_path, "-m", model_file), "--mask-dir is needed"
+    )

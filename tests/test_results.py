@@ -1,0 +1,84 @@
+"""What is written of a prediction."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import lively_network, make_picture
+from utils.checkpoint import TrainedModel
+from utils.errors import InputError
+from utils.probability import MCDropout, Softmax, predict
+from utils.results import SUMMARY, pictures, read_summary, save_arrays, write_summary
+
+
+def row(image: str, confidence: float) -> dict[str, object]:
+    return dict.fromkeys(SUMMARY) | {"image": image, "soft_dice_confidence": confidence, "other": 1}
+
+
+def test_pictures_have_their_scale():
+    model = TrainedModel(lively_network(n_classes=3), (32, 32), [0, 1, 2])
+    maps = predict(model, make_picture(0, (40, 30))[0], MCDropout(num_samples=3))
+    made = pictures(maps)
+    assert set(made) == {
+        *(f"_{name}_c{k}" for name in ("prob", "std") for k in (1, 2)),
+        "_entropy",
+        "_expected_entropy",
+        "_mutual_information",
+    }
+    assert np.array_equal(made["_prob_c2"], np.round(255 * maps.probs[2].numpy()))
+    assert np.array_equal(made["_std_c1"], np.round(510 * maps.std[1].numpy()))
+    assert abs(made["_entropy"] - 255 / math.log(3) * maps.predictive_entropy.numpy()).max() <= 0.51
+    assert set(pictures(maps, [0])) >= {"_prob", "_std"}
+
+
+def test_one_sample_has_no_picture_of_spread():
+    maps = predict(TrainedModel(lively_network(), (32, 32)), make_picture(0, (40, 30))[0], Softmax())
+    assert set(pictures(maps)) == {"_prob", "_entropy"}
+
+
+def test_arrays_are_exact(tmp_path: Path):
+    maps = predict(TrainedModel(lively_network(), (32, 32)), make_picture(0, (40, 30))[0], MCDropout(num_samples=3))
+    save_arrays(tmp_path / "x.png", maps)
+    expected = {
+        "mean": maps.probs,
+        "std": maps.std,
+        "entropy": maps.predictive_entropy,
+        "expected_entropy": maps.expected_entropy,
+        "mutual_information": maps.mutual_information,
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {f"x_{name}.npy" for name in expected}
+    for name, values in expected.items():
+        got = np.load(tmp_path / f"x_{name}.npy")
+        assert got.dtype == np.float32
+        assert np.array_equal(got, values.numpy())
+    save_arrays(tmp_path / "one.png", maps, entropies=False, one_class=True)
+    assert {path.name for path in tmp_path.glob("one*")} == {"one_mean.npy", "one_std.npy"}
+    assert np.load(tmp_path / "one_mean.npy").shape == (30, 40)
+
+
+def test_the_image_to_review_first_comes_first(tmp_path: Path):
+    path = tmp_path / "summary.csv"
+    write_summary(path, [row("a.jpg", 0.9), row("b.jpg", 0.5), row("c.jpg", 0.7)])
+    assert [r["image"] for r in read_summary(path)] == ["b.jpg", "c.jpg", "a.jpg"]
+    with open(path, newline="") as file:
+        assert tuple(next(csv.reader(file))) == SUMMARY
+    write_summary(path, [row("c.jpg", 0.1), row("d.jpg", 0.6)], keep_others=True)
+    assert [(r["image"], float(r["soft_dice_confidence"])) for r in read_summary(path)] == [
+        ("c.jpg", 0.1),
+        ("b.jpg", 0.5),
+        ("d.jpg", 0.6),
+        ("a.jpg", 0.9),
+    ]
+    write_summary(path, [row("e.jpg", 0.6)])
+    assert len(read_summary(path)) == 1
+
+
+def test_another_file_of_that_name_is_not_replaced(tmp_path: Path):
+    path = tmp_path / "summary.csv"
+    path.write_text("patient,age\n1,50\n")
+    with pytest.raises(InputError, match="is no summary of predictions"):
+        write_summary(path, [row("a.jpg", 0.9)], keep_others=True)
+    assert path.read_text() == "patient,age\n1,50\n"

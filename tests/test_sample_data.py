@@ -1,0 +1,56 @@
+"""The made pictures: always the same, and like what they stand for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, run_module
+from utils.checkpoint import load_model
+from utils.image_io import read_image, read_mask
+from utils.metrics import segmentation_scores
+from utils.probability import Softmax, most_probable_class, predict
+from utils.sample_data import make_sample
+
+SAMPLES = sorted((ROOT / "data" / "samples" / "imgs").iterdir())
+
+
+def mask_of(path: Path) -> np.ndarray:
+    return read_mask(path.parent.parent / "masks" / f"{path.stem}_Segmentation.png")
+
+
+@pytest.mark.parametrize("seed", range(20, 24))
+def test_pictures_are_of_their_seed(seed: int):
+    image, mask = make_sample(seed, (120, 90))
+    again, mask_again = make_sample(seed, (120, 90))
+    other, _ = make_sample(seed + 1, (120, 90))
+    assert np.array_equal(image, again)
+    assert np.array_equal(mask, mask_again)
+    assert not np.array_equal(image, other)
+    assert (image.mode, image.size, mask.mode, mask.size) == ("RGB", (120, 90), "L", (120, 90))
+    lesion = np.asarray(mask) == 255
+    assert set(np.unique(mask)) == {0, 255}
+    assert 0.03 < lesion.mean() < 0.6
+    pixels = np.asarray(image).astype(float)
+    assert pixels[lesion].mean() < pixels[~lesion].mean()  # a lesion is darker than skin
+
+
+def test_the_built_in_samples_are_what_the_command_makes(tmp_path: Path):
+    assert run_module("utils.sample_data", "--output-dir", tmp_path, "--count", 2).returncode == 0
+    assert len(SAMPLES) == 9
+    for path in SAMPLES[:2]:
+        made = np.asarray(read_image(tmp_path / "imgs" / path.name)).astype(int)
+        assert abs(made - np.asarray(read_image(path))).mean() < 1  # another version of a JPEG encoder may round
+        new_mask = read_mask(tmp_path / "masks" / f"{path.stem}_Segmentation.png")
+        assert (new_mask != mask_of(path)).mean() < 1e-3
+
+
+def test_the_shipped_model_segments_most_of_them():
+    model = load_model(ROOT / "pretrained_model.pth")
+    dices = []
+    for path in SAMPLES:
+        with Image.open(path) as image:
+            classes = most_probable_class(predict(model, image, Softmax()).probs)
+        dices.append(segmentation_scores(classes, mask_of(path) // 255)["dice"])
+    assert np.median(dices) > 0.9

@@ -1,0 +1,129 @@
+"""What is written of a prediction: grey pictures, exact arrays, and the summary that says what to review first."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.image_io import BackgroundWriter, npy_file, save_png, write_csv
+from utils.probability import LogitSamples, ProbabilityMaps, full_size_probs, to_grey
+
+SUMMARY = (
+    "image",
+    "soft_dice_confidence",
+    "pairwise_dice",
+    "mean_entropy",
+    "area",
+    "area_mean",
+    "area_std",
+    "area_variation",
+)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """`DIR/NAME.png` with another ending behind NAME."""
+    return path.with_name(path.stem + ending)
+
+
+def pictures(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    """The maps as (H, W) uint8 grey pictures, by the ending of their names; those of the spread if there are samples.
+
+    White is probability 1, standard deviation 0.5, and ln C nats of entropy and mutual information, C classes.
+
+    Args:
+        maps: with all statistics.
+        classes: whose probability and standard deviation are wanted, all but the background if None; with several,
+            `_cK` stands at their endings.
+    """
+    n_classes = len(maps.probs)
+    classes = range(1, n_classes) if classes is None else classes
+    white = math.log(n_classes)  # the highest entropy that there is
+    made = {}
+    for k in classes:
+        of_class = f"_c{k}" if len(classes) > 1 else ""
+        made[f"_prob{of_class}"] = to_grey(maps.probs[k])
+        if maps.num_samples > 1:
+            made[f"_std{of_class}"] = to_grey(maps.std[k], white=0.5)  # the highest that there is
+    made["_entropy"] = to_grey(maps.predictive_entropy, white)
+    if maps.num_samples > 1:
+        made["_expected_entropy"] = to_grey(maps.expected_entropy, white)
+        made["_mutual_information"] = to_grey(maps.mutual_information, white)
+    return made
+
+
+def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, one_class: bool = False) -> None:
+    """Write the exact maps as float32 .npy files beside `output`, `DIR/NAME.png`.
+
+    `NAME_mean.npy` and `NAME_std.npy` are (C, H, W), `NAME_entropy.npy`, `NAME_expected_entropy.npy` and
+    `NAME_mutual_information.npy` (H, W) in nats.
+
+    Args:
+        output: path of a picture of the same image.
+        maps: with all statistics.
+        entropies: not only the first two.
+        one_class: the model has one class: of mean and standard deviation only the lesion's, (H, W).
+    """
+    of_class = 1 if one_class else slice(None)
+    arrays = {"_mean": maps.probs[of_class], "_std": maps.std[of_class]}
+    if entropies:
+        arrays["_entropy"] = maps.predictive_entropy
+        arrays |= {"_expected_entropy": maps.expected_entropy, "_mutual_information": maps.mutual_information}
+    for ending, values in arrays.items():
+        array = values.cpu().numpy()
+        with npy_file(beside(output, f"{ending}.npy"), array.shape) as write:
+            write(array)
+
+
+def save_passes(output: Path, samples: Sequence[LogitSamples], size: tuple[int, int], one_class: bool = False) -> None:
+    """Write the probabilities of every pass, one pass after the other: pictures, and one float32 array of all.
+
+    `NAME_mc00_c0.png` ... and `NAME_probs.npy`, (T, C, H, W); of a model with one class only the lesion's, (T, H, W).
+    """
+    n_samples, n_classes = sum(len(s.logits) for s in samples), samples[0].logits.shape[1]
+    of_class = slice(1, 2) if one_class else slice(None)
+    shape = (n_samples, *([] if one_class else [n_classes]), size[1], size[0])
+    with npy_file(beside(output, "_probs.npy"), shape) as write, BackgroundWriter() as writer:
+        for t, probs in enumerate(full_size_probs(samples, size)):
+            for c, values in enumerate(probs[of_class]):
+                writer.submit(save_png, beside(output, f"_mc{t:02d}_c{c}.png"), to_grey(values))
+            write(probs[of_class].cpu().numpy())
+
+
+def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:
+    """Write the scores of images that need no truth as a CSV file, the image to review first at the top.
+
+    The order is that of the soft Dice confidence.
+
+    Args:
+        path: of the file.
+        rows: for each image its name and `uncertainty.image_scores`; what else they hold is not written.
+        keep_others: rows of other images that the file has already stay.
+
+    Raises:
+        InputError: the file is there and is no such summary.
+    """
+    names = {row["image"] for row in rows}
+    others = [row for row in read_summary(path) if row["image"] not in names] if keep_others else []
+    ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
+    write_csv(path, [{name: row[name] for name in SUMMARY} for row in ordered])
+
+
+def read_summary(path: Path) -> list[dict[str, str]]:
+    """The rows of a summary; none if there is no such file.
+
+    Raises:
+        InputError: the file is no summary.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            if tuple(reader.fieldnames or ()) != SUMMARY:
+                raise InputError(f"{path} is no summary of predictions, and would be replaced by one: move it away")
+            return rows
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,159 @@
+"""Made pictures like those of a dermatoscope, with their masks: to try everything out without any data.
+
+`python -m utils.sample_data --output-dir data/samples --count 9` writes the built-in ones, always the same.
+"""
+
+import argparse
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from utils import cli
+from utils.image_io import save_png, whole_file
+
+logger = logging.getLogger(__name__)
+
+SIZE = (512, 384)
+
+
+def make_sample(seed: int, size: tuple[int, int] = SIZE) -> tuple[Image.Image, Image.Image]:
+    """A picture of a made skin lesion, and its mask.
+
+    Skin has a tone, folds and veins; the lesion an irregular border, here sharp and there fading, blotches and a
+    pigment network; over them lie hairs, bubbles of the immersion fluid, and the dark corners of the lens.
+
+    Args:
+        seed: equal seeds make equal pictures.
+        size: width and height.
+
+    Returns:
+        RGB image, and grey mask of 0 and 255.
+    """
+    rng = np.random.default_rng(seed)
+    width, height = size
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    unit = min(size)
+
+    # Skin: a tone, light from one side, and noise of several grains.
+    tone = np.array([222, 178, 156]) * rng.uniform(0.86, 1.06) + rng.normal(0, 1, 3) * (4, 6, 8)
+    direction = rng.uniform(0, 2 * np.pi)
+    slope = ((x - width / 2) * np.cos(direction) + (y - height / 2) * np.sin(direction)) / unit
+    skin = 1 + 0.06 * slope + 0.045 * _noise(rng, size, 5) + 0.03 * _noise(rng, size, 18) + 0.02 * _noise(rng, size, 90)
+    picture = tone * skin[..., None]
+    redness = np.clip(_noise(rng, size, 9), 0, None)[..., None] * np.array([0.5, -5, -4])
+    picture += redness
+
+    # Lesion: about where `depth` is above 0; its border follows a circle whose radius varies with the angle.
+    centre = np.array([width, height]) * rng.uniform(0.42, 0.58, 2)
+    radius = unit * rng.uniform(0.2, 0.33)
+    stretch, turn = rng.uniform(0.72, 1.0), rng.uniform(0, np.pi)
+    dx, dy = x - centre[0], y - centre[1]
+    u = dx * np.cos(turn) + dy * np.sin(turn)
+    v = (-dx * np.sin(turn) + dy * np.cos(turn)) / stretch
+    angle, distance = np.arctan2(v, u), np.hypot(u, v)
+    border = np.ones_like(angle)
+    for k in range(2, 9):
+        border += rng.normal(0, 0.16 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+    depth = border - distance / radius + 0.035 * _noise(rng, size, 14) + 0.015 * _noise(rng, size, 60)
+    softness = 0.05 + 0.1 * (1 + np.cos(angle + rng.uniform(0, 2 * np.pi))) * rng.uniform(0.2, 1.6)
+    alpha = 1 / (1 + np.exp(-4 * depth / softness))
+
+    # Its colour: from the rim to a darker middle, with blotches, and lines of pigment.
+    paleness = rng.uniform(0.0, 0.6)  # a faint lesion is hardly darker than the skin
+    rim = np.array([0.72, 0.58, 0.48]) * rng.uniform(0.94, 1.06, 3)
+    rim = tone * (rim + (1 - rim) * paleness)
+    middle = rim * (rng.uniform(0.45, 0.75) + 0.35 * paleness) * rng.uniform(0.93, 1.07, 3)
+    inwards = np.clip(depth + 0.35 * _noise(rng, size, 7) + 0.1 * _noise(rng, size, 25), 0, 0.8)[..., None] / 0.8
+    lesion = rim + (middle - rim) * inwards
+    network = np.abs(_noise(rng, size, 55)) * rng.uniform(0.05, 0.14) + 0.03 * _noise(rng, size, 110)
+    lesion *= (1 - network)[..., None]
+    picture += (lesion - picture) * alpha[..., None]
+
+    # The dark corners of a round lens, on some.
+    if rng.random() < 0.5:
+        far = np.hypot(x - width / 2, y - height / 2) / (np.hypot(width, height) / 2)
+        picture *= (1 - 0.85 / (1 + np.exp(-(far - rng.uniform(0.9, 0.98)) / 0.02)))[..., None]
+    image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    image = _draw_hairs(rng, image, int(rng.integers(0, 14)))
+    image = _draw_bubbles(rng, image, int(rng.integers(0, 5)))
+    grain = rng.normal(0, 2.2, (height, width, 1))
+    image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+    return image, Image.fromarray(((alpha > 0.2) * 255).astype(np.uint8))  # outlined from outside, as experts do
+
+
+def _noise(rng: np.random.Generator, size: tuple[int, int], grains: float) -> np.ndarray:
+    """(H, W) smooth random values of about unit deviation, with that many grains along the shorter side."""
+    width, height = size
+    step = max(min(size) / grains, 1.0)
+    coarse = rng.normal(0, 1, (int(np.ceil(height / step)) + 3, int(np.ceil(width / step)) + 3)).astype(np.float32)
+    smooth = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(smooth) * 1.4
+
+
+def _draw_hairs(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:
+    """Curved dark hairs, drawn at four times the size and made smaller, for smooth edges."""
+    if not count:
+        return image
+    width, height = image.size
+    layer = Image.new("L", (4 * width, 4 * height))
+    draw = ImageDraw.Draw(layer)
+    t = np.linspace(0, 1, 60)[:, None]
+    for _ in range(count):
+        a = rng.uniform(-0.1, 1.1, 2) * (width, height)
+        way = rng.uniform(0, 2 * np.pi)
+        b = a + min(image.size) * rng.uniform(0.4, 1.1) * np.array([np.cos(way), np.sin(way)])
+        bend = (a + b) / 2 + rng.normal(0, 0.12, 2) * min(image.size)
+        points = (1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * b
+        draw.line([tuple(p) for p in 4 * points], fill=int(rng.integers(120, 230)), width=int(rng.integers(4, 10)))
+    mask = layer.resize(image.size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(0.6))
+    return Image.composite(Image.new("RGB", image.size, (46, 32, 28)), image, mask)
+
+
+def _draw_bubbles(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:
+    """Bubbles: a bright ring, darker inside, with a glint."""
+    for _ in range(count):
+        layer = Image.new("L", (4 * image.width, 4 * image.height))
+        draw = ImageDraw.Draw(layer)
+        x, y = 4 * rng.uniform(0.03, 0.97, 2) * image.size
+        r = 4 * min(image.size) * rng.uniform(0.012, 0.04)
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=26, outline=95, width=int(0.14 * r) + 3)
+        g = 0.18 * r
+        draw.ellipse([x - 0.4 * r - g, y - 0.4 * r - g, x - 0.4 * r + g, y - 0.4 * r + g], fill=220)
+        mask = layer.resize(image.size, Image.Resampling.LANCZOS)
+        image = Image.composite(Image.new("RGB", image.size, (255, 250, 246)), image, mask)
+    return image
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m utils.sample_data", description=__doc__)
+    cli.add_defaulted(
+        parser,
+        "--output-dir",
+        type=Path,
+        default=Path("data/samples"),
+        metavar="DIR",
+        help="gets imgs/ and masks/ with SAMPLE_NN.jpg and SAMPLE_NN_Segmentation.png",
+    )
+    cli.add_defaulted(parser, "--count", type=cli.whole_number(1, 100_000), default=9, metavar="N")
+    cli.add_defaulted(parser, "--seed", type=cli.whole_number(0), default=0, metavar="N", help="of the first one")
+    for flag, value in (("--width", SIZE[0]), ("--height", SIZE[1])):
+        cli.add_defaulted(parser, flag, type=cli.whole_number(16, 20_000), default=value, metavar="N")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    for i in cli.progress(range(args.seed, args.seed + args.count), unit="image"):
+        image, mask = make_sample(i, (args.width, args.height))
+        jpeg = io.BytesIO()
+        image.save(jpeg, "JPEG", quality=88)
+        with whole_file(args.output_dir / "imgs" / f"SAMPLE_{i:02d}.jpg") as file:
+            file.write(jpeg.getbuffer())
+        save_png(args.output_dir / "masks" / f"SAMPLE_{i:02d}_Segmentation.png", mask)
+    logger.info("%d pictures with masks in %s", args.count, args.output_dir)
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

@@ -1,0 +1,93 @@
+"""Entropy of probabilities, and the scores of a whole image that need no truth."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# The scores by which images can be sorted; 1 where a high value speaks for a good segmentation, -1 for a bad one.
+CONFIDENCE_SIGNS = {"soft_dice_confidence": 1, "pairwise_dice": 1, "mean_entropy": -1, "area_variation": -1}
+
+
+def readable(score: str) -> str:
+    """The name of a score for people."""
+    return score.replace("_", " ").replace("dice", "Dice")
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats (Shannon 1948) of probabilities.
+
+    Args:
+        probs: (..., C, H, W); with C = 1 the probability of one of two classes.
+
+    Returns:
+        (..., H, W), from 0 to ln C (ln 2 for C = 1).
+    """
+    if probs.shape[-3] == 1:
+        probs = torch.cat([1 - probs, probs], dim=-3)
+    return torch.special.entr(probs).sum(dim=-3).clamp_(max=math.log(probs.shape[-3]))
+
+
+def soft_dice_confidence(probs: Tensor, classes: Tensor) -> float:
+    """The Dice that is to be expected of a mask if the probabilities are right: 2 sum(p m) / (sum(p) + sum(m)).
+
+    Args:
+        probs: (C, H, W).
+        classes: (H, W) predicted class indices.
+
+    Returns:
+        From 0 to 1, the mean over the classes but the background; 1 for a class with neither probability nor pixels
+        (Borges et al., "Soft Dice confidence", 2024).
+    """
+    confidences = []
+    for k in range(1, len(probs)):
+        mask = classes == k
+        both = (probs[k] * mask).sum(dtype=torch.float64).item()
+        total = probs[k].sum(dtype=torch.float64).item() + mask.sum().item()
+        confidences.append(2 * both / total if total else 1.0)
+    return sum(confidences) / len(confidences)
+
+
+def pairwise_dice(overlaps: Tensor) -> float:
+    """The mean Dice between the masks of every two samples (Roy et al., NeuroImage 2019).
+
+    Args:
+        overlaps: (K, T, T), for each class the pixels to which both of two samples give it, T >= 2.
+
+    Returns:
+        From 0 to 1, the mean over the K classes; two masks without a pixel agree, 1.
+    """
+    areas = overlaps.diagonal(dim1=-2, dim2=-1)  # (K, T)
+    first, second = torch.triu_indices(areas.shape[1], areas.shape[1], offset=1)
+    total = areas[:, first] + areas[:, second]
+    dice = torch.where(total > 0, 2 * overlaps[:, first, second] / total.clamp(min=1), 1.0)
+    return dice.mean().item()
+
+
+def image_scores(
+    probs: Tensor, predictive_entropy: Tensor, classes: Tensor, overlaps: Tensor | None = None
+) -> dict[str, float | None]:
+    """What the maps say of the image as a whole.
+
+    Args:
+        probs: (C, H, W), the mean over the samples.
+        predictive_entropy: (H, W).
+        classes: (H, W) predicted class indices.
+        overlaps: as `pairwise_dice` takes them; None if there is one sample.
+
+    Returns:
+        `area`, the pixels of the mask (of anything but background); `area_mean`, `area_std` and their ratio
+        `area_variation` over the masks of the samples; `soft_dice_confidence`; `pairwise_dice` of the samples;
+        `mean_entropy` of the pixels, in nats. What needs several samples is None where there is one.
+    """
+    scores = {"area": int((classes > 0).sum()), "area_mean": None, "area_std": None, "area_variation": None}
+    scores["soft_dice_confidence"] = soft_dice_confidence(probs, classes)
+    scores["pairwise_dice"] = None
+    scores["mean_entropy"] = predictive_entropy.mean(dtype=torch.float64).item()
+    if overlaps is not None and overlaps.shape[-1] > 1:
+        overlaps = overlaps.cpu()
+        areas = overlaps.diagonal(dim1=-2, dim2=-1).sum(dim=0)  # (T,)
+        mean, std = areas.mean().item(), areas.std(correction=0).item()
+        scores |= {"area_mean": mean, "area_std": std, "area_variation": std / mean if mean else 0.0}
+        scores["pairwise_dice"] = pairwise_dice(overlaps)
+    return scores
