@@ -59,8 +59,8 @@ class TrainedModel:
         mask_values: the value that class 0, 1, ... has in masks, as `utils.image_io.read_mask` returns it.
         epoch: number of epochs that it was trained.
         validation: scores on the validation images, by name.
-        temperatures: by which logits are divided to be calibrated, by `Sampler.method`.
         settings: how it was trained, by name.
+        temperatures: by which logits are divided to be calibrated, by `Sampler.method`.
     """
 
     network: BayesianUNet
@@ -68,8 +68,8 @@ class TrainedModel:
     mask_values: list[int] = field(default_factory=lambda: [0, 255])
     epoch: int = 0
     validation: dict[str, float] = field(default_factory=dict)
-    temperatures: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    temperatures: dict[str, float] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -222,8 +222,8 @@ def model_from_checkpoint(
             mask_values,
             epoch=int(content.get("epoch", 0)),
             validation=dict(content.get("validation", {})),
-            temperatures=_temperatures(content.get("temperatures", {})),
             settings=dict(content.get("settings", {})),
+            temperatures=_temperatures(content.get("temperatures", {})),
         )
     except _UNREADABLE as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())

@@ -125,5 +125,7 @@ def read_summary(path: Path) -> list[dict[str, str]]:
             if tuple(reader.fieldnames or ()) != SUMMARY:
                 raise InputError(f"{path} is no summary of predictions, and would be replaced by one: move it away")
             return rows
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read as CSV ({error}): move it away") from error
