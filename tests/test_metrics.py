@@ -223,7 +223,9 @@ def test_fine_bins_are_in_order_and_narrow():
     index = entropy_bins(entropy(lesion[None, None])[0], 2)
     assert (index.diff() >= 0).all()
     assert len(index.unique()) > 1900
-    assert entropy_bins(torch.tensor([0.0, math.log(2)]), 2).tolist() == [0, 2**16 - 1]
+    lowest, highest = entropy_bins(torch.tensor([0.0, math.log(2)]), 2).tolist()
+    assert 0 <= lowest < 300
+    assert 2**16 - 1000 < highest < 2**16
 
 
 # -- images in the order of their confidence

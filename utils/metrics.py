@@ -69,13 +69,13 @@ def _ratio(part: int, whole: int) -> float:
 
 _DOUBT_OCTAVES = 24  # of 1 - confidence, down from 1; a float32 has no smaller steps below 1
 _PER_OCTAVE = 2**11
-_ENTROPY_BINS, _LOGIT_LIMIT = 2**16, 20.0
+_ENTROPY_BINS, _LOGIT_LIMIT = 2**16, 16.2  # a float32 has no logit beyond
 _MERGED = 64  # fine bins that are one in `PixelCounts.coarse`
-_AT_ONCE = 2**20  # pixels
+_AT_ONCE = 2**19  # pixels
 
 
 def doubt_bins(doubt: Tensor) -> Tensor:
-    """The fine bin of each 1 - confidence, int64: 2048 to the octave, so that a bin is 0.05 % wide or less.
+    """The fine bin of each 1 - confidence, int32: 2048 to the octave, so that a bin is 0.05 % wide or less.
 
     A bin is the upper bits of a float32, whose order is that of the numbers.
 
@@ -83,7 +83,7 @@ def doubt_bins(doubt: Tensor) -> Tensor:
         doubt: float32 in [0, 1).
     """
     lowest = (127 - _DOUBT_OCTAVES) * _PER_OCTAVE  # 127 is the exponent of 1
-    return ((doubt.view(torch.int32) >> 12) - lowest).clamp_(0, _DOUBT_OCTAVES * _PER_OCTAVE - 1).long()
+    return ((doubt.view(torch.int32) >> 12) - lowest).clamp_(0, _DOUBT_OCTAVES * _PER_OCTAVE - 1)
 
 
 def doubt_middles(n: int) -> np.ndarray:
@@ -95,13 +95,12 @@ def doubt_middles(n: int) -> np.ndarray:
 
 
 def entropy_bins(entropy: Tensor, n_classes: int) -> Tensor:
-    """The fine bin of each entropy, int64: equal bins of the logit of its part of ln C.
+    """The fine bin of each entropy, int32: equal bins of the logit of its part of ln C.
 
     So the bins are narrow where most pixels are, near 0, and where most errors are, near ln C.
     """
-    logit = (entropy.double() / math.log(n_classes)).logit(eps=1e-12)
-    place = (logit + _LOGIT_LIMIT) * (_ENTROPY_BINS / (2 * _LOGIT_LIMIT))
-    return place.clamp_(0, _ENTROPY_BINS - 1).long()
+    logit = (entropy / math.log(n_classes)).logit_(eps=1e-7)
+    return logit.add_(_LOGIT_LIMIT).mul_(_ENTROPY_BINS / (2 * _LOGIT_LIMIT)).clamp_(0, _ENTROPY_BINS - 1).int()
 
 
 @dataclass
@@ -162,22 +161,27 @@ def pixel_counts(probs: Tensor, predictive_entropy: Tensor, truth: Tensor) -> Pi
         truth.flatten().split(_AT_ONCE),
         strict=True,
     )
-    return sum_counts([_count(p, entropy, y.long()) for p, entropy, y in parts])
+    return sum_counts([_count(*part) for part in parts])
 
 
 def _count(probs: Tensor, entropy: Tensor, truth: Tensor) -> PixelCounts:
     """`pixel_counts` of (C, n), (n,) and (n,)."""
-    confidence, predicted = probs.max(dim=0)
-    right = (predicted == truth).long()
-    p_true = probs.gather(0, truth[None])[0]
-    squared_error = 0.5 * ((probs**2).sum(dim=0) - 2 * p_true + 1)
+    if len(probs) == 2:
+        confidence, predicted, lesion = torch.maximum(probs[0], probs[1]), probs[1] > probs[0], probs[1]
+        p_true = torch.where(truth > 0, probs[1], probs[0])
+        squared_error = (1 - p_true).square_()
+    else:
+        (confidence, predicted), lesion = probs.max(dim=0), probs[1:].sum(dim=0)
+        p_true = probs.gather(0, truth[None].long())[0]
+        squared_error = 0.5 * (probs.square().sum(dim=0) - 2 * p_true + 1)
+    right = (predicted == truth).int()
 
     def fine(index: Tensor, n: int) -> np.ndarray:
         return torch.bincount(index + n * right, minlength=2 * n).view(2, -1).cpu().numpy()
 
     return PixelCounts(
         top_label=_by_bin(confidence, right),
-        foreground=_by_bin(probs[1:].sum(dim=0), (truth > 0).long()),
+        foreground=_by_bin(lesion, (truth > 0).int()),
         squared_error=squared_error.sum(dtype=torch.float64).cpu().numpy(),
         log_loss=-p_true.clamp(min=MIN_PROBABILITY).log().sum(dtype=torch.float64).cpu().numpy(),
         by_doubt=fine(doubt_bins(1 - confidence), _DOUBT_OCTAVES * _PER_OCTAVE),
@@ -187,7 +191,7 @@ def _count(probs: Tensor, entropy: Tensor, truth: Tensor) -> PixelCounts:
 
 def _by_bin(probability: Tensor, hit: Tensor) -> np.ndarray:
     """(3, N_BINS) by the bins (0, 1/15], (1/15, 2/15], ...: pixels, sum of probabilities, hits."""
-    index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).long()
+    index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).int()
     missed, hits = torch.bincount(index + N_BINS * hit, minlength=2 * N_BINS).view(2, -1)
     total = torch.bincount(index, weights=probability.double(), minlength=N_BINS)
     return torch.stack([missed + hits, total, hits]).cpu().numpy()

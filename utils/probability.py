@@ -26,7 +26,7 @@ from utils.uncertainty import entropy
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
 
-_STRIP = 2**21  # probabilities computed at once on the way to full size: 8 MB, so that a CPU's cache holds them
+_STRIP = 2**19  # probabilities computed at once on the way to full size: 2 MB, so that a CPU's cache holds them
 
 
 class LogitSamples(NamedTuple):
@@ -293,7 +293,7 @@ class ProbabilityMaps:
             part.
         std: (C, H, W) float32, the standard deviation over the samples (divided by T, not by T - 1).
         overlaps: (C - 1, T, T) float64, for each class but the background the pixels to which both of two samples give
-            it; on the diagonal its area in each sample.
+            it; on the diagonal its area in each sample. None for a single sample.
 
     What was not asked for is None.
     """
@@ -340,7 +340,7 @@ def summarize(
         std=new(stacks.channels).expand(n_classes, -1, -1) if "std" in statistics else None,  # two classes share one
         overlaps=(
             torch.zeros(n_classes - 1, n_samples, n_samples, dtype=torch.float64, device=stacks.device)
-            if "overlaps" in statistics
+            if "overlaps" in statistics and n_samples > 1
             else None
         ),
     )

@@ -23,9 +23,14 @@ def entropy(probs: Tensor) -> Tensor:
     Returns:
         (..., H, W), from 0 to ln C (ln 2 for C = 1).
     """
+    entropy = _minus_p_log_p(probs).sum(dim=-3)
     if probs.shape[-3] == 1:
-        probs = torch.cat([1 - probs, probs], dim=-3)
-    return torch.special.entr(probs).sum(dim=-3).clamp_(max=math.log(probs.shape[-3]))
+        entropy += _minus_p_log_p(1 - probs[..., 0, :, :])
+    return entropy.clamp_(0, math.log(max(probs.shape[-3], 2)))
+
+
+def _minus_p_log_p(p: Tensor) -> Tensor:
+    return p.clamp(min=1e-38).log_().mul_(p).neg_()  # several times as fast as torch.special.entr
 
 
 def soft_dice_confidence(probs: Tensor, classes: Tensor) -> float:
@@ -42,10 +47,14 @@ def soft_dice_confidence(probs: Tensor, classes: Tensor) -> float:
     confidences = []
     for k in range(1, len(probs)):
         mask = classes == k
-        both = (probs[k] * mask).sum(dtype=torch.float64).item()
-        total = probs[k].sum(dtype=torch.float64).item() + mask.sum().item()
-        confidences.append(2 * both / total if total else 1.0)
+        total = _sum(probs[k]) + mask.count_nonzero().item()
+        confidences.append(2 * _sum(probs[k] * mask) / total if total else 1.0)
     return sum(confidences) / len(confidences)
+
+
+def _sum(values: Tensor) -> float:
+    """The sum of an (H, W) map, in single precision along the rows and in double precision over them."""
+    return values.sum(dim=-1).sum(dtype=torch.float64).item()
 
 
 def pairwise_dice(overlaps: Tensor) -> float:
@@ -80,10 +89,10 @@ def image_scores(
         `area_variation` over the masks of the samples; `soft_dice_confidence`; `pairwise_dice` of the samples;
         `mean_entropy` of the pixels, in nats. What needs several samples is None where there is one.
     """
-    scores = {"area": int((classes > 0).sum()), "area_mean": None, "area_std": None, "area_variation": None}
+    scores = {"area": classes.count_nonzero().item(), "area_mean": None, "area_std": None, "area_variation": None}
     scores["soft_dice_confidence"] = soft_dice_confidence(probs, classes)
     scores["pairwise_dice"] = None
-    scores["mean_entropy"] = predictive_entropy.mean(dtype=torch.float64).item()
+    scores["mean_entropy"] = _sum(predictive_entropy) / predictive_entropy.numel()
     if overlaps is not None and overlaps.shape[-1] > 1:
         overlaps = overlaps.cpu()
         areas = overlaps.diagonal(dim1=-2, dim2=-1).sum(dim=0)  # (T,)
