@@ -1,6 +1,7 @@
 """Write a mask for each image of a folder, and compare the masks with the truth where there is one."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
@@ -20,24 +21,31 @@ def main(args: argparse.Namespace) -> int:
     model, dtype = cli.load_model(args)
     truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
 
-    def save(item: batch.Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
-        if not args.no_save:
-            save_png(item.output(args.output_dir), mask_image(classes, model.mask_values))
+    def save(item: batch.Item, maps: ProbabilityMaps, classes: np.ndarray) -> list[Path]:
+        if args.no_save:
+            return []
+        save_png(item.output(args.output_dir), mask_image(classes, model.mask_values))
+        return [item.output(args.output_dir)]
 
     def show(item: batch.Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
         true_classes = truth.read(item, classes.shape) if truth else None
         row = figures.row(read_image(item.path), classes, maps, true_classes, title=str(item.name))
         figures.show_figure(figures.draw_predictions([row]), instead=item.output(args.output_dir, "_figure.png"))
 
+    sampler = Softmax(args.batch_size, dtype)
+    settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "weights": model.fingerprint()}
     report = batch.predict_folder(
         model,
-        Softmax(args.batch_size, dtype),
+        sampler,
         items,
         save,
         threshold=args.mask_threshold,
         truth=truth,
         judge_probabilities=False,
         show=show if args.viz else None,
+        journal=None
+        if args.no_save
+        else batch.Journal(args.output_dir, sampler.settings | settings, args.skip_existing),
     )
     report.write(None if args.no_save else args.output_dir, truth)
     return report.finish("" if args.no_save else f": {args.output_dir}")

@@ -3,13 +3,14 @@
 import argparse
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from unet import BayesianUNet
-from utils import calibration, cli, tracking, training
+from utils import calibration, cli, distributed, tracking, training
 from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
 from utils.data_loading import DEFAULT_CACHE_DIR, SegmentationDataset, decode_pairs, pair_files, split_indices
 from utils.errors import InputError
@@ -84,7 +85,8 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
 
     pairs = pair_files(args.imgs_dir, args.masks_dir)
-    decoded = decode_pairs(pairs, DEFAULT_INPUT_SIZE, args.cache_dir, show_progress=True)
+    with distributed.main_first():
+        decoded = decode_pairs(pairs, DEFAULT_INPUT_SIZE, args.cache_dir, show_progress=distributed.is_main())
     if args.load:
         network = load_model(args.load, n_classes=args.classes, bilinear=args.bilinear).network
     else:
@@ -96,60 +98,84 @@ def main(args: argparse.Namespace) -> None:
 
     training_set = SegmentationDataset(decoded, train_indices, mask_values, TrainingTransforms(args.augmentation))
     validation_set = SegmentationDataset(decoded, validation_indices, mask_values)
-    sampler = training.SeededSampler(len(training_set), args.seed)
     on_gpu = device.type == "cuda"
     workers = min(8, os.cpu_count() or 1) if on_gpu else 0  # a CPU that trains has none to spare
     batches = DataLoader(
         training_set,
-        args.batch_size,
-        sampler=sampler,
+        batch_sampler=training.SeededBatches(len(training_set), args.batch_size, args.seed),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=on_gpu,
+        collate_fn=partial(training.collate, size=DEFAULT_INPUT_SIZE),
+        generator=torch.Generator(),  # or else each epoch would draw from the global one, and a resumed one once more
     )
-    validation_batches = DataLoader(validation_set, args.batch_size)
+    own = range(distributed.rank(), len(validation_set), distributed.world_size())
+    validation_batches = DataLoader(Subset(validation_set, own), args.batch_size)
 
     total_steps = args.epochs * len(batches)
     state = training.training_state(network, args.learning_rate, total_steps, scaled=dtype is torch.float16)
     settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture | {"images": len(pairs)}
     if args.resume is not None:
         training.resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
-    else:
+    elif distributed.is_main():
         training.set_aside(args.checkpoint_dir)
 
     logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
     logger.info("Computing on %s in %s; checkpoints go to %s", device, cli.describe_dtype(dtype), args.checkpoint_dir)
-    wandb_run = tracking.WandbRun(args.wandb, settings, args.checkpoint_dir)
-    for epoch in range(state.epoch + 1, args.epochs + 1):
-        sampler.epoch = epoch
-        with cli.progress(batches, desc=f"Epoch {epoch}/{args.epochs}", unit="batch", leave=False) as bar:
-
-            def show(loss: float, bar=bar) -> None:
-                bar.set_postfix(loss=f"{loss:.4f}", best_Dice=f"{state.best:.4f}", refresh=False)
-
-            loss = training.train_one_epoch(state, bar, device, dtype, on_step=show)
-        network = state.average.module
-        scores = training.evaluate(network, validation_batches, device, dtype)
-        state.add_epoch(loss, scores)
-        model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, epoch, scores, settings)
-        training.save_epoch(args.checkpoint_dir, model, state)
-        logger.info(
-            "Epoch %d/%d: loss %.4f; validation Dice %.4f (best %.4f), accuracy %.4f (of all background: %.4f)",
-            epoch,
-            args.epochs,
-            loss,
-            scores["dice"],
-            state.best,
-            scores["accuracy"],
-            scores["accuracy_all_background"],
-        )
-        wandb_run.log(state.history[-1], *training.predict_examples(network, validation_set, device))
+    wandb_run = tracking.WandbRun(args.wandb if distributed.is_main() else "disabled", settings, args.checkpoint_dir)
+    average = state.average.module
+    with cli.GentleStop() as stop:
+        while state.epoch < args.epochs:
+            finished = train_epoch(state, batches, device, dtype, args.epochs, stop)
+            scores = training.evaluate(average, validation_batches, device, dtype) if finished else {}
+            model = TrainedModel(average, DEFAULT_INPUT_SIZE, mask_values, state.epoch + finished, scores, settings)
+            if finished:
+                state.add_epoch(scores)
+            if distributed.is_main():
+                save = training.save_epoch if finished else training.save_last
+                save(args.checkpoint_dir, model, state)
+            if finished:
+                logger.info("Epoch %d/%d: %s", state.epoch, args.epochs, describe(state))
+                wandb_run.log(state.history[-1], *training.predict_examples(average, validation_set, device))
+            if distributed.any_of(stop()) or not finished:
+                wandb_run.finish()
+                logger.info("What --resume needs is in %s", args.checkpoint_dir / "last.pth")
+                stop.leave()
     wandb_run.finish()
-    best = args.checkpoint_dir / "best.pth"
-    temperatures = calibration.fit_temperatures(load_model(best, device), validation_set, args.batch_size, dtype)
-    calibration.save_temperatures(best, temperatures)
-    logger.info("Temperatures for --calibrated: %s", calibration.describe(temperatures))
-    logger.info("Best validation Dice %.4f: %s", state.best, best)
+    if distributed.is_main():
+        best = args.checkpoint_dir / "best.pth"
+        temperatures = calibration.fit_temperatures(load_model(best, device), validation_set, args.batch_size, dtype)
+        calibration.save_temperatures(best, temperatures)
+        logger.info("Temperatures for --calibrated: %s", calibration.describe(temperatures))
+        logger.info("Best validation Dice %.4f: %s", state.best, best)
+
+
+def train_epoch(
+    state: training.TrainingState,
+    batches: DataLoader,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    epochs: int,
+    stop: cli.GentleStop,
+) -> bool:
+    """`train_one_epoch` behind a progress bar."""
+    options = {"desc": f"Epoch {state.epoch + 1}/{epochs}", "unit": "batch", "leave": False}
+    with cli.progress(total=len(batches), initial=state.step, **options) as bar:
+
+        def show(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4f}", best_Dice=f"{state.best:.4f}", refresh=False)
+            bar.update()
+
+        return training.train_one_epoch(state, batches, device, dtype, on_step=show, stop=stop)
+
+
+def describe(state: training.TrainingState) -> str:
+    """The last epoch for people."""
+    row = state.history[-1]
+    return (
+        f"loss {row['train_loss']:.4f}; validation Dice {row['val_dice']:.4f} (best {state.best:.4f}), "
+        f"accuracy {row['val_accuracy']:.4f} (of all background: {row['val_accuracy_all_background']:.4f})"
+    )
 
 
 if __name__ == "__main__":

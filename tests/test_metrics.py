@@ -1,5 +1,6 @@
 """Metrics by hand, and against torchmetrics, scikit-learn and scipy."""
 
+import dataclasses
 import json
 import math
 
@@ -205,6 +206,15 @@ def test_coarse_counts_are_nearly_as_good():
     assert sum(getattr(counts.coarse(), name).nbytes for name in ("by_doubt", "by_entropy")) < 20_000
 
 
+def test_packed_counts_come_back():
+    counts = counts_of(*random_maps(5, size=(60, 60)))
+    packed = counts.pack()
+    assert len(packed) < 20_000
+    back = PixelCounts.unpack(packed)
+    for field in dataclasses.fields(PixelCounts):
+        assert np.array_equal(getattr(back, field.name), getattr(counts, field.name))
+
+
 def test_many_sets_at_once():
     images = [counts_of(*random_maps(seed)).coarse() for seed in range(3)]
     sets = sum_counts(images, np.array([[1, 1, 1], [0, 2, 0]]))
@@ -217,15 +227,15 @@ def test_fine_bins_are_in_order_and_narrow():
     doubt = torch.logspace(-24, -0.001, 5000, base=2)
     index = doubt_bins(doubt)
     assert (index.diff() >= 0).all()
-    np.testing.assert_allclose(doubt_middles(24 * 2048)[index.numpy()], doubt, rtol=3e-4)
+    np.testing.assert_allclose(doubt_middles(24 * 128)[index.numpy()], doubt, rtol=5e-3)
     assert doubt_bins(torch.tensor([0.0, 1e-30])).tolist() == [0, 0]
     lesion = torch.linspace(0.001, 0.5, 2000)
     index = entropy_bins(entropy(lesion[None, None])[0], 2)
     assert (index.diff() >= 0).all()
-    assert len(index.unique()) > 1900
+    assert len(index.unique()) > 700
     lowest, highest = entropy_bins(torch.tensor([0.0, math.log(2)]), 2).tolist()
-    assert 0 <= lowest < 300
-    assert 2**16 - 1000 < highest < 2**16
+    assert 0 <= lowest < 20
+    assert 2**12 - 60 < highest < 2**12
 
 
 # -- images in the order of their confidence

@@ -1,7 +1,13 @@
 """Training steps, evaluation, what is saved and how a training is resumed."""
 
 import csv
+import multiprocessing
+import random
+import shutil
+import signal
+import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,9 +20,25 @@ from utils import training
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint
 from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
 from utils.errors import InputError
-from utils.training import SeededSampler, evaluate, predict_examples, save_epoch, train_one_epoch, training_state
+from utils.training import (
+    SeededBatches,
+    collate,
+    evaluate,
+    predict_examples,
+    save_epoch,
+    save_last,
+    train_one_epoch,
+    training_state,
+)
 
 CPU = torch.device("cpu")
+
+
+class Pictures(TensorDataset):
+    """Images and masks that are asked for by their number, or by number and seed."""
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        return super().__getitem__(key[0] if isinstance(key, tuple) else key)
 
 
 def batches(n: int = 4, batch_size: int = 2, size: int = 32) -> DataLoader:
@@ -24,7 +46,15 @@ def batches(n: int = 4, batch_size: int = 2, size: int = 32) -> DataLoader:
     masks = torch.zeros(n, size, size, dtype=torch.uint8)
     masks[:, 8:20, 6:22] = 1
     images = (220 - 140 * masks[:, None] + torch.randint(0, 30, (n, 3, size, size))).to(torch.uint8)
-    return DataLoader(TensorDataset(images, masks), batch_size)
+    return DataLoader(Pictures(images, masks), batch_sampler=SeededBatches(n, batch_size, seed=0))
+
+
+def train(state: training.TrainingState, data: DataLoader, dtype: torch.dtype | None = None) -> float:
+    """Train an epoch; returns its mean loss."""
+    assert train_one_epoch(state, data, CPU, dtype)
+    loss = state.loss
+    state.add_epoch({})
+    return loss
 
 
 def fresh(total_steps: int = 100, learning_rate: float = 3e-3, **architecture) -> training.TrainingState:
@@ -32,27 +62,45 @@ def fresh(total_steps: int = 100, learning_rate: float = 3e-3, **architecture) -
     return training_state(BayesianUNet(base_channels=4, **architecture), learning_rate, total_steps, average_steps=10)
 
 
-def test_sampler_gives_every_item_once_in_another_order_each_epoch():
-    sampler = SeededSampler(20, seed=3)
+def test_batches_have_every_item_once_in_another_order_each_epoch():
+    sampler = SeededBatches(20, 6, seed=3)
+    assert (len(sampler), [sampler.size(i) for i in range(4)]) == (4, [6, 6, 6, 2])
     orders = []
     for epoch in (1, 2):
         sampler.epoch = epoch
-        numbers, seeds = zip(*sampler, strict=True)
+        parts = list(sampler)
+        assert [len(part) for part in parts] == [6, 6, 6, 2]
+        numbers, seeds = zip(*chain(*parts), strict=True)
         assert sorted(numbers) == list(range(20))
         assert len(set(seeds)) == 20
         orders.append(numbers)
-        again = SeededSampler(20, seed=3)
-        again.epoch = epoch
-        assert list(again) == list(zip(numbers, seeds, strict=True))
+        again = SeededBatches(20, 6, seed=3)
+        again.epoch, again.start = epoch, 2
+        assert list(again) == parts[2:]
+        assert len({sampler.batch_seed(i) for i in range(-1, 4)}) == 5
     assert orders[0] != orders[1]
-    assert tuple(n for n, _ in SeededSampler(20, seed=4)) != orders[0]
+    assert tuple(n for n, _ in chain(*SeededBatches(20, 6, seed=4))) != orders[0]
+
+
+def test_each_process_has_its_part_of_every_batch(monkeypatch: pytest.MonkeyPatch):
+    whole = list(SeededBatches(13, 5, seed=0))
+    monkeypatch.setattr("utils.distributed.world_size", lambda: 4)
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr("utils.distributed.rank", lambda rank=rank: rank)
+        parts.append(list(SeededBatches(13, 5, seed=0)))
+    for i, batch in enumerate(whole):
+        assert sorted(chain(*(part[i] for part in parts))) == sorted(batch)
+    assert [len(part[2]) for part in parts] == [1, 1, 1, 0]  # the last has no image, but the batch all the same
+    images, masks = collate([], (6, 4))
+    assert (images.shape, masks.shape) == ((0, 3, 4, 6), (0, 4, 6))
 
 
 def test_training_learns():
     state = fresh(total_steps=80, learning_rate=1e-2, dropout=0.05)
-    first = train_one_epoch(state, batches(), CPU)
+    first = train(state, batches())
     for _ in range(39):
-        last = train_one_epoch(state, batches(), CPU)
+        last = train(state, batches())
     assert last < first / 2
     scores = evaluate(state.average.module, batches(), CPU)
     assert scores["dice"] > 0.9
@@ -112,7 +160,7 @@ def test_out_of_memory_is_met_with_smaller_parts_and_equal_gradients(caplog: pyt
         network = Crowded()
         network.room = room
         state = training_state(network, 1e-2, 10)
-        loss = train_one_epoch(state, batches(6, batch_size=6), CPU)
+        loss = train(state, batches(6, batch_size=6))
         weights.append((loss, [p.clone() for p in network.parameters()], network.seen, state.at_once))
     assert weights[0][2:] == ([6], 0)
     assert weights[1][2:] == ([1] * 6, 1)  # six were too many, and three
@@ -149,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_and_reaches_no_checkpoint(tmp_path: Pat
         state.network.outc.conv.bias.fill_(float("nan"))
     with pytest.raises(InputError, match=r"no longer finite \(epoch 1, step 1"):
         train_one_epoch(state, batches(), CPU)
-    state.add_epoch(0.5, {"loss": float("nan"), "dice": 0.0})
+    state.add_epoch({"loss": float("nan"), "dice": 0.0})
     with pytest.raises(InputError, match="epoch 1 is nan"):
         save_epoch(tmp_path, TrainedModel(state.network), state)
     assert not list(tmp_path.iterdir())
@@ -172,18 +220,18 @@ def test_with_a_scaler_a_gradient_that_is_not_finite_leaves_out_the_step():
     state = scaled(1024.0)
     state.network.outc.conv.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = [p.clone() for p in state.network.parameters()]
-    train_one_epoch(state, batches(), CPU)
+    train(state, batches())
     assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
     assert (state.scaler.get_scale(), state.scheduler.last_epoch, int(state.average.n_averaged)) == (256, 0, 0)
     with pytest.raises(InputError, match="finite"):  # but not for ever
         for _ in range(20):
-            train_one_epoch(state, batches(), CPU)
+            train(state, batches())
 
 
 def test_a_scaler_changes_nothing_else():
     losses = []
     for state in (fresh(total_steps=200), scaled(1024.0)):
-        losses.append([train_one_epoch(state, batches(), CPU) for _ in range(3)])
+        losses.append([train(state, batches()) for _ in range(3)])
         again = fresh(total_steps=200)
         again.load_state_dict(state.state_dict())
         assert again.scheduler.last_epoch == 6
@@ -208,34 +256,37 @@ def test_average_follows_the_weights():
     state = fresh(total_steps=30, learning_rate=1e-2)
     start = [p.clone() for p in state.network.parameters()]
     for _ in range(10):
-        train_one_epoch(state, batches(), CPU)
+        train(state, batches())
     for now, average, before in zip(state.network.parameters(), state.average.module.parameters(), start, strict=True):
         if (now - before).abs().max() > 0.01:
             assert (average - now).norm() < (average - before).norm()
     assert not torch.equal(next(state.network.parameters()), next(state.average.module.parameters()))
 
 
-def run(folder: Path, epochs: int, stop_after: int | None = None, resume: bool = False) -> training.TrainingState:
-    """Train as train_bayesian.py does, on what `make_folders` made."""
+def run(
+    folder: Path, epochs: int, out: str, resume: bool = False, stop: Callable[[], bool] = lambda: False
+) -> training.TrainingState:
+    """Train as train_bayesian.py does, on what `make_folders` made; `stop` is asked after each step."""
     pairs = pair_files(folder / "imgs", folder / "masks")
     decoded = decode_pairs(pairs, (32, 32), None)
     dataset = SegmentationDataset(
         decoded, range(len(pairs)), [0, 255], lambda i, m: (i + torch.randint(9, (1,)).byte(), m)
     )
-    sampler = SeededSampler(len(dataset), 1)
-    loader = DataLoader(dataset, 3, sampler=sampler)
+    loader = DataLoader(dataset, batch_sampler=SeededBatches(len(dataset), 3, seed=1), generator=torch.Generator())
     state = fresh(total_steps=epochs * len(loader))
-    out = folder / ("resumed" if stop_after or resume else "whole")
-    if resume:
+    if resume and (folder / out / "last.pth").exists():
         torch.manual_seed(99)
-        training.resume(state, out / "last.pth", {"epochs": epochs})
-    for epoch in range(state.epoch + 1, (stop_after or epochs) + 1):
-        sampler.epoch = epoch
-        loss = train_one_epoch(state, loader, CPU)
-        scores = evaluate(state.average.module, DataLoader(dataset, 4), CPU)
-        state.add_epoch(loss, scores)
-        model = TrainedModel(state.average.module, (32, 32), [0, 255], epoch, scores, {"epochs": epochs})
-        save_epoch(out, model, state)
+        training.resume(state, folder / out / "last.pth", {"epochs": epochs})
+    network = state.average.module
+    while state.epoch < epochs:
+        finished = train_one_epoch(state, loader, CPU, stop=stop)
+        scores = evaluate(network, DataLoader(dataset, 4), CPU) if finished else {}
+        model = TrainedModel(network, (32, 32), [0, 255], state.epoch + finished, scores, {"epochs": epochs})
+        if not finished:
+            save_last(folder / out, model, state)
+            return state
+        state.add_epoch(scores)
+        save_epoch(folder / out, model, state)
     return state
 
 
@@ -249,19 +300,54 @@ def equal(a: object, b: object) -> bool:
     return a == b
 
 
-def test_a_resumed_training_ends_as_an_undisturbed_one(tmp_path: Path):
-    make_folders(tmp_path, 7, (40, 40))
-    whole = run(tmp_path, 3)
-    run(tmp_path, 3, stop_after=1)
-    resumed = run(tmp_path, 3, resume=True)
+def same_files(folder: Path, one: str, other: str) -> bool:
+    names = [path.name for path in (folder / one).iterdir()]
+    assert names
+    return all(
+        (folder / one / name).read_bytes() == (folder / other / name).read_bytes()
+        if name.endswith(".csv")
+        else equal(read_checkpoint(folder / one / name), read_checkpoint(folder / other / name))
+        for name in names
+    )
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_a_training_stopped_after_any_step_ends_as_an_undisturbed_one(tmp_path: Path, steps: int):
+    make_folders(tmp_path, 7, (40, 40))  # three steps an epoch
+    whole = run(tmp_path, 3, "whole")
+    asked = iter([False] * (steps - 1) + [True] + [False] * 99)
+    run(tmp_path, 3, "resumed", stop=lambda: next(asked))
+    resumed = run(tmp_path, 3, "resumed", resume=True)
     assert equal(whole.state_dict(), resumed.state_dict())
-    assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "resumed" / "metrics.csv").read_bytes()
-    assert equal(read_checkpoint(tmp_path / "whole" / "last.pth"), read_checkpoint(tmp_path / "resumed" / "last.pth"))
+    assert same_files(tmp_path, "whole", "resumed")
+
+
+def test_a_training_killed_twenty_times_ends_as_an_undisturbed_one(tmp_path: Path):
+    make_folders(tmp_path, 7, (40, 40))
+    started = time.monotonic()
+    run(tmp_path, 6, "whole")
+    duration = time.monotonic() - started
+    context, rng = multiprocessing.get_context("fork"), random.Random(0)
+    kills = attempts = 0
+    while kills < 20:
+        process = context.Process(target=run, args=(tmp_path, 6, "resumed", True))
+        process.start()
+        process.join(rng.uniform(0, duration * min(1, kills / 20 + 0.1)))  # at times before the first epoch is done
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        attempts += 1
+        if process.exitcode == 0:  # it came to its end: once more from the beginning
+            assert same_files(tmp_path, "whole", "resumed")
+            shutil.rmtree(tmp_path / "resumed")
+        assert attempts < 100
+    run(tmp_path, 6, "resumed", resume=True)
+    assert same_files(tmp_path, "whole", "resumed")
 
 
 def test_files_of_an_epoch(tmp_path: Path):
     make_folders(tmp_path, 4, (40, 40))
-    state = run(tmp_path, 2)
+    state = run(tmp_path, 2, "whole")
     out = tmp_path / "whole"
     names = {"checkpoint_epoch1.pth", "checkpoint_epoch2.pth", "best.pth", "last.pth", "metrics.csv"}
     assert {p.name for p in out.iterdir()} == names
@@ -279,7 +365,7 @@ def test_files_of_an_epoch(tmp_path: Path):
 
 def test_resuming_needs_the_right_file_and_the_same_settings(tmp_path: Path):
     make_folders(tmp_path, 4, (40, 40))
-    run(tmp_path, 1)
+    run(tmp_path, 1, "whole")
     with pytest.raises(InputError, match="epochs = 1, and this run has 5"):
         training.resume(fresh(), tmp_path / "whole" / "last.pth", {"epochs": 5})
     with pytest.raises(InputError, match="cannot be resumed from"):
@@ -291,7 +377,7 @@ def test_bfloat16_trains_about_as_single_precision_does(learner: Callable):
     losses = []
     for dtype in (None, torch.bfloat16):
         state = learner()
-        losses.append([train_one_epoch(state, batches(), CPU, dtype) for _ in range(3)])
+        losses.append([train(state, batches(), dtype) for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != losses[1]
 

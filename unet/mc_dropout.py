@@ -1,7 +1,7 @@
 """Monte Carlo dropout: dropout on, batch norm still, for as long as a `with` block lasts."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,24 @@ from unet.unet_parts import ChannelDropout
 def active_dropout_layers(model: nn.Module) -> list[_DropoutNd]:
     """The dropout layers of a model that drop anything (p > 0), in the order of `model.modules()`."""
     return [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
+
+
+@contextmanager
+def dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[None]:
+    """Have the dropout layers use given masks for as long as the block lasts.
+
+    Args:
+        model: any network with dropout.
+        masks: what `draw_dropout_masks` returned.
+    """
+    layers = active_dropout_layers(model)
+    try:
+        for layer, mask in zip(layers, masks, strict=True):
+            layer.mask = mask
+        yield
+    finally:
+        for layer in layers:
+            layer.mask = None
 
 
 @contextmanager
@@ -40,16 +58,11 @@ def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Itera
         model.eval()
         for layer in layers:
             layer.train()
-        if masks is not None:
-            for layer, mask in zip(layers, masks, strict=True):
-                layer.mask = mask
-        yield
+        with dropout_masks(model, masks) if masks is not None else nullcontext():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-        if masks is not None:
-            for layer in layers:
-                layer.mask = None
 
 
 def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Tensor]:
@@ -72,6 +85,8 @@ def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Te
     for layer in layers:
         if not isinstance(layer, ChannelDropout):
             raise ValueError(f"masks can be given to ChannelDropout layers only, not to a {type(layer).__name__}")
+    if not layers:
+        return []
     channels = [layer.channels for layer in layers]
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(num_samples, sum(channels), generator=generator)  # a row per pass

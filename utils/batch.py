@@ -1,13 +1,15 @@
 """A folder in, maps out: reading ahead, writing behind, failures, the report at the end."""
 
+import base64
 import errno
+import json
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,11 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils import distributed
 from utils.checkpoint import TrainedModel
 from utils.cli import progress
 from utils.data_loading import find_masks, mask_to_classes
 from utils.errors import InputError
-from utils.image_io import BackgroundWriter, list_images, read_image, read_mask, save_png, write_csv, write_json
+from utils.image_io import (
+    BackgroundWriter,
+    list_images,
+    read_image,
+    read_mask,
+    save_png,
+    whole_file,
+    write_csv,
+    write_json,
+)
 from utils.metrics import (
     PIXEL_METRICS,
     PixelCounts,
@@ -27,7 +39,6 @@ from utils.metrics import (
     evaluate_set,
     pixel_counts,
     segmentation_scores,
-    sum_counts,
 )
 from utils.probability import STATISTICS, ProbabilityMaps, Sampler, calibrate, most_probable_class, summarize, to_grey
 from utils.results import beside, pictures, save_arrays, write_summary
@@ -99,9 +110,7 @@ class Truth:
     def __init__(self, items: Sequence[Item], mask_dir: Path, mask_values: Sequence[int]) -> None:
         self.mask_dir, self.mask_values = mask_dir, mask_values
         self.paths = find_masks([item.name for item in items], mask_dir)
-        self._counts: dict[str, PixelCounts] = {}
-        self._fine: list[np.ndarray] = []  # the histograms that are too large to be kept for each image
-        self._lock = threading.Lock()
+        self.packed: dict[str, bytes] = {}  # by an image's name its `PixelCounts.pack()`
 
     def read(self, item: Item, shape: tuple[int, int]) -> np.ndarray:
         """The (H, W) uint8 true class indices of an image.
@@ -133,19 +142,19 @@ class Truth:
             truth = torch.from_numpy(truth).to(maps.probs.device)
             counts = pixel_counts(maps.probs, maps.predictive_entropy, truth)
             scores |= {name: float(metric(counts)) for name, metric in PIXEL_METRICS.items()}
-            fine = [counts.by_doubt, counts.by_entropy]
-            with self._lock:
-                self._counts[item.name.as_posix()] = counts.coarse()
-                self._fine = [a + b for a, b in zip(self._fine, fine, strict=True)] if self._fine else fine
+            self.packed[item.name.as_posix()] = counts.pack()
         return scores
 
     def evaluate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """`evaluate_set` of the images that were compared, of which these are the rows."""
-        if not self._counts:
+        if not self.packed:
             return evaluate_set(rows)
-        counts = [self._counts[row["image"]] for row in rows]
-        by_doubt, by_entropy = self._fine
-        return evaluate_set(rows, counts, replace(sum_counts(counts), by_doubt=by_doubt, by_entropy=by_entropy))
+        coarse, total = [], None
+        for row in rows:
+            counts = PixelCounts.unpack(self.packed[row["image"]])
+            coarse.append(counts.coarse())
+            total = counts if total is None else total + counts
+        return evaluate_set(rows, coarse, total)
 
 
 @dataclass
@@ -180,59 +189,144 @@ class Report:
             truth: with which the images were compared; its metrics are printed.
             run: what is to be known of the predictions, for metrics.json.
         """
-        if not self.rows:
+        if not self.rows or not distributed.is_main():
             return
-        if folder is not None:
-            write_summary(folder / "summary.csv", self.rows)
+        result = truth.evaluate(self.rows) if truth else {}
         if truth is not None:
-            result = truth.evaluate(self.rows)
             print(f"{len(self.rows)} images against {truth.mask_dir}:\n{describe(result)}")
-            if folder is not None:
-                write_csv(folder / "metrics.csv", self.rows)
-                write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
+        if folder is not None:
+            try:
+                write_summary(folder / "summary.csv", self.rows)
+                if truth is not None:
+                    write_csv(folder / "metrics.csv", self.rows)
+                    write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
+            except OSError as error:
+                self.failures.append(("the summary", f"cannot be written to {folder} ({error.strerror})"))
 
     def finish(self, where: str = "") -> int:
         """Say how the batch ended; returns the exit code."""
-        total = len(self.rows) + len(self.failures)
-        logger.info("%d of %d images done%s", len(self.rows), total, where)
-        if self.failures:
+        logger.info("%d images done%s", len(self.rows), where)
+        if self.failures and distributed.is_main():
             listing = "".join(f"\n  {name}: {reason}" for name, reason in sorted(self.failures))
-            logger.error("%d of %d images failed:%s", len(self.failures), total, listing)
+            logger.error("%d failed:%s", len(self.failures), listing)
         return 1 if self.failures else 0
+
+
+class Journal:
+    """What a batch has done, a line for each image, in hidden files of the output folder: to go on after a stop.
+
+    Args:
+        folder: the output folder.
+        settings: what has to be the same for the results to belong together, of plain values.
+        go_on: take over what was done before; else begin anew.
+
+    Attributes:
+        rows: by the images' names their rows of scores, for those whose files are all there.
+        packed: by the images' names their `PixelCounts.pack()`.
+
+    Raises:
+        InputError: the results of before were made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], go_on: bool) -> None:
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.packed: dict[str, bytes] = {}
+        self._path = folder / f".progress-{distributed.rank()}.jsonl"
+        self._lock = threading.Lock()
+        self._lines: list[str] | None = []  # of this file, noted before; None once they are written again
+        with distributed.main_first():
+            for path in sorted(folder.glob(".progress-*.jsonl")):
+                if go_on:
+                    self._take_over(path)
+                elif distributed.is_main():
+                    path.unlink()
+
+    def _take_over(self, path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").split("\n")[
+            :-1
+        ]  # a line that a killed process was writing is left out
+        before = json.loads(lines[0]) if lines else self.settings
+        if before != self.settings:
+            name = next(name for name in self.settings if before.get(name) != self.settings[name])
+            raise InputError(
+                f"{self.folder} holds results that were made with {name} = {before.get(name)}, and this run has "
+                f"{self.settings[name]}: choose another --output-dir, or leave --skip-existing out to begin anew"
+            )
+        for line in lines[1:]:
+            entry = json.loads(line)
+            if all((self.folder / file).is_file() for file in entry["files"]):
+                self.rows[entry["row"]["image"]] = entry["row"]
+                if entry["counts"]:
+                    self.packed[entry["row"]["image"]] = base64.b64decode(entry["counts"])
+                if path == self._path:
+                    self._lines.append(line)
+
+    def note(self, row: Mapping[str, Any], files: Collection[Path], packed: bytes | None) -> None:
+        """Write that an image is done; may be called in threads.
+
+        Args:
+            row: its scores.
+            files: what was written for it.
+            packed: its pixel counts, if the probabilities were compared with a truth.
+        """
+        entry = {
+            "row": row,
+            "files": [path.relative_to(self.folder).as_posix() for path in files],
+            "counts": base64.b64encode(packed).decode() if packed else None,
+        }
+        with self._lock:
+            if self._lines is not None:  # the first time
+                with whole_file(self._path) as file:
+                    for line in (json.dumps(self.settings), *self._lines):
+                        file.write(line.encode() + b"\n")
+                self._lines = None
+            with open(self._path, "ab") as file:
+                file.write(json.dumps(entry).encode() + b"\n")
 
 
 def predict_folder(
     model: TrainedModel,
     sampler: Sampler,
     items: Sequence[Item],
-    save: Callable[[Item, ProbabilityMaps, np.ndarray], None],
+    save: Callable[[Item, ProbabilityMaps, np.ndarray], Collection[Path]],
     *,
     statistics: Collection[str] = ("predictive_entropy", "overlaps"),
     threshold: float = 0.5,
     truth: Truth | None = None,
     judge_probabilities: bool = True,
     show: Callable[[Item, ProbabilityMaps, np.ndarray], None] | None = None,
+    journal: Journal | None = None,
 ) -> Report:
     """Predict every image of a batch. One that fails is noted, and the others go on.
+
+    Of several processes that torchrun has started each predicts its share, and all get the report of the whole.
 
     Args:
         model: to predict with.
         sampler: the method.
         items: the images.
-        save: called in a thread with each image's maps and its (H, W) uint8 predicted classes. An `InputError` or
-            `OSError` that it raises is the image's failure.
+        save: called in a thread with each image's maps and its (H, W) uint8 predicted classes; returns the files that
+            it has written. An `InputError` or `OSError` that it raises is the image's failure.
         statistics: which of `probability.STATISTICS` `save` wants; the scores need the two of the default.
         threshold: of `most_probable_class`.
         truth: with which the predictions are compared.
         judge_probabilities: compare the probabilities with the truth, and not the mask alone.
         show: called between the predictions, in the main thread, with the same as `save`.
+        journal: what it has of before is not predicted again, and what is done now is noted there.
 
     Raises:
         InputError: the method cannot be used with the model.
-        OSError: the disk is full or cannot be written at all.
     """
     sampler.check(model)
-    report, rows = Report(), {}
+    rows = dict(journal.rows) if journal else {}
+    if truth and journal:
+        truth.packed |= journal.packed
+    left = [item for item in items if item.name.as_posix() not in rows]
+    if rows:
+        logger.info("%d of %d images are done already", len(items) - len(left), len(items))
+    own = left[distributed.rank() :: distributed.world_size()]
+    report = Report()
 
     def read(item: Item) -> tuple[tuple[int, int], Tensor]:
         image = read_image(item.path)
@@ -240,31 +334,50 @@ def predict_folder(
 
     def write(item: Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
         with report.failing_alone(str(item.name)):
-            save(item, maps, classes)
+            name = item.name.as_posix()
+            files = save(item, maps, classes)
             scores = truth.compare(item, classes, maps if judge_probabilities else None) if truth else {}
             on_device = torch.from_numpy(classes).to(maps.probs.device)
             scores |= image_scores(maps.probs, maps.predictive_entropy, on_device, maps.overlaps)
-            rows[item] = {"image": item.name.as_posix(), **scores}
+            rows[name] = {"image": name, **scores}
+            if journal:
+                journal.note(rows[name], files, truth.packed.get(name) if truth else None)
 
     at_once = max(1, sampler.batch_size // sampler.inputs_per_image)
-    with progress(total=len(items), unit="image") as bar, BackgroundWriter() as writer:
-        group = []
-        for i, (item, reading) in enumerate(_read_ahead(read, items, at_once + 2 * _READERS), start=1):
-            with report.failing_alone(str(item.name)):
-                group.append((item, *reading.result()))
-            if group and (len(group) == at_once or i == len(items)):
-                names = [item.name.as_posix() for item, _, _ in group]
-                samples_of_each = sampler.sample(model, [inputs for _, _, inputs in group], names)
-                for (item, size, _), samples in zip(group, samples_of_each, strict=True):
-                    maps = summarize(samples, size, statistics)
-                    classes = most_probable_class(maps.probs, threshold)
-                    with report.failing_alone(str(item.name)):
-                        if show is not None:
-                            show(item, maps, classes)
-                        writer.submit(write, item, maps, classes)
-                group = []
-            bar.update()
-    report.rows = [rows[item] for item in items if item in rows]
+    try:
+        with progress(total=len(own), unit="image") as bar, BackgroundWriter() as writer:
+            group = []
+            for i, (item, reading) in enumerate(_read_ahead(read, own, at_once + 2 * _READERS), start=1):
+                with report.failing_alone(str(item.name)):
+                    group.append((item, *reading.result()))
+                if group and (len(group) == at_once or i == len(own)):
+                    # Always as many images at once, the last one repeated: so an image's maps are equal to the last
+                    # bit whichever others are predicted with it.
+                    filled = group + group[-1:] * (at_once - len(group))
+                    names = [item.name.as_posix() for item, _, _ in filled]
+                    samples_of_each = sampler.sample(model, [inputs for _, _, inputs in filled], names)
+                    for (item, size, _), samples in zip(group, samples_of_each, strict=False):
+                        maps = summarize(samples, size, statistics)
+                        classes = most_probable_class(maps.probs, threshold)
+                        with report.failing_alone(str(item.name)):
+                            if show is not None:
+                                show(item, maps, classes)
+                            writer.submit(write, item, maps, classes)
+                    group = []
+                bar.update()
+    except OSError as error:  # nothing can be written any more
+        known = {name for name, _ in report.failures}
+        left = [item for item in own if item.name.as_posix() not in rows and str(item.name) not in known]
+        report.failures += [
+            (str(item.name), f"not done, since nothing can be written ({error.strerror})") for item in left
+        ]
+    parts = distributed.gather((rows, report.failures, truth.packed if truth else {}))
+    merged = {name: row for rows, _, _ in parts for name, row in rows.items()}
+    report.rows = [merged[item.name.as_posix()] for item in items if item.name.as_posix() in merged]
+    report.failures = [failure for _, failures, _ in parts for failure in failures]
+    if truth:
+        for _, _, packed in parts:
+            truth.packed |= packed
     return report
 
 
@@ -294,6 +407,7 @@ def predict_probabilities(
     save_npy: bool = False,
     calibrated: bool = False,
     mask_dir: Path | None = None,
+    skip_existing: bool = False,
     model_name: str = "",
 ) -> int:
     """Write each image's map of one class's probability, an 8-bit grey PNG in which 255 is 1; returns the exit code.
@@ -308,6 +422,7 @@ def predict_probabilities(
         save_npy: write the exact maps, as `results.save_arrays` does.
         calibrated: divide the logits by the model's temperature.
         mask_dir: folder of true masks, with which the probabilities are compared.
+        skip_existing: go on with a batch that was interrupted, see `Journal`.
         model_name: for metrics.json.
 
     Raises:
@@ -320,17 +435,20 @@ def predict_probabilities(
         raise InputError(f"--class-index {class_index}: the model has the classes 0 to {n_classes - 1}")
     truth = Truth(items, mask_dir, model.mask_values) if mask_dir else None
 
-    def save(item: Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
+    run = {"method": str(sampler), "temperature": sampler.temperature, "mask_values": list(model.mask_values)}
+    saved = {"class_index": class_index, "save_entropy": save_entropy, "save_npy": save_npy, "mask_dir": str(mask_dir)}
+    journal = Journal(output_dir, {**run, **sampler.settings, **saved, "weights": model.fingerprint()}, skip_existing)
+
+    def save(item: Item, maps: ProbabilityMaps, classes: np.ndarray) -> list[Path]:
         output = item.output(output_dir)
         made = pictures(maps, [class_index]) if save_entropy else {"_prob": to_grey(maps.probs[class_index])}
-        for ending, grey in made.items():
-            save_png(output if ending == "_prob" else beside(output, f"{ending}.png"), grey)
-        if save_npy:
-            save_arrays(output, maps)
+        files = {ending: output if ending == "_prob" else beside(output, f"{ending}.png") for ending in made}
+        for ending, path in files.items():
+            save_png(path, made[ending])
+        return [*files.values(), *(save_arrays(output, maps) if save_npy else [])]
 
     everything = save_npy or save_entropy
     statistics = STATISTICS if everything else ("predictive_entropy", "overlaps")
-    report = predict_folder(model, sampler, items, save, statistics=statistics, truth=truth)
-    run = {"method": str(sampler), "temperature": sampler.temperature, "model": model_name}
-    report.write(output_dir, truth, run | {"mask_values": list(model.mask_values)})
+    report = predict_folder(model, sampler, items, save, statistics=statistics, truth=truth, journal=journal)
+    report.write(output_dir, truth, run | {"model": model_name})
     return report.finish(f": {output_dir}")

@@ -16,6 +16,7 @@ run code:
 A checkpoint of the original project is one flat dict of weights and `mask_values`.
 """
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -75,6 +76,13 @@ class TrainedModel:
     def device(self) -> torch.device:
         """Where the network's weights lie."""
         return next(self.network.parameters()).device
+
+    def fingerprint(self) -> str:
+        """A short text that differs from that of any model with other weights."""
+        digest = hashlib.blake2b(digest_size=12)
+        for name, value in self.network.state_dict().items():
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.image_io import IMAGE_EXTENSIONS
@@ -105,7 +105,7 @@ def model_parent() -> argparse.ArgumentParser:
 
 
 def folder_parent() -> argparse.ArgumentParser:
-    """--input-dir, --output-dir, --mask-dir, --ext, --recursive."""
+    """--input-dir, --output-dir, --mask-dir, --ext, --skip-existing, --recursive."""
     parent = argparse.ArgumentParser(add_help=False)
     group = parent.add_argument_group("images")
     group.add_argument("--input-dir", type=Path, required=True, metavar="DIR", help="folder of images")
@@ -122,6 +122,9 @@ def folder_parent() -> argparse.ArgumentParser:
         default=IMAGE_EXTENSIONS,
         metavar=".EXT",
         help=f"endings of image files (default: {' '.join(IMAGE_EXTENSIONS)})",
+    )
+    group.add_argument(
+        "--skip-existing", action="store_true", help="go on with an interrupted batch: what is done stays"
     )
     group.add_argument("--recursive", action="store_true", help="sub-folders, too; the results keep them")
     return parent
@@ -198,6 +201,9 @@ def choose_device(name: str | None = None) -> torch.device:
     Raises:
         InputError: there is no such device.
     """
+    if name in (None, "cuda") and distributed.world_size() > 1 and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
+        torch.cuda.set_device(name)
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -252,7 +258,7 @@ def load_model(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | No
 
 def probability_options(args: argparse.Namespace) -> dict[str, Any]:
     """The flags of `probability_parent` and what else `batch.predict_probabilities` wants to know."""
-    names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir")
+    names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "skip_existing")
     return {name: getattr(args, name) for name in names} | {"model_name": str(args.model)}
 
 
@@ -260,8 +266,8 @@ def probability_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def progress(items: Iterable | None = None, **options: Any) -> tqdm:
-    """A progress bar on a terminal, nothing where the output is a file."""
-    return tqdm(items, disable=None, dynamic_ncols=True, **options)
+    """A progress bar on a terminal, nothing where the output is a file; of several processes one has it."""
+    return tqdm(items, disable=None if distributed.is_main() else True, dynamic_ncols=True, **options)
 
 
 class _AboveBars(logging.Handler):
@@ -276,15 +282,17 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     """Parse the command line, run a script's `main`, and exit.
 
     The exit code is what `main` returns (None is 0); 2 after an `InputError` or an error of the operating system,
-    which are shown as one line; 130 after Ctrl-C and 143 after a termination.
+    which are shown as one line; 130 after Ctrl-C and 143 after a termination. Of several processes that torchrun has
+    started, only the main one says what it does.
     """
     logging.basicConfig(format="%(message)s", handlers=[_AboveBars()])
-    for ours in ("__main__", "utils", "unet"):
-        logging.getLogger(ours).setLevel(logging.INFO)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = main(args) or 0
+        with distributed.process_group():
+            for ours in ("__main__", "utils", "unet"):
+                logging.getLogger(ours).setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
+            code = main(args) or 0
     except InputError as error:
         logger.error("%s", error)
         code = 2
@@ -300,3 +308,37 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
 def _terminate(signum: int, frame: Any) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(128 + signum)
+
+
+class GentleStop:
+    """Within the `with` block Ctrl-C and a termination are noted, not obeyed; a second one ends the process at once.
+
+    Call it to ask whether to stop; `leave` then does so.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+
+    def __enter__(self) -> "GentleStop":
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._before:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self._signal is not None
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self._signal = signum
+        self.__exit__()  # the next one is obeyed
+        logger.warning("Stopping after this step; a second signal stops at once")
+
+    def leave(self) -> NoReturn:
+        """End the process as the signal asked, or as one that another of several processes got."""
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + signal.SIGTERM)

@@ -6,6 +6,7 @@ image, for a set and for a thousand resamples of it at once.
 """
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -68,14 +69,14 @@ def _ratio(part: int, whole: int) -> float:
 
 
 _DOUBT_OCTAVES = 24  # of 1 - confidence, down from 1; a float32 has no smaller steps below 1
-_PER_OCTAVE = 2**11
-_ENTROPY_BINS, _LOGIT_LIMIT = 2**16, 16.2  # a float32 has no logit beyond
-_MERGED = 64  # fine bins that are one in `PixelCounts.coarse`
+_PER_OCTAVE = 2**7
+_ENTROPY_BINS, _LOGIT_LIMIT = 2**12, 16.2  # a float32 has no logit beyond
+_MERGED = 8  # fine bins that are one in `PixelCounts.coarse`
 _AT_ONCE = 2**19  # pixels
 
 
 def doubt_bins(doubt: Tensor) -> Tensor:
-    """The fine bin of each 1 - confidence, int32: 2048 to the octave, so that a bin is 0.05 % wide or less.
+    """The fine bin of each 1 - confidence, int32: 128 to the octave, so that a bin is 0.8 % wide or less.
 
     A bin is the upper bits of a float32, whose order is that of the numbers.
 
@@ -83,7 +84,8 @@ def doubt_bins(doubt: Tensor) -> Tensor:
         doubt: float32 in [0, 1).
     """
     lowest = (127 - _DOUBT_OCTAVES) * _PER_OCTAVE  # 127 is the exponent of 1
-    return ((doubt.view(torch.int32) >> 12) - lowest).clamp_(0, _DOUBT_OCTAVES * _PER_OCTAVE - 1)
+    bits = doubt.view(torch.int32) >> 16  # 7 of the 23 bits of the fraction stay
+    return (bits - lowest).clamp_(0, _DOUBT_OCTAVES * _PER_OCTAVE - 1)
 
 
 def doubt_middles(n: int) -> np.ndarray:
@@ -101,6 +103,9 @@ def entropy_bins(entropy: Tensor, n_classes: int) -> Tensor:
     """
     logit = (entropy / math.log(n_classes)).logit_(eps=1e-7)
     return logit.add_(_LOGIT_LIMIT).mul_(_ENTROPY_BINS / (2 * _LOGIT_LIMIT)).clamp_(0, _ENTROPY_BINS - 1).int()
+
+
+_TYPES = ("<f8", "<f8", "<f8", "<f8", "<i4", "<i4")  # of the fields of PixelCounts, packed
 
 
 @dataclass
@@ -137,8 +142,24 @@ class PixelCounts:
     def __add__(self, other: "PixelCounts") -> "PixelCounts":
         return PixelCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def pack(self) -> bytes:
+        """The counts of one image as a few kilobytes."""
+        return zlib.compress(
+            b"".join(getattr(self, f.name).astype(t).tobytes() for f, t in zip(fields(self), _TYPES, strict=True))
+        )
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "PixelCounts":
+        """What `pack` packed."""
+        content, start, arrays = zlib.decompress(packed), 0, []
+        shapes = ((3, N_BINS), (3, N_BINS), (), (), (2, _DOUBT_OCTAVES * _PER_OCTAVE), (2, _ENTROPY_BINS))
+        for dtype, shape in zip(_TYPES, shapes, strict=True):
+            arrays.append(np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape))
+            start += arrays[-1].nbytes
+        return cls(*arrays)
+
     def coarse(self) -> "PixelCounts":
-        """The same with the fine bins merged, small enough to be kept for every image."""
+        """The same with the fine bins merged, small enough to draw sets of many images."""
 
         def merge(counts: np.ndarray) -> np.ndarray:
             return counts.reshape(*counts.shape[:-1], -1, _MERGED).sum(axis=-1).astype(np.int32)

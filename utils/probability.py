@@ -8,8 +8,8 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -64,6 +64,11 @@ class Sampler(ABC):
     def inputs_per_image(self) -> int:
         """How many network inputs one image is."""
         return 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the samples depend on, by name; the batch size matters for the last digits."""
+        return {**asdict(self), "dtype": str(self.dtype)}
 
     @abstractmethod
     def __str__(self) -> str:

@@ -55,7 +55,7 @@ def pictures(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dic
     return made
 
 
-def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, one_class: bool = False) -> None:
+def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, one_class: bool = False) -> list[Path]:
     """Write the exact maps as float32 .npy files beside `output`, `DIR/NAME.png`.
 
     `NAME_mean.npy` and `NAME_std.npy` are (C, H, W), `NAME_entropy.npy`, `NAME_expected_entropy.npy` and
@@ -66,16 +66,20 @@ def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, 
         maps: with all statistics.
         entropies: not only the first two.
         one_class: the model has one class: of mean and standard deviation only the lesion's, (H, W).
+
+    Returns:
+        The files.
     """
     of_class = 1 if one_class else slice(None)
     arrays = {"_mean": maps.probs[of_class], "_std": maps.std[of_class]}
     if entropies:
         arrays["_entropy"] = maps.predictive_entropy
         arrays |= {"_expected_entropy": maps.expected_entropy, "_mutual_information": maps.mutual_information}
-    for ending, values in arrays.items():
-        array = values.cpu().numpy()
-        with npy_file(beside(output, f"{ending}.npy"), array.shape) as write:
+    files = {beside(output, f"{ending}.npy"): values.cpu().numpy() for ending, values in arrays.items()}
+    for path, array in files.items():
+        with npy_file(path, array.shape) as write:
             write(array)
+    return list(files)
 
 
 def save_passes(output: Path, samples: Sequence[LogitSamples], size: tuple[int, int], one_class: bool = False) -> None:

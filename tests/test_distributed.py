@@ -1,0 +1,141 @@
+"""Several processes: batch norm over all of them, and the scripts under torchrun against one process."""
+
+import csv
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.conftest import ENVIRONMENT, ROOT, make_folders, run_script
+from utils import distributed
+from utils.checkpoint import read_checkpoint
+from utils.distributed import SynchronisedBatchNorm
+
+
+def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a script in several processes, as the README says."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    return subprocess.run(
+        [*map(str, command), str(ROOT / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+    )
+
+
+def in_processes(work, sizes: list[int], folder: Path) -> list:
+    """What `work(rank, size)` returns in each of a group of forked processes."""
+    context = multiprocessing.get_context("fork")
+
+    def run(rank: int, size: int) -> None:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(len(sizes)), LOCAL_RANK=str(rank))
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(sizes))
+        torch.save(work(rank, size), folder / f"{rank}.pt")
+        dist.destroy_process_group()
+
+    processes = [context.Process(target=run, args=pair) for pair in enumerate(sizes)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(sizes))]
+
+
+@pytest.mark.parametrize("sizes", [[3, 3], [4, 2], [5, 0]])
+def test_batch_norm_is_that_of_all_images(tmp_path: Path, sizes: list[int]):
+    torch.manual_seed(0)
+    x, weight = torch.randn(sum(sizes), 4, 5, 6) * 3 + 1, torch.randn(sum(sizes), 4, 5, 6)
+
+    def forward(layer: torch.nn.Module, part: slice) -> list[torch.Tensor]:
+        mine = x[part].clone().requires_grad_()
+        out = layer(mine)
+        (out * weight[part]).sum().backward()
+        return [out.detach(), mine.grad]
+
+    def work(rank: int, size: int) -> list[torch.Tensor]:
+        layer = SynchronisedBatchNorm(4)
+        first = sum(sizes[:rank])
+        results = forward(layer, slice(first, first + size))
+        return [*results, layer.running_mean, layer.running_var]
+
+    layer = torch.nn.BatchNorm2d(4)
+    whole = forward(layer, slice(None))
+    parts = in_processes(work, sizes, tmp_path)
+    for i in range(2):
+        torch.testing.assert_close(torch.cat([part[i] for part in parts]), whole[i], atol=1e-5, rtol=1e-4)
+    for part in parts:
+        torch.testing.assert_close(part[2], layer.running_mean)
+        torch.testing.assert_close(part[3], layer.running_var)
+
+
+def test_what_processes_have_together(tmp_path: Path):
+    def work(rank: int, size: int) -> dict:
+        return {
+            "gathered": distributed.gather({"rank": rank}),
+            "total": distributed.total(torch.tensor([1.0, rank])).tolist(),
+            "any": [distributed.any_of(rank == 1), distributed.any_of(False)],
+            "main": distributed.is_main(),
+        }
+
+    first, second = in_processes(work, [0, 0], tmp_path)
+    assert first.pop("main")
+    assert not second.pop("main")
+    assert first == second == {"gathered": [{"rank": 0}, {"rank": 1}], "total": [2.0, 1.0], "any": [True, False]}
+
+
+def test_alone_everything_is_the_obvious():
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.gather(5) == [5]
+    assert distributed.total(torch.tensor(3)) == 3
+    network = torch.nn.BatchNorm2d(3)
+    assert distributed.data_parallel(network) is network
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 8, (48, 40))  # six for training: batches of 5 and of 1, so one has no part
+    data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
+    common = [*data, "--validation", 25, "--batch-size", 5, "--epochs", 2]
+    one = run_script("train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    two = torchrun(2, "train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "two")
+    assert two.returncode == 0, two.stderr
+    assert two.stderr.count("Training on 6 images, validating on another 2") == 1  # one of them speaks
+    rows = []
+    for name in ("one", "two"):
+        with open(tmp_path / name / "metrics.csv", newline="") as file:
+            rows.append([{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)])
+    for row, other in zip(*rows, strict=True):
+        assert row == pytest.approx(other, abs=2e-3)
+    weights = [read_checkpoint(tmp_path / name / "last.pth")["training"]["network"] for name in ("one", "two")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=2e-3, rtol=1e-2, msg=name)
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
+
+
+@pytest.mark.parametrize("script", ["predict.py", "predict_prob_bayesian.py"])
+def test_two_processes_predict_what_one_does(script: str, tmp_path: Path, model_file: Path):
+    imgs, masks = make_folders(tmp_path, 7, (50, 40))
+    more = ["--mc", 3] if "bayes" in script else []
+    common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file, *more]
+    one = run_script(script, *common, "--output-dir", tmp_path / "one")
+    two = torchrun(2, script, *common, "--output-dir", tmp_path / "two")
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert one.stdout == two.stdout
+    names = {path.name for path in (tmp_path / "one").glob("[!.]*")}
+    assert names == {path.name for path in (tmp_path / "two").glob("[!.]*")}
+    assert len(names) == 7 + (2 if script == "predict.py" else 3) + (script == "predict.py")
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    (imgs / "SKIN_004.jpg").write_bytes(b"broken")
+    two = torchrun(2, script, *common, "--output-dir", tmp_path / "three")
+    assert two.returncode != 0
+    assert two.stderr.count("SKIN_004.jpg: ") == 1
+    assert len(list((tmp_path / "three").glob("*_OUT.png"))) == 6

@@ -1,0 +1,137 @@
+"""Batches that are stopped and continued, and disks that are full."""
+
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, run_script
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The content of all files of a folder but the hidden ones."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("[!.]*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("script", "more"),
+    [("predict.py", []), ("predict_prob_direct.py", ["--save-npy"]), ("predict_prob_bayesian.py", ["--mc", "2"])],
+)
+def test_a_killed_batch_goes_on_to_the_same_files(script: str, more: list[str], tmp_path: Path, model_file: Path):
+    imgs, masks = make_folders(tmp_path, 30, (90, 70))
+    common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file, *more]
+    started = time.monotonic()
+    whole = run_script(script, *common, "--output-dir", tmp_path / "whole")
+    duration = time.monotonic() - started
+    assert whole.returncode == 0, whole.stderr
+    rng, out = random.Random(script), tmp_path / "out"
+    arguments = [*common, "--output-dir", out, "--skip-existing"]
+    for _ in range(4):
+        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+        time.sleep(duration * rng.uniform(0.5, 0.95))
+        process.kill()
+        process.wait()
+        if out.exists():
+            assert all(content == files(tmp_path / "whole")[name] for name, content in files(out).items())
+    last = run_script(script, *arguments)
+    assert last.returncode == 0, last.stderr
+    assert files(out) == files(tmp_path / "whole")
+    assert last.stdout == whole.stdout
+    again = run_script(script, *arguments)  # nothing is left to do
+    assert "30 of 30 images are done already" in again.stderr
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_going_on_makes_what_is_missing_and_refuses_other_settings(tmp_path: Path, model_file: Path):
+    imgs, _ = make_folders(tmp_path, 5, (50, 40))
+    common = ["--input-dir", imgs, "--output-dir", tmp_path / "o", "-m", model_file, "--skip-existing"]
+    assert run_script("predict_prob_tta.py", *common).returncode == 0
+    before = files(tmp_path / "o")
+    (tmp_path / "o" / "SKIN_003_OUT.png").unlink()
+    (tmp_path / "o" / "summary.csv").unlink()
+    with open(tmp_path / "o" / ".progress-0.jsonl", "a") as file:
+        file.write('{"row": {"image": "SKIN_00')  # a line that a kill has cut off
+    result = run_script("predict_prob_tta.py", *common)
+    assert "4 of 5 images are done already" in result.stderr
+    assert files(tmp_path / "o") == before
+    result = run_script("predict_prob_tta.py", *common, "--shrink", 0.7)
+    assert_one_clear_line(result, "with shrink = 0.8, and this run has 0.7", "--skip-existing")
+    assert files(tmp_path / "o") == before
+    result = run_script("predict_prob_tta.py", *common[:-1], "--shrink", 0.7)  # without it a batch begins anew
+    assert result.returncode == 0
+    assert files(tmp_path / "o") != before
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_batch_ends_with_its_code_and_whole_files(signum: int, code: int, tmp_path: Path, model_file: Path):
+    imgs, _ = make_folders(tmp_path, 40, (300, 200))
+    command = [sys.executable, str(ROOT / "predict_prob_tta.py"), "--input-dir", str(imgs), "-m", str(model_file)]
+    out = tmp_path / "o"
+    with subprocess.Popen([*command, "--output-dir", str(out)], stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        while not list(out.glob("*.png")):
+            time.sleep(0.01)
+        process.send_signal(signum)
+        said = process.stderr.read().decode()
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert all(content.endswith(b"IEND\xaeB`\x82") for name, content in files(out).items() if name.endswith(".png"))
+    assert not [path for path in out.iterdir() if path.suffix not in (".png", ".jsonl")]
+
+
+def limited(limit: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a script that can write no file of more than so many bytes."""
+
+    def limit_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=ROOT, preexec_fn=limit_files
+    )
+
+
+def test_a_training_without_space_keeps_the_checkpoint_of_before(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 4, (40, 40))
+    out = tmp_path / "checkpoints"
+    common = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
+    common += ["--checkpoint-dir", out, "--epochs", 2]
+    shutil.copytree(imgs, tmp_path / "unused")
+    result = run_script("train_bayesian.py", *common)
+    assert result.returncode == 0, result.stderr
+    before = files(out)
+    result = limited(1_000_000, "train_bayesian.py", *common, "--load", out / "best.pth")
+    assert_one_clear_line(result, "File too large")
+    assert files(out / "earlier-1") == before
+    assert files(out).keys() == {f"earlier-1/{name}" for name in before}
+    assert not list(out.rglob(".*"))
+
+
+def test_a_batch_without_space_says_what_is_missing(tmp_path: Path, model_file: Path):
+    imgs, _ = make_folders(tmp_path, 2, (600, 500))
+    (small, _) = make_folders(tmp_path / "small", 1, (40, 40))
+    shutil.copy(small / "SKIN_000.jpg", imgs / "SMALL.jpg")
+    result = limited(
+        20_000,
+        "predict_prob_direct.py",
+        "--input-dir",
+        imgs,
+        "--output-dir",
+        tmp_path / "o",
+        "-m",
+        model_file,
+        "--save-npy",
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for i in range(2):
+        assert f"SKIN_00{i}.jpg: its result cannot be written (File too large)" in result.stderr
+    assert (tmp_path / "o" / "SMALL_OUT_mean.npy").stat().st_size == 128 + 2 * 40 * 40 * 4
+    assert not list((tmp_path / "o").glob("SKIN*.npy"))
