@@ -1,0 +1,197 @@
+"""Broken and hostile input in great numbers: nothing but the documented errors may come of it.
+
+Each test tries a few hundred inputs; `FUZZ_EXAMPLES=25000 python -m pytest tests/test_fuzzing.py` tries that many.
+"""
+
+import importlib
+import io
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import make_picture
+from unet import BayesianUNet
+from utils.checkpoint import TrainedModel, load_model, save_checkpoint
+from utils.errors import InputError
+from utils.image_io import image_size, read_image, read_mask
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def originals() -> list[bytes]:
+    """Small images of all kinds."""
+    image, mask = make_picture(0, (21, 17))
+    made = [encoded(image, kind) for kind in ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "TGA")]
+    made += [encoded(image.convert(mode), "TIFF") for mode in ("CMYK", "LAB", "L", "1", "F", "I")]
+    made += [encoded(mask.convert(mode), "PNG") for mode in ("P", "L", "1", "RGBA", "LA")]
+    made.append(encoded(Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000), "PNG"))
+    return made
+
+
+def checkpoints() -> list[bytes]:
+    """The smallest models, of this project and as the original project writes them."""
+    made = []
+    torch.manual_seed(0)
+    network = BayesianUNet(base_channels=1, dropout=0.2)
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "m.pth", TrainedModel(network, (32, 32), temperatures={"softmax": 1.2}))
+        made.append((Path(folder) / "m.pth").read_bytes())
+    buffer = io.BytesIO()
+    torch.save({**network.state_dict(), "mask_values": [0, 255]}, buffer)
+    return [*made, buffer.getvalue()]
+
+
+IMAGES, CHECKPOINTS = originals(), checkpoints()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
+    """A file with bytes changed, cut out, put in, or cut off; or no such file at all."""
+    content = bytearray(draw(st.sampled_from(files)))
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(0, max(len(content) - 1, 0)))
+        kind = draw(st.sampled_from(["change", "remove", "insert", "cut", "repeat"]))
+        if kind == "change" and content:
+            content[at] = draw(st.integers(0, 255))
+        elif kind == "remove":
+            del content[at : at + draw(st.integers(1, 40))]
+        elif kind == "insert":
+            content[at:at] = draw(st.binary(min_size=1, max_size=12))
+        elif kind == "cut":
+            del content[at:]
+        elif kind == "repeat":
+            content[at:at] = content[at : at + draw(st.integers(1, 60))]
+    return bytes(content) if draw(st.integers(0, 20)) else draw(st.binary(max_size=200))
+
+
+@fuzzed
+@given(damaged(IMAGES))
+def test_any_file_is_an_image_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.image"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's words about damaged files
+        try:
+            image = read_image(path)
+            assert (image.mode, image.size) == ("RGB", image_size(path))
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+@fuzzed
+@given(damaged(IMAGES))
+def test_any_file_is_a_mask_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.mask"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            mask = read_mask(path)
+            assert (mask.dtype, mask.ndim) == (np.int32, 2)
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+@fuzzed
+@given(damaged(CHECKPOINTS))
+def test_any_file_is_a_model_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.pth"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = load_model(path)
+            assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+SCRIPTS = ("train_bayesian", "predict", "predict_bayesian", "predict_prob_direct", "predict_prob_bayesian")
+COMMANDS = ("utils.compare", "utils.passes", "utils.calibration", "utils.sample_data")
+FLAGS = [
+    "--epochs",
+    "-e",
+    "--batch-size",
+    "-b",
+    "--learning-rate",
+    "-l",
+    "--validation",
+    "-v",
+    "--classes",
+    "-c",
+    "--seed",
+    "--device",
+    "--amp",
+    "--bilinear",
+    "--mc",
+    "--load",
+    "-f",
+    "--resume",
+    "--wandb",
+    "--input-dir",
+    "--output-dir",
+    "--mask-dir",
+    "--ext",
+    "--recursive",
+    "-i",
+    "--input",
+    "-o",
+    "--output",
+    "-t",
+    "-n",
+    "-m",
+    "--mask-threshold",
+    "--newW",
+    "--newH",
+    "--shrink",
+    "--class-index",
+    "--save-prob",
+    "--save-npy",
+    "--calibrated",
+    "--skip-existing",
+    "--help",
+    "--figure",
+    "--viz",
+    "--rows",
+    "--images",
+    "--count",
+    "--width",
+]
+VALUES = st.one_of(
+    st.sampled_from(
+        ["0", "-1", "1", "3", "nan", "inf", "-inf", "1e400", "9" * 30, "0x10", "", " ", ".", "/", "é", "½"]
+    ),
+    st.floats().map(str),
+    st.integers().map(str),
+    st.text(st.characters(exclude_characters="\0"), max_size=12),
+)
+
+
+@fuzzed
+@given(st.sampled_from(SCRIPTS + COMMANDS), st.lists(st.one_of(st.sampled_from(FLAGS), VALUES), max_size=8))
+def test_any_command_line_is_understood_or_refused(script: str, arguments: list[str]):
+    parser = importlib.import_module(script).get_args_parser()
+    stderr, stdout = sys.stderr, sys.stdout
+    sys.stderr = sys.stdout = io.StringIO()
+    try:
+        parser.parse_args(arguments)
+    except SystemExit as stop:
+        assert stop.code in (0, 2)
+    finally:
+        sys.stderr, sys.stdout = stderr, stdout
