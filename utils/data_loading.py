@@ -355,7 +355,10 @@ def decode_pairs(
 
 
 def _fingerprint(path: Path) -> list:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say why
+        return [path.name, -1, -1]
     return [path.name, status.st_size, status.st_mtime_ns]
 
 

@@ -1,0 +1,118 @@
+"""A folder as it may come from anywhere: strange images are predicted, broken ones fail alone and are named."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import make_picture, run_module, run_script
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG of that size, all that a decompression bomb needs to be recognised."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> tuple[Path, dict[str, tuple[int, int]], set[str]]:
+    """A folder, the sizes of the images in it that are to be predicted, and the names of those that cannot."""
+    folder = tmp_path / "in put"
+    folder.mkdir()
+    image = make_picture(3, (60, 40))[0]
+    good = {
+        "a name with spaces.jpg": image,
+        "dots.in.the.name.v1.2.png": image,
+        "Läsion_皮膚_🔬.png": image,
+        "x" * 200 + ".png": image,
+        "-dash.png": image,
+        "grey.png": image.convert("L"),
+        "palette.png": image.convert("P"),
+        "alpha.png": image.convert("RGBA"),
+        "black-and-white.png": image.convert("1"),
+        "cmyk.jpg": image.convert("CMYK"),
+        "sixteen.png": Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257),
+        "one.png": image.resize((1, 1)),
+        "thin.png": image.resize((1, 5000)),
+        "flat.bmp": image.resize((3000, 2)),
+        "pages.tif": image,
+        "animated.png": image,
+    }
+    for name, picture in good.items():
+        several = {"save_all": True, "append_images": [image.resize((5, 5))]} if name == "pages.tif" else {}
+        if name == "animated.png":
+            several = {"save_all": True, "append_images": [image.rotate(90)]}
+        picture.save(folder / name, **several)
+    sizes = {name: picture.size for name, picture in good.items()}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(folder / "turned.jpg", exif=turned)
+    sizes["turned.jpg"] = (40, 60)
+
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "truncated.jpg").write_bytes((folder / "a name with spaces.jpg").read_bytes()[:400])
+    (folder / "text.png").write_text("no image")
+    (folder / "bomb.png").write_bytes(png_header(20_000, 20_000))
+    (folder / "wide bomb.png").write_bytes(png_header(2**31 - 1, 1))
+    (folder / "folder.png").mkdir()  # passed over
+    (folder / "link.png").symlink_to("nowhere")
+    return folder, sizes, {"empty.png", "truncated.jpg", "text.png", "bomb.png", "wide bomb.png", "link.png"}
+
+
+@pytest.mark.parametrize("script", ["predict.py", "predict_prob_tta.py"])
+def test_a_folder_of_everything(folder, script: str, tmp_path: Path, model_file: Path):
+    inputs, sizes, broken = folder
+    out = tmp_path / "o"
+    result = run_script(script, "--input-dir", inputs, "--output-dir", out, "-m", model_file)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"{len(broken)} failed:" in result.stderr
+    failed = {line.strip().split(": ")[0] for line in result.stderr.splitlines() if line.startswith("  ")}
+    assert failed == broken
+    assert {path.name for path in out.glob("*.png")} == {f"{Path(name).stem}_OUT.png" for name in sizes}
+    for name, size in sizes.items():
+        with Image.open(out / f"{Path(name).stem}_OUT.png") as picture:
+            assert (picture.size, picture.mode) == (size, "L"), name
+
+
+def test_single_images_of_every_kind(folder, tmp_path: Path, model_file: Path):
+    inputs, sizes, _ = folder
+    names = ["one.png", "thin.png", "Läsion_皮膚_🔬.png", "x" * 200 + ".png", "bomb.png"]
+    outputs = [tmp_path / "o" / f"{Path(name).stem}.png" for name in names]
+    result = run_script(
+        "predict_bayesian.py", "-i", *(inputs / name for name in names), "-o", *outputs, "--mc", 2, "-m", model_file
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "1 failed:" in result.stderr
+    for name, output in zip(names[:-1], outputs[:-1], strict=True):
+        with Image.open(output) as picture:
+            assert picture.size == sizes[name]
+        assert output.with_name(f"{output.stem}_figure.png").is_file()
+
+
+def test_training_names_every_bad_pair(folder, tmp_path: Path):
+    inputs, sizes, broken = folder
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in sizes | dict.fromkeys(broken, (60, 40)):
+        Image.new("L", sizes.get(name, (60, 40))).save(masks / f"{Path(name).stem}.png")
+    common = ["--imgs-dir", inputs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+    result = run_script("train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "c", "--wandb", "disabled")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    for name in broken:
+        assert name in result.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_model_that_would_run_code_does_not(tmp_path: Path):
+    marker = tmp_path / "it ran"
+    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch \"%s\"'\ntR." % str(marker).encode())
+    result = run_module("utils.calibration", "-m", tmp_path / "evil.pth")
+    assert result.returncode == 2
+    assert "could run code" in result.stderr
+    assert not marker.exists()
