@@ -145,7 +145,7 @@ class TrainingState:
         if state["scaler"]:  # empty where the training needed none
             self.scaler.load_state_dict(state["scaler"])
         for name in _PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # an earlier version did not stop amid an epoch
         self.history = list(self.history)
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
