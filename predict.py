@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
         show=show if args.viz else None,
         journal=None
         if args.no_save
-        else batch.Journal(args.output_dir, sampler.settings | settings, args.skip_existing),
+        else batch.Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing),
     )
     report.write(None if args.no_save else args.output_dir, truth)
     return report.finish("" if args.no_save else f": {args.output_dir}")

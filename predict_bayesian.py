@@ -39,7 +39,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    outputs = output_paths(args.input, args.output)
+    outputs = output_paths(args.input, args.output, args.figure, not args.no_save)
     model, dtype = cli.load_model(args)
     if args.mc > 1:
         sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
@@ -57,14 +57,15 @@ def main(args: argparse.Namespace) -> int:
         with report.failing_alone(str(item.path)):
             image = read_image(item.path)
             samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [item.path.name])[0]
-            maps = summarize(samples, image.size)
+            maps = summarize(samples, image.size, threshold=args.mask_threshold)
             classes = most_probable_class(maps.probs, args.mask_threshold)
-            on_device = torch.from_numpy(classes).to(maps.probs.device)
-            scores = image_scores(maps.probs, maps.predictive_entropy, on_device, maps.overlaps)
+            scores = image_scores(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), maps.overlaps)
             true_classes = truth.read(item, classes.shape) if truth else None
             if truth:
                 scores |= segmentation_scores(classes, true_classes, len(model.mask_values))
-            rows.append(figures.row(image, classes, maps, true_classes, caption(item.path.name, scores)))
+            row = figures.row(image, classes, maps, true_classes, caption(item.path.name, scores))
+            if args.figure:
+                rows.append(row)
             if not args.no_save:
                 made = pictures(maps)
                 with BackgroundWriter() as writer:
@@ -76,18 +77,19 @@ def main(args: argparse.Namespace) -> int:
                 del maps  # each pass is as large
                 if args.save_prob:
                     save_passes(output, samples, image.size, one_class)
-                figures.save_figure(figures.draw_predictions(rows[-1:]), beside(output, "_figure.png"))
+                figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
                 logger.info(
                     "%s: the mask, and beside it %s and _figure.png", output, ", ".join(f"{e}.png" for e in made)
                 )
                 summaries[output.parent / "summary.csv"].append({"image": str(item.path), **scores})
             if args.viz:
-                figures.show_figure(figures.draw_predictions(rows[-1:]), instead=beside(output, "_figure.png"))
+                figures.show_figure(figures.draw_predictions([row]), instead=beside(output, "_figure.png"))
             report.rows.append({"image": str(item.path), **scores})
     for path, of_folder in summaries.items():
         write_summary(path, of_folder, keep_others=True)
     if args.figure and rows:
-        figures.save_figure(figures.draw_predictions(rows), args.figure)
+        with report.failing_alone(str(args.figure)):
+            figures.save_figure(figures.draw_predictions(rows), args.figure)
     return report.finish(
         ""
         if args.no_save
@@ -118,8 +120,14 @@ _RESULTS = (
 )
 
 
-def output_paths(inputs: list[Path], outputs: list[Path] | None) -> list[Path]:
-    """The mask file of each image; neither it nor what is written beside it stands for another file."""
+def output_paths(
+    inputs: list[Path], outputs: list[Path] | None, figure: Path | None = None, saving: bool = True
+) -> list[Path]:
+    """The mask file of each image; neither it nor what is written beside it, nor the figure, replaces another file."""
+    if figure and (figure.suffix.lower() != ".png" or figure.is_dir()):
+        raise InputError(f"--figure {figure}: a file whose name ends with .png was expected")
+    if figure and figure.resolve() in [path.resolve() for path in (*inputs, *(outputs or []))]:
+        raise InputError(f"--figure {figure} would replace an image or its mask; choose another name or folder")
     if outputs is None:
         outputs = [beside(path, "_OUT.png") for path in inputs]
     if len(outputs) != len(inputs):
@@ -129,7 +137,8 @@ def output_paths(inputs: list[Path], outputs: list[Path] | None) -> list[Path]:
             raise InputError(f"--output {path}: a mask is written as a PNG, so its name must end with .png")
         if path.is_dir():
             raise InputError(f"--output {path} is a folder: a file was expected")
-        read_summary(path.parent / "summary.csv")  # see that it is one
+        if saving:
+            read_summary(path.parent / "summary.csv")  # see that it is one
         results = re.compile(re.escape(path.stem) + f"(?:{re.escape(path.suffix)}|{_RESULTS})")
         for other in (*inputs, *outputs[:i], *outputs[i + 1 :]):
             if other.resolve().parent == path.resolve().parent and results.fullmatch(other.name):

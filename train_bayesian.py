@@ -142,8 +142,8 @@ def main(args: argparse.Namespace) -> None:
                 logger.info("What --resume needs is in %s", args.checkpoint_dir / "last.pth")
                 stop.leave()
     wandb_run.finish()
-    if distributed.is_main():
-        best = args.checkpoint_dir / "best.pth"
+    best = args.checkpoint_dir / "best.pth"
+    if distributed.is_main() and best.exists():  # or else a resumed training has not bettered one in another folder
         temperatures = calibration.fit_temperatures(load_model(best, device), validation_set, args.batch_size, dtype)
         calibration.save_temperatures(best, temperatures)
         logger.info("Temperatures for --calibrated: %s", calibration.describe(temperatures))

@@ -66,8 +66,10 @@ def test_rows_from_the_least_to_the_most_certain(project: Path):
 def test_folders_that_cannot_be_compared(project: Path, tmp_path: Path):
     shutil.copytree(project / "direct", tmp_path / "other")
     results = read_results([project / "direct", tmp_path / "other"])
-    assert list(results) == ["softmax (direct)", "softmax (other)"]
-    assert "softmax (other)" in tabulate(results)
+    assert list(results) == [f"softmax ({project / 'direct'})", f"softmax ({tmp_path / 'other'})"]
+    assert f"softmax ({tmp_path / 'other'})" in tabulate(results)
+    with pytest.raises(InputError, match="given twice"):
+        read_results([project / "direct", project / "direct"])
     content = json.loads((tmp_path / "other" / "metrics.json").read_text())
     (tmp_path / "other" / "metrics.json").write_text(json.dumps(content | {"images": 5}))
     with pytest.raises(InputError, match=r"of different images: .*direct of 6, .*other of 5"):

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import operator
+from functools import reduce
 from pathlib import Path
 
 import matplotlib
@@ -27,7 +29,7 @@ from utils.figures import (
     row,
     show_figure,
 )
-from utils.metrics import SCORES, evaluate_set, pixel_counts, sum_counts
+from utils.metrics import SCORES, evaluate_set, pixel_counts
 from utils.probability import ProbabilityMaps, Softmax, most_probable_class, predict
 from utils.uncertainty import entropy
 
@@ -109,7 +111,8 @@ def results() -> dict:
             counts.append(pixel_counts(probs, entropy(probs), truth))
             rows.append({**dict.fromkeys((*SCORES, "ece_top_label", "ece_foreground"), 0.1 * i + 0.4)})
             rows[-1] |= {"soft_dice_confidence": i, "mean_entropy": -i}
-        made[name] = evaluate_set(rows, counts, sum_counts(counts), resamples=10)
+        made[name] = evaluate_set(rows, counts, reduce(operator.add, counts), resamples=10)
+        made[name]["run"] = {"mask_values": [0, 255]}
     return made
 
 

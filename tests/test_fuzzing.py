@@ -122,7 +122,14 @@ def test_any_file_is_a_model_or_a_clear_error(tmp_path_factory: pytest.TempPathF
             assert str(path) in str(error)
 
 
-SCRIPTS = ("train_bayesian", "predict", "predict_bayesian", "predict_prob_direct", "predict_prob_bayesian")
+SCRIPTS = (
+    "train_bayesian",
+    "predict",
+    "predict_bayesian",
+    "predict_prob_direct",
+    "predict_prob_bayesian",
+    "predict_prob_tta",
+)
 COMMANDS = ("utils.compare", "utils.passes", "utils.calibration", "utils.sample_data")
 FLAGS = [
     "--epochs",

@@ -17,7 +17,8 @@ def two(lesion: list[list[float]]) -> torch.Tensor:
 def test_soft_dice_confidence_by_hand():
     probs = two([[0.9, 0.6, 0.2, 0.1]])
     assert soft_dice_confidence(probs, torch.tensor([[1, 1, 0, 0]])) == pytest.approx(2 * 1.5 / (1.8 + 2))
-    assert soft_dice_confidence(probs, torch.tensor([[0, 0, 0, 0]])) == 0
+    nothing_there = 0.1 * 0.4 * 0.8 * 0.9  # the probability that the truth is empty, as an empty mask says
+    assert soft_dice_confidence(probs, torch.tensor([[0, 0, 0, 0]])) == pytest.approx(nothing_there)
     assert soft_dice_confidence(two([[0.0, 0.0]]), torch.tensor([[0, 0]])) == 1
     assert soft_dice_confidence(two([[1.0, 0.0]]), torch.tensor([[1, 0]])) == 1
 

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -157,6 +157,15 @@ class Truth:
         return evaluate_set(rows, coarse, total)
 
 
+def _state(path: Path) -> list[int]:
+    """Size and time of a file, which change with it."""
+    try:
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    except OSError:  # reading it will say why
+        return []
+
+
 @dataclass
 class Report:
     """What became of a batch.
@@ -196,6 +205,8 @@ class Report:
             print(f"{len(self.rows)} images against {truth.mask_dir}:\n{describe(result)}")
         if folder is not None:
             try:
+                for name in ("metrics.csv", "metrics.json"):  # of other predictions
+                    (folder / name).unlink(missing_ok=True)
                 write_summary(folder / "summary.csv", self.rows)
                 if truth is not None:
                     write_csv(folder / "metrics.csv", self.rows)
@@ -218,6 +229,7 @@ class Journal:
     Args:
         folder: the output folder.
         settings: what has to be the same for the results to belong together, of plain values.
+        items: the images; a file that has changed is predicted again.
         go_on: take over what was done before; else begin anew.
 
     Attributes:
@@ -228,37 +240,41 @@ class Journal:
         InputError: the results of before were made with other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], go_on: bool) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], items: Sequence[Item], go_on: bool) -> None:
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
+        self._sources = {item.name.as_posix(): _state(item.path) for item in items}
         self.rows: dict[str, dict[str, Any]] = {}
         self.packed: dict[str, bytes] = {}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
-        self._lines: list[str] | None = []  # of this file, noted before; None once they are written again
-        with distributed.main_first():
-            for path in sorted(folder.glob(".progress-*.jsonl")):
-                if go_on:
-                    self._take_over(path)
-                elif distributed.is_main():
-                    path.unlink()
+        self._lines: list[bytes] | None = []  # of this file, noted before; None once they are written again
+        for path in sorted(folder.glob(".progress-*.jsonl")):
+            if go_on:
+                self._take_over(path)
+            elif distributed.is_main():
+                path.unlink(missing_ok=True)
+        # All go by what the main process has read, and none writes before all have read.
+        self.rows, self.packed = distributed.gather((self.rows, self.packed))[0]
 
     def _take_over(self, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8").split("\n")[
-            :-1
-        ]  # a line that a killed process was writing is left out
-        before = json.loads(lines[0]) if lines else self.settings
+        entries = {}  # by their lines
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):  # a line that a killed process was writing
+                entries[line] = json.loads(line)
+        before = next(iter(entries.values()), self.settings)
         if before != self.settings:
             name = next(name for name in self.settings if before.get(name) != self.settings[name])
             raise InputError(
                 f"{self.folder} holds results that were made with {name} = {before.get(name)}, and this run has "
                 f"{self.settings[name]}: choose another --output-dir, or leave --skip-existing out to begin anew"
             )
-        for line in lines[1:]:
-            entry = json.loads(line)
-            if all((self.folder / file).is_file() for file in entry["files"]):
-                self.rows[entry["row"]["image"]] = entry["row"]
+        for line, entry in list(entries.items())[1:]:
+            name = entry["row"]["image"]
+            files_are_there = all((self.folder / file).is_file() for file in entry["files"])
+            if files_are_there and entry["source"] == self._sources.get(name):
+                self.rows[name] = entry["row"]
                 if entry["counts"]:
-                    self.packed[entry["row"]["image"]] = base64.b64decode(entry["counts"])
+                    self.packed[name] = base64.b64decode(entry["counts"])
                 if path == self._path:
                     self._lines.append(line)
 
@@ -272,17 +288,18 @@ class Journal:
         """
         entry = {
             "row": row,
+            "source": self._sources[row["image"]],
             "files": [path.relative_to(self.folder).as_posix() for path in files],
             "counts": base64.b64encode(packed).decode() if packed else None,
         }
         with self._lock:
             if self._lines is not None:  # the first time
                 with whole_file(self._path) as file:
-                    for line in (json.dumps(self.settings), *self._lines):
-                        file.write(line.encode() + b"\n")
+                    for line in (json.dumps(self.settings).encode(), *self._lines):
+                        file.write(line + b"\n")
                 self._lines = None
             with open(self._path, "ab") as file:
-                file.write(json.dumps(entry).encode() + b"\n")
+                file.write(b"\n" + json.dumps(entry).encode() + b"\n")  # begins anew where one before was cut off
 
 
 def predict_folder(
@@ -337,11 +354,11 @@ def predict_folder(
             name = item.name.as_posix()
             files = save(item, maps, classes)
             scores = truth.compare(item, classes, maps if judge_probabilities else None) if truth else {}
-            on_device = torch.from_numpy(classes).to(maps.probs.device)
-            scores |= image_scores(maps.probs, maps.predictive_entropy, on_device, maps.overlaps)
-            rows[name] = {"image": name, **scores}
+            scores |= image_scores(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), maps.overlaps)
+            row = {"image": name, **scores}
             if journal:
-                journal.note(rows[name], files, truth.packed.get(name) if truth else None)
+                journal.note(row, files, truth.packed.get(name) if truth else None)
+            rows[name] = row
 
     at_once = max(1, sampler.batch_size // sampler.inputs_per_image)
     try:
@@ -357,7 +374,7 @@ def predict_folder(
                     names = [item.name.as_posix() for item, _, _ in filled]
                     samples_of_each = sampler.sample(model, [inputs for _, _, inputs in filled], names)
                     for (item, size, _), samples in zip(group, samples_of_each, strict=False):
-                        maps = summarize(samples, size, statistics)
+                        maps = summarize(samples, size, statistics, threshold)
                         classes = most_probable_class(maps.probs, threshold)
                         with report.failing_alone(str(item.name)):
                             if show is not None:
@@ -375,6 +392,7 @@ def predict_folder(
     merged = {name: row for rows, _, _ in parts for name, row in rows.items()}
     report.rows = [merged[item.name.as_posix()] for item in items if item.name.as_posix() in merged]
     report.failures = [failure for _, failures, _ in parts for failure in failures]
+    assert len(report.rows) + len(report.failures) == len(items), "an image is neither done nor failed"
     if truth:
         for _, _, packed in parts:
             truth.packed |= packed
@@ -436,8 +454,10 @@ def predict_probabilities(
     truth = Truth(items, mask_dir, model.mask_values) if mask_dir else None
 
     run = {"method": str(sampler), "temperature": sampler.temperature, "mask_values": list(model.mask_values)}
-    saved = {"class_index": class_index, "save_entropy": save_entropy, "save_npy": save_npy, "mask_dir": str(mask_dir)}
-    journal = Journal(output_dir, {**run, **sampler.settings, **saved, "weights": model.fingerprint()}, skip_existing)
+    run |= {"class_index": class_index, "save_entropy": save_entropy}
+    settings = {**run, **sampler.settings, "save_npy": save_npy, "mask_dir": str(mask_dir)}
+    journal = Journal(output_dir, settings | {"weights": model.fingerprint()}, items, skip_existing)
+    one_class = model.network.n_classes == 1
 
     def save(item: Item, maps: ProbabilityMaps, classes: np.ndarray) -> list[Path]:
         output = item.output(output_dir)
@@ -445,7 +465,7 @@ def predict_probabilities(
         files = {ending: output if ending == "_prob" else beside(output, f"{ending}.png") for ending in made}
         for ending, path in files.items():
             save_png(path, made[ending])
-        return [*files.values(), *(save_arrays(output, maps) if save_npy else [])]
+        return [*files.values(), *(save_arrays(output, maps, one_class=one_class) if save_npy else [])]
 
     everything = save_npy or save_entropy
     statistics = STATISTICS if everything else ("predictive_entropy", "overlaps")

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from unet.mc_dropout import active_dropout_layers
 from utils import cli
 from utils.checkpoint import TrainedModel, read_checkpoint, write_checkpoint
 from utils.data_loading import DEFAULT_CACHE_DIR, SegmentationDataset, decode_pairs, pair_files, split_indices
@@ -45,7 +46,9 @@ def fit_temperatures(
         Temperatures by `Sampler.method`.
     """
     common = {"batch_size": batch_size, "dtype": dtype}
-    samplers = [Softmax(**common), MCDropout(**common)]
+    samplers: list[Sampler] = [Softmax(**common)]
+    if active_dropout_layers(model.network):
+        samplers.append(MCDropout(**common))
     if model.input_size[0] == model.input_size[1]:
         samplers.append(TestTimeAugmentation(**common))
     losses = {sampler.method: np.zeros(len(TEMPERATURES)) for sampler in samplers}
@@ -111,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
     model, dtype = cli.load_model(args)
     pairs = pair_files(args.imgs_dir, args.masks_dir)
     decoded = decode_pairs(pairs, model.input_size, args.cache_dir, show_progress=True)
-    dataset = SegmentationDataset(decoded, _not_learnt(model, len(pairs)), decoded.mask_values(model.network.n_classes))
+    dataset = SegmentationDataset(decoded, _not_learnt(model, len(pairs)), model.mask_values)
     logger.info("Fitting on %d images", len(dataset))
     temperatures = fit_temperatures(model, dataset, args.batch_size, dtype)
     save_temperatures(args.model, temperatures)

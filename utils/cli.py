@@ -203,12 +203,13 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     if name in (None, "cuda") and distributed.world_size() > 1 and torch.cuda.is_available():
         name = f"cuda:{distributed.local_rank()}"
-        torch.cuda.set_device(name)
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         there += ["mps"] * torch.backends.mps.is_available()
@@ -283,7 +284,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
 
     The exit code is what `main` returns (None is 0); 2 after an `InputError` or an error of the operating system,
     which are shown as one line; 130 after Ctrl-C and 143 after a termination. Of several processes that torchrun has
-    started, only the main one says what it does.
+    started, only the main one says what it does; errors are said by each that has one.
     """
     logging.basicConfig(format="%(message)s", handlers=[_AboveBars()])
     args = parser.parse_args()

@@ -90,13 +90,16 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: a folder has no such file, or the folders are of different images.
     """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("a folder was given twice")
     found = []
     for folder in folders:
         path = folder / "metrics.json"
         try:
             found.append(json.loads(path.read_text(encoding="utf-8")))
             methods = [result["run"]["method"] for result in found]
-            found[-1]["run"]["mask_values"], found[-1]["images"], found[-1]["pixels"]  # see that all is there
+            if found[-1]["images"] and found[-1]["pixels"] and found[-1]["run"]["class_index"] == 0:
+                raise InputError(f"{folder} holds the probability of the background: --class-index 1 has to write it")
         except FileNotFoundError as error:
             raise InputError(
                 f"{path} is missing: --mask-dir makes the predict_prob scripts write it; run them again with it"
@@ -107,7 +110,7 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
         counts = ", ".join(f"{folder} of {result['images']}" for folder, result in zip(folders, found, strict=True))
         raise InputError(f"the results are of different images: {counts}")
     titles = [
-        method if methods.count(method) == 1 else f"{method} ({folder.name})"
+        method if methods.count(method) == 1 else f"{method} ({folder})"
         for method, folder in zip(methods, folders, strict=True)
     ]
     return dict(zip(titles, found, strict=True))
@@ -159,7 +162,7 @@ def picture_row(
         probability_path = folder / relative.with_name(f"{relative.stem}_OUT.png")
         entropy_path = beside(probability_path, "_entropy.png")
         probability = read_mask(probability_path)[s] / 255
-        if entropy_path.exists():
+        if result["run"]["save_entropy"]:
             uncertainty = read_mask(entropy_path)[s] / 255 * math.log(len(mask_values))
         elif len(mask_values) == 2:
             uncertainty = entropy(torch.from_numpy(probability)[None]).numpy()

@@ -6,6 +6,7 @@ Everything here does the obvious for a single process, so nothing else has to as
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,8 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1))  # one may have to wait while another decodes
     try:
         yield
     finally:
@@ -107,20 +109,30 @@ def _synchronise_batch_norm(module: nn.Module) -> None:
             _synchronise_batch_norm(child)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over the processes, with gradients."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return total(values.clone())
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return total(gradient.clone())
+
+
 class SynchronisedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all processes (`nn.SyncBatchNorm` knows no CPU, and no process without images)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce  # with gradients
-
         values = x.float()
         count = torch.tensor(float(values.numel() // values.shape[1]), device=x.device)
         dist.all_reduce(count)
-        mean = all_reduce(values.sum(dim=(0, 2, 3))) / count
+        mean = _Sum.apply(values.sum(dim=(0, 2, 3))) / count
         centred = values - mean[None, :, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -81,10 +82,11 @@ def row(
         truth: (H, W) true class indices.
         title: a line above the row.
     """
-    s = shown(image.size)
-    probability, entropy = 1 - maps.probs[0][s].cpu().numpy(), maps.predictive_entropy[s].cpu().numpy()
-    true_classes = None if truth is None else truth[s]
-    return Row(np.asarray(image)[s], true_classes, {"": (probability, entropy)}, classes[s], len(maps.probs), title)
+    s = shown(image.size)  # copied, or else all of the image would be kept
+    probability, entropy = 1 - maps.probs[0][s].cpu().numpy(), maps.predictive_entropy[s].cpu().numpy().copy()
+    true_classes = None if truth is None else truth[s].copy()
+    pixels, classes = np.asarray(image)[s].copy(), classes[s].copy()
+    return Row(pixels, true_classes, {"": (probability, entropy)}, classes, len(maps.probs), title)
 
 
 def shown(size: tuple[int, int]) -> tuple[slice, slice]:
@@ -169,12 +171,13 @@ def draw_reliability(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure, axes = plt.subplots(
         2, 2, figsize=(9, 6.4), layout="constrained", sharex="col", height_ratios=(3, 1), squeeze=False
     )
+    lowest = min(1 / len(result["run"]["mask_values"]) for result in results.values())
     kinds = {
-        "top_label": ("confidence", "accuracy", (0.5, 1)),
+        "top_label": ("confidence", "accuracy", (lowest, 1)),
         "foreground": ("probability of lesion", "part that is lesion", (0, 1)),
     }
     for (upper, lower), (kind, (x, y, limits)) in zip(axes.T, kinds.items(), strict=True):
-        for colour, (name, result) in zip(METHOD_COLOURS, results.items(), strict=False):
+        for colour, (name, result) in zip(itertools.cycle(METHOD_COLOURS), results.items(), strict=False):
             bins = result["reliability"][kind]
             n, total, hits = (np.array(bins[key]) for key in ("pixels", "probability", "hits"))
             used = n > 0
@@ -184,7 +187,7 @@ def draw_reliability(results: Mapping[str, Mapping[str, Any]]) -> Figure:
             edges = np.linspace(0, 1, len(n) + 1)
             lower.stairs(n / n.sum(), edges, color=colour)
         upper.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1)
-        upper.set(xlim=limits, ylim=limits, ylabel=y, title=kind.replace("_", "-"))
+        upper.set(xlim=limits, ylim=(0, 1), ylabel=y, title=kind.replace("_", "-"))
         upper.legend(fontsize=9, loc="upper left")
         lower.set(yscale="log", xlabel=x, ylabel="part of the pixels")
         for ax in (upper, lower):
@@ -202,7 +205,7 @@ def draw_risk_coverage(results: Mapping[str, Mapping[str, Any]], score: str = "s
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for colour, (name, result) in zip(METHOD_COLOURS, results.items(), strict=False):
+    for colour, (name, result) in zip(itertools.cycle(METHOD_COLOURS), results.items(), strict=False):
         curve, selective = result["risk_coverage"][score], result["selective"]
         label = (
             f"{name} (AURC {selective[score]['aurc']['value']:.3f}, best order {selective['best_order']['aurc']:.3f})"

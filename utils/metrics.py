@@ -1,14 +1,16 @@
 """Metrics against a truth: of segmentation, of calibration, and of how well uncertainty finds errors.
 
 What a pixel says goes into `PixelCounts`, sums and histograms of a fixed size, so all metrics are over all pixels
-and a set of any number of images needs the memory of one. The metrics are functions of these counts, the same for an
+and an image takes a few kilobytes, whatever its size. The metrics are functions of these counts, the same for an
 image, for a set and for a thousand resamples of it at once.
 """
 
 import math
+import operator
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -154,15 +156,16 @@ class PixelCounts:
         content, start, arrays = zlib.decompress(packed), 0, []
         shapes = ((3, N_BINS), (3, N_BINS), (), (), (2, _DOUBT_OCTAVES * _PER_OCTAVE), (2, _ENTROPY_BINS))
         for dtype, shape in zip(_TYPES, shapes, strict=True):
-            arrays.append(np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape))
-            start += arrays[-1].nbytes
+            packed_array = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+            arrays.append(packed_array.astype(np.float64 if dtype == "<f8" else np.int64))
+            start += packed_array.nbytes
         return cls(*arrays)
 
     def coarse(self) -> "PixelCounts":
         """The same with the fine bins merged, small enough to draw sets of many images."""
 
         def merge(counts: np.ndarray) -> np.ndarray:
-            return counts.reshape(*counts.shape[:-1], -1, _MERGED).sum(axis=-1).astype(np.int32)
+            return counts.reshape(*counts.shape[:-1], -1, _MERGED).sum(axis=-1)
 
         rest = (self.top_label, self.foreground, self.squared_error, self.log_loss)
         return PixelCounts(*rest, merge(self.by_doubt), merge(self.by_entropy))
@@ -176,13 +179,15 @@ def pixel_counts(probs: Tensor, predictive_entropy: Tensor, truth: Tensor) -> Pi
         predictive_entropy: (H, W) float32 in nats.
         truth: (H, W) integer class indices, on the same device.
     """
+    if probs.device.type == "mps":  # has no double precision
+        probs, predictive_entropy, truth = probs.cpu(), predictive_entropy.cpu(), truth.cpu()
     parts = zip(
         probs.flatten(1).split(_AT_ONCE, dim=1),
         predictive_entropy.flatten().split(_AT_ONCE),
         truth.flatten().split(_AT_ONCE),
         strict=True,
     )
-    return sum_counts([_count(*part) for part in parts])
+    return reduce(operator.add, (_count(*part) for part in parts))
 
 
 def _count(probs: Tensor, entropy: Tensor, truth: Tensor) -> PixelCounts:
@@ -218,17 +223,14 @@ def _by_bin(probability: Tensor, hit: Tensor) -> np.ndarray:
     return torch.stack([missed + hits, total, hits]).cpu().numpy()
 
 
-def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray | None = None) -> PixelCounts:
-    """The counts of a set.
+def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray) -> PixelCounts:
+    """The counts of B sets at once, with a leading dimension B.
 
     Args:
-        counts: of its images, n of them, or of other parts.
-        weights: (B, n), how often each image stands in each of B sets; each once in one if None.
-
-    Returns:
-        Counts with the leading dimension B, if weights are given.
+        counts: of n images.
+        weights: (B, n), how often each image stands in each set.
     """
-    weights = np.ones(len(counts)) if weights is None else weights.astype(np.float64)
+    weights = weights.astype(np.float64)
 
     def total(name: str) -> np.ndarray:
         return np.tensordot(weights, np.stack([getattr(one, name) for one in counts]), axes=1)
@@ -334,26 +336,36 @@ def risks_by_confidence(confidence: np.ndarray, risks: np.ndarray) -> np.ndarray
     return np.repeat(mean, size)
 
 
-def aurc(risks: np.ndarray) -> float:
-    """Area under the risk-coverage curve (Geifman and El-Yaniv, NeurIPS 2017), of risks with the most confident first.
+def aurc(confidence: np.ndarray, risks: np.ndarray) -> float:
+    """Area under the risk-coverage curve (Geifman and El-Yaniv, NeurIPS 2017).
 
-    The mean, over k = 1 ... n, of the mean risk of the k most confident.
+    The mean, over k = 1 ... n, of the mean risk of the k most confident images.
+
+    Args:
+        confidence, risks: (n,).
     """
-    n = len(risks)
-    return float(np.mean(np.cumsum(risks) / np.arange(1, n + 1)))
+    ordered = risks_by_confidence(confidence, risks)
+    return float(np.mean(np.cumsum(ordered) / np.arange(1, len(ordered) + 1)))
 
 
-def excess_aurc(risks: np.ndarray) -> float:
+def excess_aurc(confidence: np.ndarray, risks: np.ndarray) -> float:
     """E-AURC: the AURC less that of the best possible order (Geifman, Uziel and El-Yaniv, ICLR 2019)."""
-    return aurc(risks) - aurc(np.sort(risks))
+    return aurc(confidence, risks) - aurc(-risks, risks)
 
 
-def augrc(risks: np.ndarray) -> float:
-    """Area under the generalised risk-coverage curve (Traub et al., NeurIPS 2024): the mean of cumsum(risks) / n."""
-    return float(np.mean(np.cumsum(risks)) / len(risks))
+def augrc(confidence: np.ndarray, risks: np.ndarray) -> float:
+    """Area under the generalised risk-coverage curve (Traub et al., NeurIPS 2024).
+
+    The mean, over k = 1 ... n, of the summed risk of the k most confident images over n.
+    """
+    return float(np.mean(np.cumsum(risks_by_confidence(confidence, risks))) / len(risks))
 
 
-SELECTIVE_METRICS: dict[str, Callable[[np.ndarray], float]] = {"aurc": aurc, "e_aurc": excess_aurc, "augrc": augrc}
+SELECTIVE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "aurc": aurc,
+    "e_aurc": excess_aurc,
+    "augrc": augrc,
+}
 
 
 # -- a set of images -------------------------------------------------------------------------------------------------
@@ -415,17 +427,20 @@ def evaluate_set(
             continue
         confidence = sign * np.array([row[name] for row in rows], dtype=np.float64)
         ordered = risks_by_confidence(confidence, risks)
-        sets = [np.repeat(np.arange(n), times) for times in weights]
-        drawn = [risks_by_confidence(confidence[one], risks[one]) for one in sets]
+        drawn = [
+            [f(np.repeat(confidence, times), np.repeat(risks, times)) for f in SELECTIVE_METRICS.values()]
+            for times in weights
+        ]
         result["selective"][name] = {
-            metric: interval(f(ordered), np.array([f(one) for one in drawn])) for metric, f in SELECTIVE_METRICS.items()
+            metric: interval(f(confidence, risks), of_sets)
+            for (metric, f), of_sets in zip(SELECTIVE_METRICS.items(), np.array(drawn).T, strict=True)
         }
         result["risk_coverage"][name] = {
             "coverage": (np.arange(1, n + 1) / n).tolist(),
             "risk": (np.cumsum(ordered) / np.arange(1, n + 1)).tolist(),
         }
-    result["selective"]["best_order"] = {"aurc": aurc(np.sort(risks)), "augrc": augrc(np.sort(risks))}
-    result["selective"]["random_order"] = {"aurc": float(risks.mean()), "augrc": augrc(np.full(n, risks.mean()))}
+    result["selective"]["best_order"] = {"aurc": aurc(-risks, risks), "augrc": augrc(-risks, risks)}
+    result["selective"]["random_order"] = {"aurc": aurc(np.zeros(n), risks), "augrc": augrc(np.zeros(n), risks)}
     return result
 
 

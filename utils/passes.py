@@ -14,7 +14,7 @@ from utils import batch, cli, figures
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.image_io import read_image, write_csv
-from utils.metrics import PIXEL_METRICS, PixelCounts, aurc, pixel_counts, risks_by_confidence, segmentation_scores
+from utils.metrics import PIXEL_METRICS, PixelCounts, aurc, pixel_counts, segmentation_scores
 from utils.probability import MCDropout, full_size_probs, most_probable_class
 from utils.uncertainty import entropy, soft_dice_confidence
 
@@ -96,12 +96,12 @@ def curve(
 def summary(step: int, counts: PixelCounts, points: Sequence[Point]) -> dict[str, float]:
     """The metrics of the set after so many passes."""
     dice = np.array([point.dice for point in points])
-    ordered = risks_by_confidence(np.array([point.confidence for point in points]), 1 - dice)
+    confidence = np.array([point.confidence for point in points])
     return {
         "T": step,
         "ECE, top-label": float(PIXEL_METRICS["ece_top_label"](counts)),
         "NLL": float(PIXEL_METRICS["nll"](counts)),
-        "AURC": aurc(ordered),
+        "AURC": aurc(confidence, 1 - dice),
         "mean Dice": float(dice.mean()),
     }
 

@@ -5,6 +5,7 @@ T by MC dropout, 16 by test-time augmentation. `summarize` takes any stack to th
 """
 
 import hashlib
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -23,6 +24,8 @@ from utils.data_loading import preprocess
 from utils.errors import InputError
 from utils.memory import in_batches, to_input
 from utils.uncertainty import entropy
+
+logger = logging.getLogger(__name__)
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
 
@@ -297,7 +300,7 @@ class ProbabilityMaps:
         expected_entropy: (H, W) float32 in nats, the mean of the samples' entropies; under MC dropout the aleatoric
             part.
         std: (C, H, W) float32, the standard deviation over the samples (divided by T, not by T - 1).
-        overlaps: (C - 1, T, T) float64, for each class but the background the pixels to which both of two samples give
+        overlaps: (C - 1, T, T) int64, for each class but the background the pixels to which both of two samples give
             it; on the diagonal its area in each sample. None for a single sample.
 
     What was not asked for is None.
@@ -318,7 +321,10 @@ class ProbabilityMaps:
 
 @torch.inference_mode()
 def summarize(
-    samples: Sequence[LogitSamples], size: tuple[int, int], statistics: Collection[str] = STATISTICS
+    samples: Sequence[LogitSamples],
+    size: tuple[int, int],
+    statistics: Collection[str] = STATISTICS,
+    threshold: float = 0.5,
 ) -> ProbabilityMaps:
     """Take samples to full size and average their probabilities there.
 
@@ -329,7 +335,20 @@ def summarize(
         samples: of one image.
         size: width and height of the image.
         statistics: which of `STATISTICS` are wanted beside the mean.
+        threshold: with two classes, the probability above which a sample's pixel is class 1 in `overlaps`.
     """
+    try:
+        return _summarize(samples, size, statistics, threshold)
+    except torch.OutOfMemoryError:
+        pass
+    torch.cuda.empty_cache()
+    logger.warning("Out of memory with maps of %dx%d pixels: making them on the CPU", *size)
+    return _summarize([LogitSamples(s.logits.cpu(), s.zoom) for s in samples], size, statistics, threshold)
+
+
+def _summarize(
+    samples: Sequence[LogitSamples], size: tuple[int, int], statistics: Collection[str], threshold: float
+) -> ProbabilityMaps:
     width, height = size
     stacks = _Stacks(samples, width, height)
     n_samples, n_classes = stacks.n_samples, stacks.n_classes
@@ -344,7 +363,7 @@ def summarize(
         expected_entropy=new() if "expected_entropy" in statistics else None,
         std=new(stacks.channels).expand(n_classes, -1, -1) if "std" in statistics else None,  # two classes share one
         overlaps=(
-            torch.zeros(n_classes - 1, n_samples, n_samples, dtype=torch.float64, device=stacks.device)
+            torch.zeros(n_classes - 1, n_samples, n_samples, dtype=torch.int64, device=stacks.device)
             if "overlaps" in statistics and n_samples > 1
             else None
         ),
@@ -362,10 +381,10 @@ def summarize(
         if maps.std is not None:
             maps.std[: stacks.channels, rows] = probs.std(dim=0, correction=0)
         if maps.overlaps is not None:
-            predicted = (probs > 0.5)[:, 0] if n_classes == 2 else probs.argmax(dim=1)  # (T, rows, W)
+            predicted = (probs > threshold)[:, 0] if n_classes == 2 else probs.argmax(dim=1)  # (T, rows, W)
             for k in range(1, n_classes):
                 mask = (predicted == k).flatten(1).float()  # (T, rows W)
-                maps.overlaps[k - 1] += mask @ mask.T  # whole numbers below 2^24, so exact
+                maps.overlaps[k - 1] += (mask @ mask.T).long()  # whole numbers below 2^24, so exact
     return maps
 
 

@@ -111,9 +111,16 @@ def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bo
         InputError: the file is there and is no such summary.
     """
     names = {row["image"] for row in rows}
-    others = [row for row in read_summary(path) if row["image"] not in names] if keep_others else []
+    others = [row for row in read_summary(path) if row["image"] not in names and keep_others]
     ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
     write_csv(path, [{name: row[name] for name in SUMMARY} for row in ordered])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
 
 
 def read_summary(path: Path) -> list[dict[str, str]]:
@@ -126,7 +133,7 @@ def read_summary(path: Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-            if tuple(reader.fieldnames or ()) != SUMMARY:
+            if tuple(reader.fieldnames or ()) != SUMMARY or not all(_is_number(row[SUMMARY[1]]) for row in rows):
                 raise InputError(f"{path} is no summary of predictions, and would be replaced by one: move it away")
             return rows
     except (FileNotFoundError, NotADirectoryError):

@@ -269,7 +269,8 @@ def _backward(
     """
     while True:
         state.optimizer.zero_grad(set_to_none=True)
-        size = max(min(state.at_once or len(images), len(images)), 1)
+        at_once = state.at_once if distributed.world_size() == 1 else 0  # processes must have as many parts
+        size = max(min(at_once or len(images), len(images)), 1)
         try:
             total = 0.0
             for first in range(0, max(len(images), 1), size):

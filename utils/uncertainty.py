@@ -41,20 +41,23 @@ def soft_dice_confidence(probs: Tensor, classes: Tensor) -> float:
         classes: (H, W) predicted class indices.
 
     Returns:
-        From 0 to 1, the mean over the classes but the background; 1 for a class with neither probability nor pixels
-        (Borges et al., "Soft Dice confidence", 2024).
+        From 0 to 1, the mean over the classes but the background (Borges et al., "Soft Dice confidence", 2024). For
+        a class without a pixel in the mask it is the probability that the truth has none either.
     """
     confidences = []
     for k in range(1, len(probs)):
         mask = classes == k
-        total = _sum(probs[k]) + mask.count_nonzero().item()
-        confidences.append(2 * _sum(probs[k] * mask) / total if total else 1.0)
+        area = mask.count_nonzero().item()
+        if area:
+            confidences.append(2 * _sum(probs[k] * mask) / (_sum(probs[k]) + area))
+        else:
+            confidences.append(math.exp(_sum(torch.log1p(-probs[k].clamp(max=1 - 1e-7)))))
     return sum(confidences) / len(confidences)
 
 
 def _sum(values: Tensor) -> float:
     """The sum of an (H, W) map, in single precision along the rows and in double precision over them."""
-    return values.sum(dim=-1).sum(dtype=torch.float64).item()
+    return values.sum(dim=-1).cpu().sum(dtype=torch.float64).item()  # Apple's GPUs have no double precision
 
 
 def pairwise_dice(overlaps: Tensor) -> float:
@@ -81,7 +84,7 @@ def image_scores(
     Args:
         probs: (C, H, W), the mean over the samples.
         predictive_entropy: (H, W).
-        classes: (H, W) predicted class indices.
+        classes: (H, W) predicted class indices, on any device.
         overlaps: as `pairwise_dice` takes them; None if there is one sample.
 
     Returns:
@@ -89,12 +92,13 @@ def image_scores(
         `area_variation` over the masks of the samples; `soft_dice_confidence`; `pairwise_dice` of the samples;
         `mean_entropy` of the pixels, in nats. What needs several samples is None where there is one.
     """
+    classes = classes.to(probs.device)
     scores = {"area": classes.count_nonzero().item(), "area_mean": None, "area_std": None, "area_variation": None}
     scores["soft_dice_confidence"] = soft_dice_confidence(probs, classes)
     scores["pairwise_dice"] = None
     scores["mean_entropy"] = _sum(predictive_entropy) / predictive_entropy.numel()
     if overlaps is not None and overlaps.shape[-1] > 1:
-        overlaps = overlaps.cpu()
+        overlaps = overlaps.cpu().double()
         areas = overlaps.diagonal(dim1=-2, dim2=-1).sum(dim=0)  # (T,)
         mean, std = areas.mean().item(), areas.std(correction=0).item()
         scores |= {"area_mean": mean, "area_std": std, "area_variation": std / mean if mean else 0.0}
