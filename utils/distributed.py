@@ -27,6 +27,7 @@ def process_group() -> Iterator[None]:
     dist.init_process_group(backend, timeout=timedelta(days=1))  # one may have to wait while another decodes
     try:
         yield
+        dist.barrier()  # torchrun ends all once one has failed: let each say what it has to
     finally:
         dist.destroy_process_group()
 
