@@ -188,7 +188,7 @@ def draw_reliability(results: Mapping[str, Mapping[str, Any]]) -> Figure:
             lower.stairs(n / n.sum(), edges, color=colour)
         upper.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1)
         upper.set(xlim=limits, ylim=(0, 1), ylabel=y, title=kind.replace("_", "-"))
-        upper.legend(fontsize=9, loc="upper left")
+        upper.legend(fontsize=9, loc="lower right")
         lower.set(yscale="log", xlabel=x, ylabel="part of the pixels")
         for ax in (upper, lower):
             ax.grid(alpha=0.25)
