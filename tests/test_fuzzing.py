@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -109,6 +109,7 @@ def test_any_file_is_a_mask_or_a_clear_error(tmp_path_factory: pytest.TempPathFa
 
 
 @fuzzed
+@example(b"J")  # once a struct.error
 @given(damaged(CHECKPOINTS))
 def test_any_file_is_a_model_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     path = tmp_path_factory.getbasetemp() / "fuzzed.pth"

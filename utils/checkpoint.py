@@ -19,6 +19,7 @@ A checkpoint of the original project is one flat dict of weights and `mask_value
 import hashlib
 import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,9 +45,12 @@ _UNREADABLE = (
     TypeError,
     LookupError,
     AttributeError,
+    AssertionError,
+    ArithmeticError,
     EOFError,
     OSError,
     MemoryError,
+    struct.error,
 )
 
 
