@@ -9,6 +9,8 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,47 +82,42 @@ def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
     return bytes(content) if draw(st.integers(0, 20)) else draw(st.binary(max_size=200))
 
 
-@fuzzed
-@given(damaged(IMAGES))
-def test_any_file_is_an_image_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
-    path = tmp_path_factory.getbasetemp() / "fuzzed.image"
+@contextmanager
+def attempt(folder: Path, content: bytes) -> Iterator[Path]:
+    """A file of that content, which may be refused by an error that names it and by no other."""
+    path = folder / "fuzzed"
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's words about damaged files
         try:
-            image = read_image(path)
-            assert (image.mode, image.size) == ("RGB", image_size(path))
+            yield path
         except InputError as error:
             assert str(path) in str(error)
+
+
+@fuzzed
+@given(damaged(IMAGES))
+def test_any_file_is_an_image_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+    with attempt(tmp_path_factory.getbasetemp(), content) as path:
+        image = read_image(path)
+        assert (image.mode, image.size) == ("RGB", image_size(path))
 
 
 @fuzzed
 @given(damaged(IMAGES))
 def test_any_file_is_a_mask_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
-    path = tmp_path_factory.getbasetemp() / "fuzzed.mask"
-    path.write_bytes(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            mask = read_mask(path)
-            assert (mask.dtype, mask.ndim) == (np.int32, 2)
-        except InputError as error:
-            assert str(path) in str(error)
+    with attempt(tmp_path_factory.getbasetemp(), content) as path:
+        mask = read_mask(path)
+        assert (mask.dtype, mask.ndim) == (np.int32, 2)
 
 
 @fuzzed
 @example(b"J")  # once a struct.error
 @given(damaged(CHECKPOINTS))
 def test_any_file_is_a_model_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
-    path = tmp_path_factory.getbasetemp() / "fuzzed.pth"
-    path.write_bytes(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model = load_model(path)
-            assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
-        except InputError as error:
-            assert str(path) in str(error)
+    with attempt(tmp_path_factory.getbasetemp(), content) as path:
+        model = load_model(path)
+        assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
 
 
 SCRIPTS = (

@@ -25,8 +25,8 @@ from utils.probability import (
     TestTimeAugmentation,
     bilinear_matrix,
     calibrate,
+    derived_seed,
     full_size_probs,
-    image_seed,
     most_probable_class,
     predict,
     shrunk_on_black,
@@ -75,7 +75,7 @@ def test_tta_is_the_mean_of_16_views_made_one_at_a_time(trained: TrainedModel, s
 
 def test_mc_dropout_is_the_mean_of_single_passes_with_the_same_masks(trained: TrainedModel):
     image = make_picture(3, (300, 200))[0]
-    masks = draw_dropout_masks(trained.network, 7, image_seed(11, "a.jpg"))
+    masks = draw_dropout_masks(trained.network, 7, derived_seed(11, "a.jpg"))
     passes = []
     for t in range(7):
         with mc_dropout(trained.network, [mask[t : t + 1] for mask in masks]):
@@ -310,12 +310,12 @@ def test_predicted_class():
     assert most_probable_class(three).tolist() == [[1, 2]]
 
 
-def test_image_seeds_differ_and_stay():
-    seeds = {image_seed(seed, name) for seed in range(10) for name in ("a.jpg", "b.jpg", "0:a.jpg")}
+def test_derived_seeds_differ_and_stay():
+    seeds = {derived_seed(seed, name) for seed in range(10) for name in ("a.jpg", "b.jpg", "0:a.jpg")}
     assert len(seeds) == 30
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert image_seed(0, os.fsdecode(b"l\xe9sion.jpg")) >= 0  # a name that is not UTF-8
-    assert image_seed(0, "a.jpg") == 3631673385855393483  # of every version: a study can be repeated
+    assert derived_seed(0, os.fsdecode(b"l\xe9sion.jpg")) >= 0  # a name that is not UTF-8
+    assert derived_seed(0, "a.jpg") == 3631673385855393483  # of every version: a study can be repeated
 
 
 @pytest.mark.parametrize("c", [2, 3])

@@ -171,7 +171,7 @@ class MCDropout(Sampler):
             raise InputError("this model has no dropout, so MC dropout cannot be used with it")
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
-        masks = [draw_dropout_masks(model.network, self.num_samples, image_seed(self.seed, name)) for name in names]
+        masks = [draw_dropout_masks(model.network, self.num_samples, derived_seed(self.seed, name)) for name in names]
         by_layer = [torch.cat(layer) for layer in zip(*masks, strict=True)]  # each (N T, C, 1, 1)
         passes = torch.cat(list(inputs)).repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
         logits = self.logits(model, passes, by_layer)
@@ -280,8 +280,8 @@ def shrunk_on_black(image: Image.Image, size: tuple[int, int], shrink: float) ->
     return preprocess(canvas, size)
 
 
-def image_seed(seed: int, name: str) -> int:
-    """The seed of an image's random numbers, from 0 to 2**63 - 1."""
+def derived_seed(seed: int, name: str) -> int:
+    """The seed of the random numbers of one image, or of whatever has that name, from 0 to 2**63 - 1."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -1,6 +1,5 @@
 """Train one epoch, evaluate, and all that a training has to keep from one epoch to the next."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from utils.dice_score import dice_coefficient, segmentation_loss
 from utils.errors import InputError
 from utils.image_io import write_csv
 from utils.memory import in_batches, smaller, to_input
+from utils.probability import derived_seed
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
 
     def batch_seed(self, batch: int) -> int:
         """A seed for what is random in a batch of this epoch but its images; -1 is the epoch itself."""
-        digest = hashlib.blake2b(f"{self.seed}:{self.epoch}:{batch}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
+        return derived_seed(self.seed, f"{self.epoch}:{batch}")
 
 
 def collate(items: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
