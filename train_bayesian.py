@@ -14,6 +14,7 @@ from utils import calibration, cli, distributed, tracking, training
 from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
 from utils.data_loading import DEFAULT_CACHE_DIR, SegmentationDataset, decode_pairs, pair_files, split_indices
 from utils.errors import InputError
+from utils.image_io import remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,8 @@ def main(args: argparse.Namespace) -> None:
         training.resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
     elif distributed.is_main():
         training.set_aside(args.checkpoint_dir)
+    if distributed.is_main():
+        remove_unfinished([args.checkpoint_dir])
 
     logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
     logger.info("Computing on %s in %s; checkpoints go to %s", device, cli.describe_dtype(dtype), args.checkpoint_dir)

@@ -1,6 +1,9 @@
 """A folder as it may come from anywhere: strange images are predicted, broken ones fail alone and are named."""
 
+import ctypes
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import make_picture, run_module, run_script
+from tests.conftest import ENVIRONMENT, ROOT, make_folders, make_picture, run_module, run_script
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -107,6 +110,38 @@ def test_training_names_every_bad_pair(folder, tmp_path: Path):
     for name in broken:
         assert name in result.stderr
     assert not (tmp_path / "c").exists()
+
+
+def without_privileges() -> None:
+    """Have the next program obey the permissions of files, even one that is run by root."""
+    prctl = ctypes.CDLL(None).prctl
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; refused to users who have no privileges anyway
+
+
+@pytest.mark.parametrize(("mode", "words"), [(0, "cannot be read (Permission denied)"), (0o500, "cannot be written")])
+def test_folders_without_permission(mode: int, words: str, tmp_path: Path, model_file: Path):
+    imgs, _ = make_folders(tmp_path, 2, (40, 30))
+    out = tmp_path / "o"
+    out.mkdir()
+    locked = out if mode else imgs
+    locked.chmod(mode)
+    command = [sys.executable, "predict.py", "--input-dir", imgs, "--output-dir", out, "-m", model_file]
+    result = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        preexec_fn=without_privileges,
+    )
+    locked.chmod(0o700)
+    assert result.returncode in (1, 2)
+    assert words in result.stderr
+    assert str(locked) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(out.iterdir())
 
 
 def test_a_model_that_would_run_code_does_not(tmp_path: Path):

@@ -60,7 +60,8 @@ def test_mixed_precision_on_cuda(monkeypatch: pytest.MonkeyPatch):
         (None, 0, ""),
         (1, 1, ""),
         (InputError("what was wrong"), 2, "Error: what was wrong\n"),
-        (OSError(28, "No space left on device", "x.png"), 2, "Error: x.png: No space left on device\n"),
+        (OSError(13, "Permission denied", "x.png"), 2, "Error: x.png: Permission denied\n"),
+        (OSError(28, "No space left on device", "x.png"), 2, "Error: x.png: No space left on device; make room"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
     ],
 )

@@ -17,11 +17,16 @@ from utils.checkpoint import read_checkpoint
 from utils.distributed import SynchronisedBatchNorm
 
 
-def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a script in several processes, as the README says."""
+def torchrun_command(processes: int, script: str, *arguments: object) -> list[str]:
+    """The command that runs a script in several processes, as the README has it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    return [*map(str, command), str(ROOT / script), *map(str, arguments)]
+
+
+def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a script in several processes to its end."""
     return subprocess.run(
-        [*map(str, command), str(ROOT / script), *map(str, arguments)],
+        torchrun_command(processes, script, *arguments),
         capture_output=True,
         text=True,
         timeout=240,
@@ -118,6 +123,33 @@ def test_two_processes_train_as_one_does(tmp_path: Path):
     difference = sum((value - two[name]).double().norm() ** 2 for name, value in one.items()) ** 0.5
     assert difference < 5e-3 * sum(value.double().norm() ** 2 for value in one.values()) ** 0.5
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
+
+
+def test_two_processes_that_are_stopped_go_on_as_if_nothing_had_happened(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 5, (48, 40))
+    data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
+    common = ["train_bayesian.py", *data, "--batch-size", 2, "--epochs", 3]
+    whole = torchrun(2, *common, "--checkpoint-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "Warning" not in whole.stderr
+    command = torchrun_command(2, *common, "--checkpoint-dir", tmp_path / "c")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT) as process:
+        said = ""
+        for line in process.stderr:
+            said += line
+            if "Epoch 1/3" in line:
+                process.terminate()  # torchrun hands it on to its processes
+    assert process.returncode != 0
+    assert said.count("What --resume needs is in ") == 1
+    assert "Epoch 3/3" not in said
+    stopped = read_checkpoint(tmp_path / "c" / "last.pth")["training"]
+    assert (1, 0) <= (stopped["epoch"], stopped["step"]) < (3, 0)
+    result = torchrun(2, *common, "--checkpoint-dir", tmp_path / "c", "--resume")
+    assert result.returncode == 0, result.stderr
+    one, two = (read_checkpoint(tmp_path / name / "last.pth") for name in ("whole", "c"))
+    for name, value in one["training"]["network"].items():
+        assert torch.equal(value, two["training"]["network"][name]), name
+    assert (tmp_path / "c" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
 @pytest.mark.parametrize("script", ["predict.py", "predict_prob_bayesian.py"])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,13 @@ def test_going_on_makes_what_is_missing_and_refuses_other_settings(tmp_path: Pat
     before = files(tmp_path / "o")
     (tmp_path / "o" / "SKIN_003_OUT.png").unlink()
     (tmp_path / "o" / "summary.csv").unlink()
+    left_over = tmp_path / "o" / f".{uuid.uuid4().hex}.part"  # of a file that was being written
+    left_over.touch()
     with open(tmp_path / "o" / ".progress-0.jsonl", "a") as file:
         file.write('{"row": {"image": "SKIN_00')  # a line that a kill has cut off
     result = run_script("predict_prob_tta.py", *common)
     assert "4 of 5 images are done already" in result.stderr
+    assert not left_over.exists()
     assert files(tmp_path / "o") == before
     result = run_script("predict_prob_tta.py", *common, "--shrink", 0.7)
     assert_one_clear_line(result, "with shrink = 0.8, and this run has 0.7", "--skip-existing")
@@ -107,7 +111,7 @@ def test_a_training_without_space_keeps_the_checkpoint_of_before(tmp_path: Path)
     assert result.returncode == 0, result.stderr
     before = files(out)
     result = limited(1_000_000, "train_bayesian.py", *common, "--load", out / "best.pth")
-    assert_one_clear_line(result, "File too large")
+    assert_one_clear_line(result, f"{out / 'checkpoint_epoch1.pth'}: File too large")
     assert files(out / "earlier-1") == before
     assert files(out).keys() == {f"earlier-1/{name}" for name in before}
     assert not list(out.rglob(".*"))

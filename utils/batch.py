@@ -27,6 +27,7 @@ from utils.image_io import (
     list_images,
     read_image,
     read_mask,
+    remove_unfinished,
     save_png,
     whole_file,
     write_csv,
@@ -247,6 +248,8 @@ class Journal:
         self.packed: dict[str, bytes] = {}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
+        if distributed.is_main():
+            remove_unfinished({item.output(folder).parent for item in items})
         self._lines: list[bytes] | None = []  # of this file, noted before; None once they are written again
         for path in sorted(folder.glob(".progress-*.jsonl")):
             if go_on:
@@ -368,12 +371,9 @@ def predict_folder(
                 with report.failing_alone(str(item.name)):
                     group.append((item, *reading.result()))
                 if group and (len(group) == at_once or i == len(own)):
-                    # Always as many images at once, the last one repeated: so an image's maps are equal to the last
-                    # bit whichever others are predicted with it.
-                    filled = group + group[-1:] * (at_once - len(group))
-                    names = [item.name.as_posix() for item, _, _ in filled]
-                    samples_of_each = sampler.sample(model, [inputs for _, _, inputs in filled], names)
-                    for (item, size, _), samples in zip(group, samples_of_each, strict=False):
+                    names = [item.name.as_posix() for item, _, _ in group]
+                    samples_of_each = sampler.sample(model, [inputs for _, _, inputs in group], names)
+                    for (item, size, _), samples in zip(group, samples_of_each, strict=True):
                         maps = summarize(samples, size, statistics, threshold)
                         classes = most_probable_class(maps.probs, threshold)
                         with report.failing_alone(str(item.name)):

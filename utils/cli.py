@@ -1,6 +1,7 @@
 """What the scripts share: argparse parents, the choice of the device, logging, the exit code."""
 
 import argparse
+import errno
 import logging
 import signal
 import sys
@@ -99,7 +100,12 @@ def model_parent() -> argparse.ArgumentParser:
         model.add_argument(flag, type=whole_number(16, 8192), metavar="N", help=f"{side} of its input")
     computing = _device_flags(parent)
     add_defaulted(
-        computing, "--batch-size", type=whole_number(1), default=8, metavar="N", help="images, passes or views at once"
+        computing,
+        "--batch-size",
+        type=whole_number(1),
+        default=8,
+        metavar="N",
+        help="images, passes or views that a GPU computes at once",
     )
     return parent
 
@@ -298,7 +304,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         logger.error("%s", error)
         code = 2
     except OSError as error:
-        logger.error("%s", f"{error.filename}: {error.strerror}" if error.filename else error)
+        full = "; make room and go on, a training with --resume, a folder with --skip-existing"
+        what_to_do = full if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        logger.error("%s%s", f"{error.filename}: {error.strerror}" if error.filename else error, what_to_do)
         code = 2
     except KeyboardInterrupt:
         logger.error("Stopped by Ctrl-C")

@@ -94,9 +94,7 @@ def data_parallel(network: nn.Module) -> nn.Module:
         return network
     _synchronise_batch_norm(network)
     device = next(network.parameters()).device
-    return DistributedDataParallel(
-        network, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def _synchronise_batch_norm(module: nn.Module) -> None:

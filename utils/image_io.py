@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import struct
 import uuid
 import zlib
@@ -39,6 +40,7 @@ _UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
 _WRITERS = 2  # threads; Pillow encodes without Python's lock
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
 
@@ -188,9 +190,19 @@ def whole_file(path: Path | str) -> Iterator[BinaryIO]:
         with open(unfinished, "xb") as file:
             yield file
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def remove_unfinished(folders: Iterable[Path]) -> None:
+    """Remove what a killed process has left there of files that `whole_file` was writing; none may be writing now."""
+    for folder in folders:
+        for path in folder.glob(".*.part"):
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

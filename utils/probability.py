@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
 
+_CPU_BLOCK = 4 * 128 * 128  # pixels of network inputs that a CPU computes at once
 _STRIP = 2**19  # probabilities computed at once on the way to full size: 2 MB, so that a CPU's cache holds them
 
 
@@ -52,7 +53,8 @@ class Sampler(ABC):
     """A way to draw samples of an image's logits.
 
     Attributes:
-        batch_size: number of network inputs computed at once.
+        batch_size: number of network inputs that a GPU computes at once; a CPU takes four of 128x128, or as many as
+            have their pixels, so that its maps do not depend on the batch size.
         dtype: of mixed precision; None for single precision.
         temperature: by which the logits are divided; `utils.calibration` finds one (Guo et al., ICML 2017).
     """
@@ -70,8 +72,10 @@ class Sampler(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the samples depend on, by name; the batch size matters for the last digits."""
-        return {**asdict(self), "dtype": str(self.dtype)}
+        """What the samples depend on, by name."""
+        settings = {**asdict(self), "dtype": str(self.dtype)}
+        del settings["batch_size"]  # may matter for the last digits, and on a GPU alone
+        return settings
 
     @abstractmethod
     def __str__(self) -> str:
@@ -105,6 +109,9 @@ class Sampler(ABC):
     def logits(self, model: TrainedModel, inputs: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
         """The network's logits, in batches, without dropout or with given masks.
 
+        Batches are filled up, the last input repeated: the last bits of a result depend on how many inputs are computed
+        at once, but on nothing else of them, so this makes an image's maps equal whatever else is predicted with it.
+
         Args:
             model: to predict with.
             inputs: (N, 3, h, w) uint8.
@@ -114,18 +121,22 @@ class Sampler(ABC):
             (N, C, h, w) float32, C >= 2, on the model's device.
         """
         device = model.device
+        n, (width, height) = len(inputs), model.input_size
+        size = max(1, _CPU_BLOCK // (width * height)) if device.type == "cpu" else self.batch_size
+        filled = torch.arange(-(-n // size) * size).clamp(max=n - 1)
 
         def compute(part: slice) -> Tensor:
-            x = to_input(inputs[part], device)
+            rows = filled[part]
+            x = to_input(inputs[rows], device)
             with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 if masks is None:
                     out = model.network(x)
                 else:
-                    with mc_dropout(model.network, [mask[part].to(device) for mask in masks]):
+                    with mc_dropout(model.network, [mask[rows].to(device) for mask in masks]):
                         out = model.network(x)
             return class_logits(out).float() / self.temperature
 
-        return in_batches(compute, len(inputs), self.batch_size)
+        return in_batches(compute, len(filled), size)[:n]
 
     def _calibration(self) -> str:
         return "" if self.temperature == 1 else ", calibrated"
