@@ -4,7 +4,7 @@ import argparse
 import logging
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 
 from utils import batch, cli, figures
 from utils.errors import InputError
-from utils.image_io import BackgroundWriter, mask_image, read_image, save_png
+from utils.image_io import BackgroundWriter, list_images, mask_image, read_image, save_png
 from utils.metrics import segmentation_scores
 from utils.probability import MCDropout, Softmax, calibrate, most_probable_class, summarize
 from utils.results import beside, pictures, read_summary, save_arrays, save_passes, write_summary
 from utils.uncertainty import image_scores
 
 logger = logging.getLogger(__name__)
+
+MANY = 10  # images, from which on not each has its line
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -39,7 +41,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    outputs = output_paths(args.input, args.output, args.figure, not args.no_save)
+    paths = [image for path in args.input for image in (list_images(path) if path.is_dir() else [path])]
+    if any(path.is_dir() for path in args.input) and not (args.output_dir or args.no_save):
+        raise InputError("--output-dir is needed for the results of a folder of images")
+    if args.output_dir:
+        args.output = [args.output_dir / f"{path.stem}.png" for path in paths]
+    outputs = output_paths(paths, args.output, args.figure, not args.no_save)
     model, dtype = cli.load_model(args)
     if args.mc > 1:
         sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
@@ -48,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     if args.calibrated:
         sampler = calibrate(sampler, model)
     sampler.check(model)
-    items = [batch.Item(path, PurePath(path.name)) for path in args.input]
+    items = [batch.Item(path, PurePath(path.name)) for path in paths]
     truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
 
     report, rows, summaries = batch.Report(), [], defaultdict(list)
@@ -78,8 +85,9 @@ def main(args: argparse.Namespace) -> int:
                 if args.save_prob:
                     save_passes(output, samples, image.size, one_class)
                 figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
-                logger.info(
-                    "%s: the mask, and beside it %s and _figure.png", output, ", ".join(f"{e}.png" for e in made)
+                level = logging.INFO if len(items) < MANY else logging.DEBUG
+                logger.log(
+                    level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in [*made, "_figure"])
                 )
                 summaries[output.parent / "summary.csv"].append({"image": str(item.path), **scores})
             if args.viz:
@@ -90,6 +98,7 @@ def main(args: argparse.Namespace) -> int:
     if args.figure and rows:
         with report.failing_alone(str(args.figure)):
             figures.save_figure(figures.draw_predictions(rows), args.figure)
+            logger.info("All in one picture: %s", args.figure)
     return report.finish(
         ""
         if args.no_save
@@ -126,22 +135,27 @@ def output_paths(
     """The mask file of each image; neither it nor what is written beside it, nor the figure, replaces another file."""
     if figure and (figure.suffix.lower() != ".png" or figure.is_dir()):
         raise InputError(f"--figure {figure}: a file whose name ends with .png was expected")
-    if figure and figure.resolve() in [path.resolve() for path in (*inputs, *(outputs or []))]:
+    resolved = [path.resolve() for path in (*inputs, *(outputs or []))]
+    if figure and figure.resolve() in resolved:
         raise InputError(f"--figure {figure} would replace an image or its mask; choose another name or folder")
     if outputs is None:
         outputs = [beside(path, "_OUT.png") for path in inputs]
     if len(outputs) != len(inputs):
         raise InputError(f"{len(inputs)} images and {len(outputs)} names for their masks: --output needs one for each")
-    for i, path in enumerate(outputs):
+    others = defaultdict(Counter)  # by their folders the names that are taken
+    for path in (*inputs, *outputs):
+        others[path.parent.resolve()][path.name] += 1
+    for folder in {path.parent for path in outputs} if saving else ():
+        read_summary(folder / "summary.csv")  # see that it is one
+    for path in outputs:
         if path.suffix.lower() != ".png":
             raise InputError(f"--output {path}: a mask is written as a PNG, so its name must end with .png")
         if path.is_dir():
             raise InputError(f"--output {path} is a folder: a file was expected")
-        if saving:
-            read_summary(path.parent / "summary.csv")  # see that it is one
         results = re.compile(re.escape(path.stem) + f"(?:{re.escape(path.suffix)}|{_RESULTS})")
-        for other in (*inputs, *outputs[:i], *outputs[i + 1 :]):
-            if other.resolve().parent == path.resolve().parent and results.fullmatch(other.name):
+        for name, count in others[path.parent.resolve()].items():
+            if results.fullmatch(name) and (name != path.name or count > 1):
+                other = path.with_name(name)
                 raise InputError(
                     f"--output {path}: a result of it would replace {other}; choose another name or folder"
                 )

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -124,9 +125,11 @@ def main(args: argparse.Namespace) -> None:
         remove_unfinished([args.checkpoint_dir])
 
     logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
-    logger.info("Computing on %s in %s; checkpoints go to %s", device, cli.describe_dtype(dtype), args.checkpoint_dir)
+    logger.info("Computing on %s in %s", cli.describe_device(device), cli.describe_dtype(dtype))
+    logger.info("Checkpoints go to %s", args.checkpoint_dir)
     wandb_run = tracking.WandbRun(args.wandb if distributed.is_main() else "disabled", settings, args.checkpoint_dir)
     average = state.average.module
+    started, first = time.monotonic(), state.epoch
     with cli.GentleStop() as stop:
         while state.epoch < args.epochs:
             finished = train_epoch(state, batches, device, dtype, args.epochs, stop)
@@ -138,7 +141,9 @@ def main(args: argparse.Namespace) -> None:
                 save = training.save_epoch if finished else training.save_last
                 save(args.checkpoint_dir, model, state)
             if finished:
-                logger.info("Epoch %d/%d: %s", state.epoch, args.epochs, describe(state))
+                left = (time.monotonic() - started) / (state.epoch - first) * (args.epochs - state.epoch)
+                ahead = f"; about {cli.duration(left)} left" if left else ""
+                logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, describe(state), ahead)
                 wandb_run.log(state.history[-1], *training.predict_examples(average, validation_set, device))
             if distributed.any_of(stop()) or not finished:
                 wandb_run.finish()

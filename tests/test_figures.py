@@ -20,6 +20,7 @@ from tests.conftest import lively_network, make_picture
 from utils.checkpoint import TrainedModel
 from utils.figures import (
     Row,
+    class_colour,
     draw_comparison,
     draw_passes,
     draw_predictions,
@@ -89,6 +90,21 @@ def test_a_truth_adds_its_overlay_and_the_errors():
     missed, extra = errors[lesion & ~prediction], errors[prediction & ~lesion]
     assert (missed[:, 0] > missed[:, 2]).all()  # orange
     assert (extra[:, 2] > extra[:, 1]).all()  # purple
+
+
+def test_several_classes_have_each_its_colour_and_a_legend():
+    one, _ = row_of((90, 60), with_truth=True)
+    one.n_classes = 3
+    one.truth[30:] *= 2
+    figure = draw_predictions([one])
+    true = np.asarray(pictures_of(figure)[1].get_array())
+    for k in (1, 2):
+        inside = one.truth == k
+        assert (true[inside] != one.image[inside]).any()
+        tint = np.median(true[inside].astype(int) - one.image[inside], axis=0)
+        assert np.argmax(tint) == np.argmax(np.array(class_colour(k)) - np.median(one.image[inside], axis=0))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["class 1", "class 2"]
+    assert not draw_predictions([row_of((90, 60))[0]]).legends
 
 
 def test_comparison_has_two_maps_of_each_method():

@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import assert_one_clear_line, lively_network, make_folders, make_picture, run_script, start_script
+from tests.conftest import (
+    assert_one_clear_line,
+    lively_network,
+    make_folders,
+    make_picture,
+    run_module,
+    run_script,
+    start_script,
+)
 from tests.reference import network_probability
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
 
@@ -232,8 +240,8 @@ def test_other_numbers_of_classes_from_training_to_maps(tmp_path: Path, classes:
     loaded = load_model(model)
     assert (loaded.network.n_classes, loaded.mask_values) == (classes, values)
     common = ("-m", model, "--classes", classes, "--bilinear")
-    result = run_script("predict.py", "--input-dir", imgs, "--output-dir", tmp_path / "o", "--mask-dir", masks, *common)
-    assert result.returncode == 0, result.stderr
+    first = run_script("predict.py", "--input-dir", imgs, "--output-dir", tmp_path / "o", "--mask-dir", masks, *common)
+    assert first.returncode == 0, first.stderr
     assert set(np.unique(pixels(tmp_path / "o" / "SKIN_000_OUT.png"))) <= set(values)
     mask = tmp_path / "u" / "x.png"
     result = run_script(
@@ -253,6 +261,7 @@ def test_other_numbers_of_classes_from_training_to_maps(tmp_path: Path, classes:
     assert probs.shape == ((2, 40, 48) if classes == 1 else (2, 3, 40, 48))
     assert np.load(mask.with_name("x_mean.npy")).shape == probs.shape[1:]
     if classes == 3:
+        assert "Dice, class 2" in first.stdout
         np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
         assert {"x_prob_c1.png", "x_prob_c2.png", "x_mc01_c2.png"} <= {p.name for p in mask.parent.iterdir()}
     else:
@@ -260,7 +269,76 @@ def test_other_numbers_of_classes_from_training_to_maps(tmp_path: Path, classes:
         assert "x_mc01_c1.png" not in {p.name for p in mask.parent.iterdir()}
 
 
+def test_three_classes_are_learnt_and_judged_one_by_one(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 8, (64, 64))
+    for path in masks.iterdir():  # the blot has an upper half of one class, a lower half of another
+        mask = (pixels(path) > 0) * 1
+        mask[32:] *= 2
+        Image.fromarray(mask.astype(np.uint8)).save(path)
+    data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
+    more = ["--checkpoint-dir", tmp_path / "c", "--classes", 3, "--epochs", 1, "--quiet"]
+    result = run_script("train_bayesian.py", *data, *more)
+    assert (result.returncode, result.stderr) == (0, "")
+    out = tmp_path / "o"
+    result = run_script(
+        "predict_prob_direct.py",
+        *("--input-dir", imgs, "--mask-dir", masks, "--output-dir", out, "-m", tmp_path / "c" / "last.pth"),
+        "--class-index",
+        2,
+        "--save-entropy",
+    )
+    assert result.returncode == 0, result.stderr
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row["dice"]) == pytest.approx((float(row["dice_c1"]) + float(row["dice_c2"])) / 2)
+    result = run_module(
+        "utils.compare", out, "--imgs-dir", imgs, "--masks-dir", masks, "--output-dir", tmp_path / "compared"
+    )
+    assert result.returncode == 0, result.stderr
+    mean = np.mean([float(row["dice_c2"]) for row in rows])
+    assert f"| Dice, class 2, mean | {mean:.4f} |" in result.stdout
+    assert (tmp_path / "compared" / "UQ_compare.png").is_file()
+
+
 # -- prediction
+
+
+def test_as_many_words_as_are_asked_for(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    common = ["predict.py", "--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file]
+    said = {words: run_script(*common, *words).stderr for words in ((), ("--quiet",), ("--verbose",))}
+    assert said["--quiet",] == ""
+    assert f"4 images in {images[0]}" in said[()]
+    assert "which sees images at 128x128" in said[()]
+    assert said[()].endswith(f"4 images done: {tmp_path / 'o'}\n")
+    assert "SKIN_002.jpg: " not in said[()]
+    assert "SKIN_002.jpg: 150x110 pixels, area " in said["--verbose",]
+
+
+def test_an_empty_mask_is_explained(model_file: Path, tmp_path: Path):
+    imgs, _ = make_folders(tmp_path, 3, (60, 40))
+    for i in (0, 2):
+        Image.new("RGB", (60, 40), (222, 178, 160)).save(imgs / f"SKIN_00{i}.jpg")
+    out = tmp_path / "o"
+    result = run_script("predict.py", "--input-dir", imgs, "--output-dir", out, "-m", model_file)
+    assert result.returncode == 0, result.stderr
+    with open(out / "summary.csv", newline="") as file:
+        largest = {row["image"]: float(row["largest_probability"]) for row in csv.DictReader(file)}
+    assert largest["SKIN_000.jpg"] <= 0.5 < largest["SKIN_001.jpg"]
+    assert "2 of 3 masks are empty; the largest probability of anything but background is " in result.stderr
+    assert f"{largest['SKIN_000.jpg']:.3f} in SKIN_000.jpg" in result.stderr
+
+
+def test_a_folder_of_images_looked_at_closely(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    common = ["predict_bayesian.py", "-i", images[0], "--mc", 2, "-m", model_file]
+    assert_one_clear_line(run_script(*common), "--output-dir is needed")
+    figure = tmp_path / "o" / "all.png"
+    result = run_script(*common, "--output-dir", tmp_path / "o", "--figure", figure)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "o").glob("SKIN_00?.png")} == {f"SKIN_00{i}.png" for i in range(4)}
+    assert (tmp_path / "o" / "SKIN_003_entropy.png").is_file()
+    assert f"All in one picture: {figure}" in result.stderr
+    assert figure.is_file()
 
 
 def test_predict_writes_masks_and_compares_with_the_truth(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

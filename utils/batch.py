@@ -47,6 +47,7 @@ from utils.uncertainty import image_scores
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 3  # empty masks
 _READERS = 2  # threads; Pillow decodes without Python's lock
 _NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
 
@@ -85,6 +86,7 @@ def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], rec
     items = [Item(path, path.relative_to(input_dir)) for path in paths]
     if not items:
         raise InputError(f"{input_dir} has no image outside the output folder {output_dir}")
+    logger.info("%d images in %s", len(items), input_dir)
     outputs: dict[Path, Item] = {}
     for item in items:
         other = outputs.setdefault(item.output(output_dir), item)
@@ -217,6 +219,16 @@ class Report:
 
     def finish(self, where: str = "") -> int:
         """Say how the batch ended; returns the exit code."""
+        empty = [row for row in self.rows if row.get("area") == 0]
+        if empty:
+            some = [f"{row['largest_probability']:.3f} in {row['image']}" for row in empty[:_NAMED]]
+            logger.info(
+                "%d of %d masks are empty; the largest probability of anything but background is %s%s",
+                len(empty),
+                len(self.rows),
+                ", ".join(some),
+                ", … (all are in summary.csv)" if len(empty) > _NAMED else "",
+            )
         logger.info("%d images done%s", len(self.rows), where)
         if self.failures and distributed.is_main():
             listing = "".join(f"\n  {name}: {reason}" for name, reason in sorted(self.failures))
@@ -362,6 +374,15 @@ def predict_folder(
             if journal:
                 journal.note(row, files, truth.packed.get(name) if truth else None)
             rows[name] = row
+            height, width = classes.shape
+            logger.debug(
+                "%s: %dx%d pixels, area %d, soft Dice confidence %.3f",
+                name,
+                width,
+                height,
+                row["area"],
+                row["soft_dice_confidence"],
+            )
 
     at_once = max(1, sampler.batch_size // sampler.inputs_per_image)
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import logging
 import signal
 import sys
@@ -137,11 +138,14 @@ def folder_parent() -> argparse.ArgumentParser:
 
 
 def image_parent() -> argparse.ArgumentParser:
-    """--input, --output."""
+    """--input, --output, --output-dir."""
     parent = argparse.ArgumentParser(add_help=False)
     group = parent.add_argument_group("images")
-    group.add_argument("--input", "-i", nargs="+", type=Path, required=True, metavar="FILE", help="images")
     group.add_argument(
+        "--input", "-i", nargs="+", type=Path, required=True, metavar="FILE", help="images, or folders of images"
+    )
+    results = group.add_mutually_exclusive_group()
+    results.add_argument(
         "--output",
         "-o",
         nargs="+",
@@ -149,6 +153,7 @@ def image_parent() -> argparse.ArgumentParser:
         metavar="FILE",
         help="masks, .png, one for each image; the maps go beside them (default: the image's name with _OUT.png)",
     )
+    results.add_argument("--output-dir", type=Path, metavar="DIR", help="folder for the masks NAME.png and the maps")
     return parent
 
 
@@ -235,6 +240,13 @@ def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
     return None
 
 
+def describe_device(device: torch.device) -> str:
+    """A device's name for people."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
 def describe_dtype(dtype: torch.dtype | None) -> str:
     """A precision's name for people."""
     return "single precision" if dtype is None else f"mixed precision ({str(dtype).removeprefix('torch.')})"
@@ -259,7 +271,9 @@ def load_model(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | No
         input_size=(args.newW, args.newH),
     )
     dtype = amp_dtype(device, args.amp)
-    logger.info("Model %s on %s in %s", args.model, device, describe_dtype(dtype))
+    size = "{}x{}".format(*model.input_size)
+    logger.info("Model %s, which sees images at %s", args.model, size)
+    logger.info("Computing on %s in %s", describe_device(device), describe_dtype(dtype))
     return model, dtype
 
 
@@ -273,8 +287,32 @@ def probability_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def progress(items: Iterable | None = None, **options: Any) -> tqdm:
-    """A progress bar on a terminal, nothing where the output is a file; of several processes one has it."""
-    return tqdm(items, disable=None if distributed.is_main() else True, dynamic_ncols=True, **options)
+    """A progress bar on a terminal, a line a minute elsewhere, none with --quiet; one of several processes has it."""
+    disable = not (distributed.is_main() and logger.isEnabledFor(logging.INFO))
+    if sys.stderr.isatty():
+        return tqdm(items, disable=disable, dynamic_ncols=True, **options)
+    return _Lines(
+        items, disable=disable, mininterval=60, file=io.StringIO(), **options
+    )  # the text of a bar goes nowhere
+
+
+class _Lines(tqdm):
+    """A progress bar for log files."""
+
+    def display(self, *_: object, **__: object) -> None:
+        if self.initial < self.n < (self.total or 0):
+            done = self.format_dict
+            left = done["elapsed"] / (self.n - self.initial) * (self.total - self.n)
+            what = f"{self.desc}: " if self.desc else ""
+            logger.info("%s%d of %d %ss, about %s left", what, self.n, self.total, self.unit, duration(left))
+
+
+def duration(seconds: float) -> str:
+    """A time for people, such as 40 s, 12 min or 3 h 20 min."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 class _AboveBars(logging.Handler):
@@ -286,19 +324,23 @@ class _AboveBars(logging.Handler):
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
-    """Parse the command line, run a script's `main`, and exit.
+    """Parse the command line, to which --quiet and --verbose belong, run a script's `main`, and exit.
 
     The exit code is what `main` returns (None is 0); 2 after an `InputError` or an error of the operating system,
     which are shown as one line; 130 after Ctrl-C and 143 after a termination. Of several processes that torchrun has
     started, only the main one says what it does; errors are said by each that has one.
     """
     logging.basicConfig(format="%(message)s", handlers=[_AboveBars()])
+    words = parser.add_argument_group("messages").add_mutually_exclusive_group()
+    words.add_argument("--quiet", action="store_true", help="only results, warnings and errors")
+    words.add_argument("--verbose", action="store_true", help="a line for each image, too")
     args = parser.parse_args()
+    level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with distributed.process_group():
             for ours in ("__main__", "utils", "unet"):
-                logging.getLogger(ours).setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
+                logging.getLogger(ours).setLevel(level if distributed.is_main() else logging.ERROR)
             code = main(args) or 0
     except InputError as error:
         logger.error("%s", error)

@@ -19,6 +19,7 @@ from utils import cli, figures
 from utils.data_loading import find_masks, mask_to_classes
 from utils.errors import InputError
 from utils.image_io import read_image, read_mask, whole_file, write_json
+from utils.metrics import score_title
 from utils.results import beside, read_summary
 from utils.uncertainty import CONFIDENCE_SIGNS, entropy, readable
 
@@ -119,7 +120,9 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 def tabulate(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The metrics of several methods as a Markdown table."""
     lines = [["", *results], ["---"] * (len(results) + 1)]
-    for title, path in TABLE.items():
+    first = next(iter(results.values()))["segmentation"]
+    of_classes = {f"{score_title(name)}, mean": ("segmentation", name, "value") for name in first if "_c" in name}
+    for title, path in (TABLE | of_classes).items():
         values = [_look_up(result, path) for result in results.values()]
         if any(value is not None for value in values):
             lines.append([title, *("" if value is None else f"{value:.4f}" for value in values)])

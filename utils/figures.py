@@ -24,6 +24,16 @@ logger = logging.getLogger(__name__)
 
 BLUE, GREEN, ORANGE, PURPLE = (30, 100, 255), (0, 200, 83), (255, 145, 0), (190, 40, 220)
 METHOD_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Tol's, safe for colour-blind eyes
+# Of class 1, 2, ... where there are several; saturated, to be told from skin.
+CLASS_COLOURS = (
+    (0, 200, 83),
+    (30, 100, 255),
+    (255, 145, 0),
+    (190, 40, 220),
+    (0, 200, 220),
+    (230, 30, 60),
+    (240, 220, 0),
+)
 _LONGEST_SIDE = 768  # pixels of a panel's image; more is not seen
 
 
@@ -43,6 +53,28 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], o
     outline = mask & ~(inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:])
     alpha = (opacity * mask + (1 - opacity) * outline)[..., None]
     return np.round(image * (1 - alpha) + np.array(colour) * alpha).astype(np.uint8)
+
+
+def tinted(image: np.ndarray, classes: np.ndarray, n_classes: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """An image with its classes tinted and outlined, all but the background.
+
+    Args:
+        image: (H, W, 3) uint8.
+        classes: (H, W) class indices.
+        n_classes: number of classes.
+        colour: red, green and blue, 0 to 255, where there is one; several have each its own.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    for k in range(1, n_classes):
+        image = overlay(image, classes == k, colour if n_classes == 2 else class_colour(k))
+    return image
+
+
+def class_colour(k: int) -> tuple[int, int, int]:
+    """The colour of class k, from 1 on, where there are several."""
+    return CLASS_COLOURS[(k - 1) % len(CLASS_COLOURS)]
 
 
 # -- an image and what is predicted of it ------------------------------------------------------------------------------
@@ -102,15 +134,15 @@ def draw_predictions(rows: Sequence[Row]) -> Figure:
         image, classes, truth = one.image, one.classes, one.truth
         columns = [("Image", image, {})]
         if truth is not None:
-            columns.append(("Truth", overlay(image, truth > 0, BLUE), {}))
-        columns.append(("Prediction", overlay(image, classes > 0, GREEN), {}))
+            columns.append(("Truth", tinted(image, truth, one.n_classes, BLUE), {}))
+        columns.append(("Prediction", tinted(image, classes, one.n_classes, GREEN), {}))
         if truth is not None:
             grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
             wrong = overlay(grey, (truth != classes) & (truth > 0), ORANGE, opacity=0.7)
             wrong = overlay(wrong, (truth == 0) & (classes > 0), PURPLE, opacity=0.7)
             columns.append(("Errors: missed (orange), extra (purple)", wrong, {}))
         panels.append(columns + _map_panels(one))
-    return _draw_grid(panels, [one.title for one in rows])
+    return _draw_grid(panels, [one.title for one in rows], max(one.n_classes for one in rows))
 
 
 def draw_comparison(rows: Sequence[Row]) -> Figure:
@@ -119,9 +151,9 @@ def draw_comparison(rows: Sequence[Row]) -> Figure:
     for one in rows:
         columns = [("Image", one.image, {})]
         if one.truth is not None:
-            columns.append(("Truth", overlay(one.image, one.truth > 0, BLUE), {}))
+            columns.append(("Truth", tinted(one.image, one.truth, one.n_classes, BLUE), {}))
         panels.append(columns + _map_panels(one))
-    return _draw_grid(panels, [one.title for one in rows])
+    return _draw_grid(panels, [one.title for one in rows], max(one.n_classes for one in rows))
 
 
 def _map_panels(one: Row) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
@@ -135,9 +167,12 @@ def _map_panels(one: Row) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
     return panels
 
 
-def _draw_grid(panels: Sequence[Sequence[tuple[str, np.ndarray, dict[str, Any]]]], titles: Sequence[str]) -> Figure:
-    """Panels (title, picture, style), a list for each row; a map gets a colour bar."""
+def _draw_grid(
+    panels: Sequence[Sequence[tuple[str, np.ndarray, dict[str, Any]]]], titles: Sequence[str], n_classes: int
+) -> Figure:
+    """Panels (title, picture, style), a list for each row; a map gets a colour bar, several classes a legend."""
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     width = 3.3  # inches of a panel
     heights = [min(max(width * one[0][1].shape[0] / one[0][1].shape[1], 1.5), 8) for one in panels]
@@ -154,6 +189,10 @@ def _draw_grid(panels: Sequence[Sequence[tuple[str, np.ndarray, dict[str, Any]]]
             if style:
                 figure.colorbar(picture, ax=ax, shrink=0.85, pad=0.02)
         strip.suptitle(title, fontsize=10, x=0.005, ha="left")
+    if n_classes > 2:
+        colours = {k: np.array(class_colour(k)) / 255 for k in range(1, n_classes)}
+        patches = [Patch(color=colour, label=f"class {k}") for k, colour in colours.items()]
+        figure.legend(handles=patches, loc="outside upper right", ncols=min(n_classes - 1, 8))
     return figure
 
 

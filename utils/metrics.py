@@ -449,13 +449,19 @@ def _plain(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def score_title(name: str) -> str:
+    """The name for people of a segmentation score, or of that of a single class, such as dice_c2."""
+    score, of_class, k = name.partition("_c")
+    return f"{score.capitalize()}, class {k}" if of_class else name.capitalize()
+
+
 def describe(result: Mapping[str, Any]) -> str:
     """The metrics of a set for people, a line each."""
     lines = [
-        f"{name.capitalize():<12} mean {one['value']:.4f}   median {one['median']:.4f}   "
+        f"{score_title(name):<12} mean {one['value']:.4f}   median {one['median']:.4f}   "
         f"95 % interval of the mean {one['low']:.4f} to {one['high']:.4f}"
         for name, one in result["segmentation"].items()
-        if name in SCORES
+        if name in SCORES or name.startswith(("dice_c", "jaccard_c"))
     ]
     titles = {
         "ece_top_label": "ECE, top-label, pooled",

@@ -21,6 +21,7 @@ SUMMARY = (
     "area_mean",
     "area_std",
     "area_variation",
+    "largest_probability",
 )
 
 

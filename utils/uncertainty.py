@@ -90,13 +90,15 @@ def image_scores(
     Returns:
         `area`, the pixels of the mask (of anything but background); `area_mean`, `area_std` and their ratio
         `area_variation` over the masks of the samples; `soft_dice_confidence`; `pairwise_dice` of the samples;
-        `mean_entropy` of the pixels, in nats. What needs several samples is None where there is one.
+        `mean_entropy` of the pixels, in nats; `largest_probability`, the highest of a class other than background.
+        What needs several samples is None where there is one.
     """
     classes = classes.to(probs.device)
     scores = {"area": classes.count_nonzero().item(), "area_mean": None, "area_std": None, "area_variation": None}
     scores["soft_dice_confidence"] = soft_dice_confidence(probs, classes)
     scores["pairwise_dice"] = None
     scores["mean_entropy"] = _sum(predictive_entropy) / predictive_entropy.numel()
+    scores["largest_probability"] = probs[1:].max().item()
     if overlaps is not None and overlaps.shape[-1] > 1:
         overlaps = overlaps.cpu().double()
         areas = overlaps.diagonal(dim1=-2, dim2=-1).sum(dim=0)  # (T,)
