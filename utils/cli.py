@@ -303,8 +303,11 @@ class _Lines(tqdm):
         if self.initial < self.n < (self.total or 0):
             done = self.format_dict
             left = done["elapsed"] / (self.n - self.initial) * (self.total - self.n)
+            size = self.format_sizeof if self.unit_scale else str
             what = f"{self.desc}: " if self.desc else ""
-            logger.info("%s%d of %d %ss, about %s left", what, self.n, self.total, self.unit, duration(left))
+            logger.info(
+                "%s%s of %s %ss, about %s left", what, size(self.n), size(self.total), self.unit, duration(left)
+            )
 
 
 def duration(seconds: float) -> str:
