@@ -1,6 +1,10 @@
 """Weights & Biases: which mode, and that nothing of it can stop a training."""
 
+import json
 import logging
+import os
+import struct
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -8,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.tracking import WandbRun, has_login
+from utils.tracking import WandbRun, has_login, panel
 
 EXAMPLE = ([np.zeros((4, 4, 3), np.uint8)], [np.zeros((4, 4), np.uint8)], np.zeros((1, 4, 4), np.uint8))
 
@@ -98,5 +102,76 @@ def test_what_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog:
     tracked = WandbRun("offline", {}, tmp_path)
     tracked.log({"epoch": 1, "val_dice": 0.5}, *EXAMPLE)
     tracked.finish()
-    assert logged == [{"epoch": 1, "val_dice": 0.5, "examples": ["picture"]}]
+    assert logged == [{"epoch": 1, "val/dice": 0.5, "val/examples": ["picture"]}]
     assert f"wandb sync {tmp_path / 'run'}" in caplog.text  # said at the start, for those who stop it
+
+
+def test_panels_are_grouped():
+    assert [panel(name) for name in ("epoch", "train_loss", "val_dice", "val_accuracy_all_background")] == [
+        "epoch",
+        "train/loss",
+        "val/dice",
+        "val/accuracy_all_background",
+    ]
+
+
+OFFLINE_RUN = """
+import sys
+from pathlib import Path
+import numpy as np
+from utils.tracking import WandbRun
+run = WandbRun("offline", {"epochs": 3, "augmentation": "light"}, Path(sys.argv[1]))
+image, mask = np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.uint8)
+for epoch, dice in ((1, 0.25), (2, 0.75), (3, 0.5)):
+    run.log({"epoch": epoch, "train_loss": 1 / epoch, "val_dice": dice}, [image], [mask], [1 - mask])
+run.finish()
+"""
+
+
+def records(path: Path) -> list:
+    """The records of an offline run's file, which is a log of LevelDB's: pieces in blocks of 32 kB, after a header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    found, whole, at = [], b"", 7
+    while at + 7 <= len(content):
+        if at % 32768 > 32768 - 7:  # no room for another piece in this block
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # the only piece of a record, or its last one
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def test_an_offline_run_holds_what_was_logged(tmp_path: Path):
+    """With the wandb that is installed, for real."""
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run(
+        [sys.executable, "-c", OFFLINE_RUN, str(tmp_path)], check=True, env=environment, cwd=root, timeout=240
+    )
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    found = records(path)
+    (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (run.project, config["epochs"], config["augmentation"]) == ("bayesian-unet", 3, "light")
+
+    def values(items) -> dict:
+        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+    history = [values(r.history.item) for r in found if r.WhichOneof("record_type") == "history"]
+    assert [row["val/dice"] for row in history] == [0.25, 0.75, 0.5]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    summary = {}
+    for record in found:
+        if record.WhichOneof("record_type") == "summary":
+            summary |= values(record.summary.update)
+    assert summary.get("val/dice") == {"max": 0.75} or summary.get("val/dice/max") == 0.75  # by version
+    masks = list(tmp_path.glob("wandb/offline-run-*/files/media/images/mask/**/*.mask.png"))
+    assert len({mask.read_bytes() for mask in masks}) == 2  # truth and prediction
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/**/*.png"))

@@ -244,7 +244,8 @@ def describe_device(device: torch.device) -> str:
     """A device's name for people."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads > 1)})" if device.type == "cpu" else str(device)
 
 
 def describe_dtype(dtype: torch.dtype | None) -> str:

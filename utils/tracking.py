@@ -26,6 +26,16 @@ def has_login() -> bool:
         return False
 
 
+def panel(name: str) -> str:
+    """The name of a column of metrics.csv as wandb groups its panels: val_dice becomes val/dice."""
+    group, _, rest = name.partition("_")
+    return f"{group}/{rest}" if group in ("train", "val") else name
+
+
+def _labels(classes: np.ndarray) -> dict[int, str]:
+    return {int(k): f"class {k}" if k else "background" for k in np.unique(classes)}
+
+
 class WandbRun:
     """A run of Weights & Biases. Whatever goes wrong in it becomes a warning, and the training goes on without.
 
@@ -55,7 +65,7 @@ class WandbRun:
             )
             self.run.define_metric("epoch")
             self.run.define_metric("*", step_metric="epoch")
-            self.run.define_metric("val_dice", summary="max")
+            self.run.define_metric(panel("val_dice"), summary="max")
         except Exception as error:
             self._give_up(error)
             return
@@ -81,10 +91,16 @@ class WandbRun:
             import wandb
 
             examples = [
-                wandb.Image(image, masks={"truth": {"mask_data": truth}, "prediction": {"mask_data": guess}})
+                wandb.Image(
+                    image,
+                    masks={
+                        name: {"mask_data": classes, "class_labels": _labels(classes)}
+                        for name, classes in (("truth", truth), ("prediction", guess))
+                    },
+                )
                 for image, truth, guess in zip(images, masks, predicted, strict=True)
             ]
-            self.run.log({**row, "examples": examples})
+            self.run.log({panel(name): value for name, value in row.items()} | {panel("val_examples"): examples})
         except Exception as error:
             self._give_up(error)
 
