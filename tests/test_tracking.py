@@ -94,6 +94,20 @@ def test_a_broken_wandb_is_a_warning(
     assert caplog.text.count("out of order") == 1
 
 
+def test_pictures_that_wandb_cannot_take_cost_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    logged = []
+    functions = {name: (lambda *_, **__: None) for name in ("define_metric", "finish")}
+    run = types.SimpleNamespace(dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
+    fake_wandb(monkeypatch, init=lambda **_: run, Image=raising)
+    tracked = WandbRun("offline", {}, tmp_path)
+    for epoch in (1, 2):
+        tracked.log({"epoch": epoch, "val_dice": 0.5}, *EXAMPLE)
+    assert logged == [{"epoch": 1, "val/dice": 0.5}, {"epoch": 2, "val/dice": 0.5}]
+    assert caplog.text.count("cannot take the example predictions") == 1
+
+
 def test_what_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     logged = []
     functions = {name: (lambda *_, **__: None) for name in ("define_metric", "finish")}

@@ -32,6 +32,18 @@ def panel(name: str) -> str:
     return f"{group}/{rest}" if group in ("train", "val") else name
 
 
+def _examples(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> list:
+    """Images of wandb's with the true and the predicted classes over them."""
+    import wandb
+
+    examples = []
+    for image, truth, guess in zip(images, masks, predicted, strict=True):
+        overlays = {"truth": truth, "prediction": guess}
+        layers = {name: {"mask_data": mask, "class_labels": _labels(mask)} for name, mask in overlays.items()}
+        examples.append(wandb.Image(image, masks=layers))
+    return examples
+
+
 def _labels(classes: np.ndarray) -> dict[int, str]:
     return {int(k): f"class {k}" if k else "background" for k in np.unique(classes)}
 
@@ -47,7 +59,7 @@ class WandbRun:
     """
 
     def __init__(self, mode: str | None, config: Mapping[str, Any], folder: Path) -> None:
-        self.run = None
+        self.run, self.pictures = None, True
         self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
         if self.mode == "disabled":
             return
@@ -87,20 +99,15 @@ class WandbRun:
         """
         if self.run is None:
             return
+        content = {panel(name): value for name, value in row.items()}
         try:
-            import wandb
-
-            examples = [
-                wandb.Image(
-                    image,
-                    masks={
-                        name: {"mask_data": classes, "class_labels": _labels(classes)}
-                        for name, classes in (("truth", truth), ("prediction", guess))
-                    },
-                )
-                for image, truth, guess in zip(images, masks, predicted, strict=True)
-            ]
-            self.run.log({panel(name): value for name, value in row.items()} | {panel("val_examples"): examples})
+            if self.pictures:
+                content[panel("val_examples")] = _examples(images, masks, predicted)
+        except Exception as error:  # an older wandb does not get on with the newest Pillow
+            self.pictures = False
+            logger.warning("wandb cannot take the example predictions (%s): going on without them", error)
+        try:
+            self.run.log(content)
         except Exception as error:
             self._give_up(error)
 
