@@ -1,8 +1,13 @@
 """What the tests share: pictures that they make, a small network that they train, the scripts as real processes."""
 
+import logging
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
@@ -88,27 +93,49 @@ def model_file(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
-def run_script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run a script of the project, in the folder `cwd`, to its end."""
-    return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd)
+def run_script(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a script of the project, in the folder `cwd`, to its end.
+
+    Its process is forked from this one and so has imported PyTorch, which takes seconds; `start_script` and the test of
+    the README's commands start new ones.
+    """
+    path = str(ROOT / script)
+    return _forked([path, *map(str, arguments)], cwd, lambda: runpy.run_path(path, run_name="__main__"))
 
 
 def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run `python -m MODULE` in the project's folder, to its end."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=ROOT)
+    """Run `python -m MODULE` in the project's folder, to its end, as `run_script` does."""
+    command = [module, *map(str, arguments)]
+    return _forked(command, ROOT, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
-def start_script(*arguments: object) -> subprocess.Popen:
+def _forked(command: list[str], cwd: Path, run: Callable[[], object]) -> subprocess.CompletedProcess:
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+
+        def work() -> None:
+            os.chdir(cwd)
+            os.environ.update(ENVIRONMENT)
+            sys.argv, sys.stdout, sys.stderr = command, stdout, stderr
+            logging.getLogger().handlers.clear()  # pytest's
+            run()
+
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join(240)
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read())
+    assert process.exitcode is not None, f"{command} takes too long"
+    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def start_script(script: str, *arguments: object) -> subprocess.Popen:
     """Start a script of the project; its standard error can be read line by line."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.Popen(
-        _command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
     )
-
-
-def _command(arguments: tuple[object, ...]) -> list[str]:
-    script, *rest = map(str, arguments)
-    return [sys.executable, str(ROOT / script), *rest]
 
 
 def assert_one_clear_line(result: subprocess.CompletedProcess, *words: str) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import signal
+import sys
 
 import pytest
 import torch
@@ -87,3 +89,46 @@ def test_errors_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda args: 1 // 0, argparse.ArgumentParser())
+
+
+def test_a_first_signal_waits_for_the_step_and_a_second_does_not():
+    def work(gentle: bool) -> None:
+        with cli.GentleStop() as stop:
+            assert not stop()
+            signal.raise_signal(signal.SIGINT)
+            assert stop()
+            if gentle:
+                stop.leave()
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the second one was not obeyed")
+
+    before = signal.getsignal(signal.SIGINT)
+    for gentle in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            work(gentle)
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_log_file_gets_a_line_from_time_to_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    caplog.set_level(logging.INFO)
+    with cli.progress(total=10, desc="Epoch 1/2", unit="batch") as bar:
+        bar.mininterval = 0
+        for _ in range(10):
+            bar.update()
+    lines = caplog.text.splitlines()
+    assert any("Epoch 1/2: 4 of 10 batches, about 1 s left" in line for line in lines)
+    assert not any("10 of 10" in line for line in lines)
+    caplog.clear()
+    caplog.set_level(logging.WARNING)
+    with cli.progress(range(3), unit="image") as bar:
+        bar.mininterval = 0
+        assert list(bar) == [0, 1, 2]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 s"), (45, "45 s"), (100, "2 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min")]
+)
+def test_durations(seconds: float, words: str):
+    assert cli.duration(seconds) == words

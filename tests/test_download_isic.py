@@ -4,6 +4,7 @@ import io
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -90,13 +91,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(download_isic, "_WAIT", 0)
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[Server]:
+    """A server that runs in a thread."""
     with Server() as server:
+        server.files = files
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download_isic, "_WAIT", 0)
+    with serving({}) as server:
+        yield server
 
 
 def names(folder: Path) -> list[str]:

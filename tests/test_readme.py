@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import ENVIRONMENT, ROOT, make_folders
+from tests.test_download_isic import archives, serving
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -18,10 +20,15 @@ STEPS = [block.splitlines() for kind, block in BLOCKS if kind == "bash"]  # a bl
 COMMANDS = [command for block in STEPS for command in block]
 
 
+# A command that predicts with the shipped model.
+PREDICTION = re.compile(r"^python predict\w*\.py (?!.*my_data)")
+
+
 def test_the_commands_are_found():
     assert len(COMMANDS) >= 9
     assert COMMANDS[:2] == [
-        "pip install -r requirements.txt && python train_bayesian.py --amp",
+        "pip install -r requirements.txt && python predict_bayesian.py -i data/samples/imgs "
+        "--mask-dir data/samples/masks --output-dir data/samples_uq --figure data/samples_uq/all.png",
         "pip install -r requirements-dev.txt && python -m pytest",
     ]
 
@@ -40,6 +47,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
         shutil.move(folder, target)
         (target / f"SKIN_000{ending}").rename(target / f"ISIC_0000023{ending}")
     shutil.copy(model_file, project / "pretrained_model.pth")
+    imgs, masks = make_folders(project / "my_data", 4, (64, 48))
+    for path in masks.iterdir():  # three classes
+        mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)
+        mask[24:] *= 2
+        Image.fromarray(mask).save(path)
     for i in (0, 2, 8):  # of the built-in samples those that the README names, made small
         for folder, ending in (("imgs", ".jpg"), ("masks", "_Segmentation.png")):
             (project / "data/samples" / folder).mkdir(parents=True, exist_ok=True)
@@ -64,13 +76,40 @@ def run(command: str, project: Path) -> None:
     assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 
-@pytest.mark.parametrize("command", [c for block in STEPS for c in block if "predict" in c and len(block) < 4])
+@pytest.mark.parametrize("command", [c for block in STEPS if len(block) < 4 for c in block if PREDICTION.search(c)])
 def test_predictions(command: str, project: Path):
     run(command, project)
-    match = re.search(r"(?:--output-dir|-o|--figure) (\S+)", command)
+    match = re.search(r"(?:--figure|--output-dir|-o) (\S+)", command)
     result = project / match[1]
     assert result.is_file() or (result / "ISIC_0000023_OUT.png").is_file()
     assert result.suffix == ".png" or "image,soft_dice_confidence" in (result / "summary.csv").read_text()
+
+
+def test_the_built_in_pictures_in_one_command(project: Path):
+    run(COMMANDS[0], project)
+    results = project / "data" / "samples_uq"
+    assert (results / "all.png").is_file()
+    for i in (0, 2, 8):
+        for ending in ("", "_prob", "_entropy", "_mutual_information", "_figure"):
+            assert (results / f"SAMPLE_{i:02d}{ending}.png").is_file()
+
+
+def test_own_data_of_three_classes(project: Path):
+    (commands,) = [block for block in STEPS if "--classes 3" in block[0]]
+    for command in commands:
+        run(command, project)
+    assert len(list((project / "my_data" / "probs").glob("*_OUT.png"))) == 4
+    assert "dice_c2" in (project / "my_data" / "probs" / "metrics.csv").read_text()
+    assert len(list((project / "my_data" / "uq").glob("SKIN_00?_prob_c2.png"))) == 4
+    shutil.rmtree(project / "my_data" / "checkpoints")  # a checkpoint is 31 MB
+
+
+def test_the_data_in_one_command(project: Path, tmp_path: Path):
+    """From a server on this machine, since no test may reach for the network."""
+    (command,) = [c for c in COMMANDS if "download_isic" in c]
+    with serving(archives(900, 379)) as server:
+        run(f"{command} --data-dir {tmp_path} --url {server.url}", project)
+    assert len(list((tmp_path / "imgs").iterdir())) == 900
 
 
 @pytest.mark.parametrize("commands", [block for block in STEPS if "utils.compare" in block[-1]])
@@ -100,13 +139,14 @@ def test_calibration(command: str, project: Path):
 
 
 def test_no_command_is_forgotten():
-    tested = ("predict", "train_bayesian.py", "utils.compare", "utils.passes", "utils.calibration", "pytest")
+    modules = ("compare", "passes", "calibration", "download_isic")
+    tested = ("predict", "train_bayesian.py", "pytest", *(f"utils.{module}" for module in modules))
     assert [c for c in COMMANDS if not any(word in c for word in tested)] == []
 
 
 def test_trainings_in_their_order(project: Path):
-    trainings = [c for c in COMMANDS if "train_bayesian.py" in c]
-    assert len(trainings) >= 4
+    trainings = [c for c in COMMANDS if "train_bayesian.py" in c and "my_data" not in c]
+    assert len(trainings) >= 3
     trained = shutil.copytree(project, project.parent / "trained")
     for command in trainings:
         run(command, trained)

@@ -170,24 +170,6 @@ def test_a_stopped_training_ends_with_its_code_and_whole_files(tmp_path: Path, s
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_a_second_ctrl_c_stops_a_training_at_once(tmp_path: Path):
-    arguments = [*training_flags(tmp_path, n=10), "--epochs", 50, "--batch-size", 8, "--validation", 10]
-    with start_script("train_bayesian.py", *arguments) as process:  # a step takes a second and more
-        said = ""
-        for line in process.stderr:
-            said += line
-            if "Epoch 1/50" in line or "a second signal stops at once" in line:
-                process.send_signal(signal.SIGINT)
-    assert process.returncode == 130
-    assert "a second signal stops at once" in said
-    assert "Stopped by Ctrl-C" in said
-    assert "Traceback" not in said
-    assert "What --resume needs" not in said  # it did not wait for the step, nor save
-    last = read_checkpoint(tmp_path / "checkpoints" / "last.pth")["training"]
-    assert (last["epoch"], last["step"]) == (1, 0)
-    assert not list((tmp_path / "checkpoints").glob(".*"))
-
-
 def test_load_starts_from_given_weights(tmp_path: Path):
     torch.manual_seed(1)
     network = lively_network(base_channels=32, bilinear=True, n_classes=1)  # known from the file without flags

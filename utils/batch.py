@@ -19,7 +19,7 @@ from torch import Tensor
 
 from utils import distributed
 from utils.checkpoint import TrainedModel
-from utils.cli import progress
+from utils.cli import GentleStop, progress
 from utils.data_loading import find_masks, mask_to_classes
 from utils.errors import InputError
 from utils.image_io import (
@@ -386,7 +386,7 @@ def predict_folder(
 
     at_once = max(1, sampler.batch_size // sampler.inputs_per_image)
     try:
-        with progress(total=len(own), unit="image") as bar, BackgroundWriter() as writer:
+        with GentleStop() as stop, progress(total=len(own), unit="image") as bar, BackgroundWriter() as writer:
             group = []
             for i, (item, reading) in enumerate(_read_ahead(read, own, at_once + 2 * _READERS), start=1):
                 with report.failing_alone(str(item.name)):
@@ -403,6 +403,10 @@ def predict_folder(
                             writer.submit(write, item, maps, classes)
                     group = []
                 bar.update()
+                if stop():
+                    break
+        if stop():
+            stop.leave()
     except OSError as error:  # nothing can be written any more
         known = {name for name, _ in report.failures}
         left = [item for item in own if item.name.as_posix() not in rows and str(item.name) not in known]

@@ -390,7 +390,7 @@ class GentleStop:
     def _note(self, signum: int, frame: Any) -> None:
         self._signal = signum
         self.__exit__()  # the next one is obeyed
-        logger.warning("Stopping after this step; a second signal stops at once")
+        logger.warning("Stopping in a moment, when this step is done; a second signal stops at once")
 
     def leave(self) -> NoReturn:
         """End the process as the signal asked, or as one that another of several processes got."""

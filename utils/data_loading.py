@@ -421,11 +421,12 @@ def _decode(
     def entries_of(found: list[int]) -> np.ndarray:
         """The entries of mask values, new ones for those that are new."""
         with lock:
-            values.extend(value for value in found[:257] if value not in values)
-            if len(values) > 256:
+            new = [value for value in found[:257] if value not in values]
+            if len(values) + len(new) > 256:
                 raise InputError(
                     f"with its {len(found)} values the masks have more than 256 different ones; is it a mask?"
                 )
+            values.extend(new)
             return np.array([values.index(value) for value in found], dtype=np.uint8)
 
     known = _load_cache(older, pairs) if older else None
