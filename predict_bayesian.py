@@ -149,7 +149,9 @@ def output_paths(
         read_summary(folder / "summary.csv")  # see that it is one
     for path in outputs:
         if path.suffix.lower() != ".png":
-            raise InputError(f"--output {path}: a mask is written as a PNG, so its name must end with .png")
+            raise InputError(
+                f"--output {path}: a mask is a PNG, so its name must end with .png (--output-dir takes a folder)"
+            )
         if path.is_dir():
             raise InputError(f"--output {path} is a folder: a file was expected")
         results = re.compile(re.escape(path.stem) + f"(?:{re.escape(path.suffix)}|{_RESULTS})")

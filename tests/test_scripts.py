@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import (
+    ROOT,
     assert_one_clear_line,
     lively_network,
     make_folders,
@@ -97,6 +98,22 @@ def test_help(script: str):
 def test_mistakes_end_in_a_clear_message(script: str, arguments: list[str], word: str, tmp_path: Path):
     assert_one_clear_line(run_script(script, *arguments, cwd=tmp_path), word)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_data_folder_says_how_to_fill_it(tmp_path: Path):
+    (tmp_path / "data" / "imgs").mkdir(parents=True)
+    result = run_script("train_bayesian.py", cwd=tmp_path)
+    assert_one_clear_line(result, "data/imgs has no image", "python -m utils.download_isic fetches")
+    assert "--recursive" not in result.stderr
+    result = run_script("predict.py", "--input-dir", "data", "--output-dir", "x", cwd=tmp_path)
+    assert_one_clear_line(result, "data has no image", "--recursive looks into its sub-folders")
+
+
+def test_the_shipped_model_is_found_from_everywhere(images: tuple[Path, Path], tmp_path: Path):
+    result = run_script("predict.py", "--input-dir", images[0], "--output-dir", "o", "--ext", "jpg", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"Model {ROOT / 'pretrained_model.pth'}" in result.stderr
+    assert len(list((tmp_path / "o").glob("*.png"))) == 4
 
 
 def test_mistakes_about_the_model(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

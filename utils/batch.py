@@ -78,7 +78,8 @@ def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], rec
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output-dir {output_dir} is a file: a folder was expected")
-    paths = list_images(input_dir, extensions, recursive)
+    advice = "" if recursive else "; --recursive looks into its sub-folders, too"
+    paths = list_images(input_dir, extensions, recursive, advice)
     if output_dir.resolve() == input_dir.resolve():
         raise InputError(f"--output-dir is the input folder, {input_dir}: results would be taken for images next time")
     if input_dir.resolve() in output_dir.resolve().parents:  # results of before are no images
@@ -229,7 +230,7 @@ class Report:
                 ", ".join(some),
                 ", … (all are in summary.csv)" if len(empty) > _NAMED else "",
             )
-        logger.info("%d images done%s", len(self.rows), where)
+        logger.info("%d image%s done%s", len(self.rows), "s" * (len(self.rows) != 1), where)
         if self.failures and distributed.is_main():
             listing = "".join(f"\n  {name}: {reason}" for name, reason in sorted(self.failures))
             logger.error("%d failed:%s", len(self.failures), listing)

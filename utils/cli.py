@@ -20,6 +20,8 @@ from utils.image_io import IMAGE_EXTENSIONS
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_MODEL = Path("pretrained_model.pth")
+
 
 # -- argument types: a wrong value is an argparse error, which says what was expected --------------------------------
 
@@ -92,9 +94,7 @@ def model_parent() -> argparse.ArgumentParser:
     model = parent.add_argument_group(
         "model (all but the file is known from it; a flag that contradicts it is an error)"
     )
-    add_defaulted(
-        model, "--model", "-m", type=Path, default=Path("pretrained_model.pth"), metavar="FILE", help="checkpoint"
-    )
+    add_defaulted(model, "--model", "-m", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="checkpoint")
     model.add_argument("--bilinear", action="store_true", default=None, help="it upsamples bilinearly")
     model.add_argument("--classes", "-c", type=whole_number(1, 256), metavar="N", help="its number of classes")
     for flag, side in (("--newW", "width"), ("--newH", "height")):
@@ -264,6 +264,8 @@ def _cpu_has_bfloat16() -> bool:
 def load_model(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | None]:
     """The model that the flags of `model_parent` name, on its device, and the type of mixed precision."""
     device = choose_device(args.device)
+    if args.model == DEFAULT_MODEL and not args.model.exists():  # called from elsewhere: that of the project
+        args.model = Path(__file__).resolve().parent.parent / DEFAULT_MODEL
     model = checkpoint.load_model(
         args.model,
         device,

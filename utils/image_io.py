@@ -23,6 +23,8 @@ from utils.errors import InputError
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 READABLE_EXTENSIONS = (*IMAGE_EXTENSIONS, ".webp", ".gif", ".jfif", ".jp2", ".ppm", ".pgm", ".pbm", ".tga")
 
+CHALLENGE_FOLDERS = ("imgs", "masks", "imgs_test", "masks_test")  # in data/
+
 # A colour (r, g, b) of an RGB mask is the value RGB_VALUE + 65536 r + 256 g + b, so that it is never taken for a grey.
 RGB_VALUE = 1 << 24
 
@@ -46,7 +48,7 @@ _ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and heig
 
 
 def list_images(
-    folder: Path | str, extensions: Iterable[str] = IMAGE_EXTENSIONS, recursive: bool = False
+    folder: Path | str, extensions: Iterable[str] = IMAGE_EXTENSIONS, recursive: bool = False, advice: str = ""
 ) -> list[Path]:
     """The images of a folder, sorted; hidden files and other types of file are passed over.
 
@@ -54,6 +56,7 @@ def list_images(
         folder: where to look.
         extensions: endings of image files, with or without the dot, in any case.
         recursive: look into sub-folders, too, except hidden ones.
+        advice: for the case that there is no image.
 
     Raises:
         InputError: there is no such folder, it cannot be read, or it holds no image.
@@ -75,8 +78,9 @@ def list_images(
             Path(root, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in endings
         ]
     if not found:
-        deeper = "" if recursive else "; --recursive looks into its sub-folders, too"
-        raise InputError(f"{folder} has no image (looked for {' '.join(sorted(endings))}{deeper})")
+        if folder.name in CHALLENGE_FOLDERS:
+            advice += "; python -m utils.download_isic fetches the images and masks of the challenge"
+        raise InputError(f"{folder} has no image (looked for {' '.join(sorted(endings))}){advice}")
     return sorted(found)
 
 
