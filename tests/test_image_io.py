@@ -49,7 +49,7 @@ def test_folders_without_images_are_named(tmp_path: Path):
     assert len(list_images(tmp_path / "circle", recursive=True)) == 1
     (tmp_path / "file").touch()
     for path, word in (
-        (tmp_path, "--recursive"),
+        (tmp_path, "has no image"),
         (tmp_path / "no", "no such folder"),
         (tmp_path / "file", "is a file"),
     ):
