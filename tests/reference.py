@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 
-def network_probability(network: nn.Module, image: Image.Image) -> Tensor:
+def network_probability(network: nn.Module, image: Image.Image, device: str = "cpu") -> Tensor:
     """(H, W) probability of class 1: resize with Pillow, run, upsample the logits, softmax (or sigmoid)."""
     small = np.asarray(image.convert("RGB").resize((128, 128), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    x = torch.from_numpy(small).permute(2, 0, 1)[None]  # (1, 3, 128, 128)
+    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(device)  # (1, 3, 128, 128)
     with torch.inference_mode():
         logits = F.interpolate(network(x), size=(image.height, image.width), mode="bilinear", align_corners=False)
     return logits.sigmoid()[0, 0] if logits.shape[1] == 1 else logits.softmax(dim=1)[0, 1]

@@ -6,6 +6,7 @@ import io
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -308,9 +309,8 @@ class _Lines(tqdm):
             left = done["elapsed"] / (self.n - self.initial) * (self.total - self.n)
             size = self.format_sizeof if self.unit_scale else str
             what = f"{self.desc}: " if self.desc else ""
-            logger.info(
-                "%s%s of %s %ss, about %s left", what, size(self.n), size(self.total), self.unit, duration(left)
-            )
+            units = self.unit + ("es" if self.unit.endswith("ch") else "s")
+            logger.info("%s%s of %s %s, about %s left", what, size(self.n), size(self.total), units, duration(left))
 
 
 def duration(seconds: float) -> str:
@@ -370,14 +370,15 @@ def _terminate(signum: int, frame: Any) -> NoReturn:
 class GentleStop:
     """Within the `with` block Ctrl-C and a termination are noted, not obeyed; a second one ends the process at once.
 
-    Call it to ask whether to stop; `leave` then does so.
+    Call it to ask whether to stop; `leave` then does so. In a thread, which gets no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self._signal: int | None = None
 
     def __enter__(self) -> "GentleStop":
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.getsignal(number) for number in numbers}
         for number in self._before:
             signal.signal(number, self._note)
         return self

@@ -1,0 +1,287 @@
+"""How fast the scripts are, and in how little memory, against the straightforward way.
+
+`python tests/benchmarks/speed.py` makes its own pictures, runs both ways in turn as whole processes, sees that their
+results agree, and prints tables; `--quick` does it with few small pictures, `--amp` in mixed precision. The
+straightforward way is `straightforward` below: an image after the other, a pass or view at a time, each at full size.
+Nothing else should run meanwhile. On a GPU, `--imgs-dir` and `--masks-dir` time a training of the default recipe, too.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.conftest import make_folders  # noqa: E402
+from tests.reference import network_probability, tta_probability  # noqa: E402
+from unet import draw_dropout_masks, mc_dropout  # noqa: E402
+from utils.checkpoint import load_model  # noqa: E402
+from utils.probability import derived_seed  # noqa: E402
+
+PASSES = 20
+SCRIPTS = {
+    "tta": ["predict_prob_tta.py"],
+    "mc": ["predict_prob_bayesian.py", "--mc", str(PASSES)],
+    "direct": ["predict_prob_direct.py"],
+    "mask": ["predict.py"],
+    "single": ["predict_bayesian.py", "--mc", str(PASSES), "--save-prob"],
+}
+# Mean difference of the results in grey levels: views at full size begin and end at whole pixels, MC dropout has the
+# same masks here and there, and bfloat16 has 8 bits.
+MOST_DIFFERENT = {"tta": 0.3, "mc": 0.1, "direct": 0.1, "mask": 0.1, "single": 0.1}
+MOST_DIFFERENT_AMP = 1.0
+
+
+# -- the straightforward way -------------------------------------------------------------------------------------------
+
+
+def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) -> None:
+    """What somebody would write who has the trained network and an afternoon."""
+    network = load_model(ROOT / "pretrained_model.pth", device).network.to(memory_format=torch.contiguous_format)
+    precision = torch.autocast(device, dtype=torch.bfloat16) if amp else nullcontext()
+    out.mkdir(parents=True, exist_ok=True)
+
+    def probability(image: Image.Image) -> torch.Tensor:
+        with precision:
+            return network_probability(network, image, device).float().cpu()
+
+    for path in sorted(imgs.iterdir()):
+        image = Image.open(path).convert("RGB")
+        if task == "tta":
+            probs = tta_probability(probability, image)
+        elif task in ("mc", "single"):
+            masks = draw_dropout_masks(network, PASSES, derived_seed(0, path.name))
+            passes = []
+            for t in range(PASSES):
+                with mc_dropout(network, [mask[t : t + 1].to(device) for mask in masks]):
+                    passes.append(probability(image))
+            if task == "single":
+                stack = np.stack([[1 - p.numpy(), p.numpy()] for p in passes])  # (T, 2, H, W)
+                np.save(out / f"{path.stem}_probs.npy", stack)
+                for t, of_pass in enumerate(stack):
+                    for c, p in enumerate(of_pass):
+                        save(out / f"{path.stem}_mc{t:02d}_c{c}.png", p)
+            probs = torch.stack(passes).mean(dim=0)
+        else:
+            probs = probability(image)
+        if task in ("mask", "single"):
+            probs = (probs > 0.5).float()
+        save(out / (f"{path.stem}.png" if task == "single" else f"{path.stem}_OUT.png"), probs.numpy())
+
+
+def save(path: Path, probs: np.ndarray) -> None:
+    Image.fromarray(np.round(probs * 255).astype(np.uint8)).save(path)
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def run(command: list[object]) -> tuple[float, float]:
+    """Seconds that a command takes, and its peak memory in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    said = process.stderr.read().decode()
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        sys.exit(f"{' '.join(map(str, command))}\n{said}")
+    return seconds, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def ours(task: str, imgs: Path, out: Path, flags: list[str]) -> list[object]:
+    folder = "-i" if task == "single" else "--input-dir"
+    return [sys.executable, *SCRIPTS[task], folder, imgs, "--output-dir", out, *flags]
+
+
+def theirs(task: str, imgs: Path, out: Path, flags: list[str]) -> list[object]:
+    return [sys.executable, __file__, "--straightforward", task, "--data-dir", imgs, "--output-dir", out, *flags]
+
+
+def difference(one: Path, other: Path) -> float:
+    """Mean difference of the pictures of two folders in grey levels."""
+    names = {path.name for path in one.glob("*.png")} & {path.name for path in other.glob("*.png")}
+    pairs = [[np.asarray(Image.open(folder / name), dtype=float) for folder in (one, other)] for name in names]
+    return float(np.mean([abs(a - b).mean() for a, b in pairs]))
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Median, least and most."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def compare(tasks: dict[str, Path], work: Path, flags: list[str], repeats: int, base: float) -> None:
+    """Both ways in turn for each task."""
+    print("| work | straightforward | this project | times as fast | MB over `import torch`, before | now |")
+    print("|---|---|---|---|---|---|")
+    for task, imgs in tasks.items():
+        n = len(list(imgs.iterdir()))
+        pairs = []
+        for _ in range(repeats):
+            before = run(theirs(task, imgs, work / f"{task}_before", flags))
+            pairs.append((before, run(ours(task, imgs, work / f"{task}_now", flags))))
+        differs = difference(work / f"{task}_before", work / f"{task}_now")
+        most = MOST_DIFFERENT_AMP if "--amp" in flags else MOST_DIFFERENT[task]
+        if not differs <= most:
+            sys.exit(f"{task}: the results differ by {differs:.3f} grey levels, {most} is the most")
+        ratios = [before[0] / now[0] for before, now in pairs]
+        seconds, memory = (
+            [statistics.median(side[i] for side in sides) for sides in zip(*pairs, strict=True)] for i in (0, 1)
+        )
+        work_done = f"`{' '.join(SCRIPTS[task])}`, {n} image{'s' * (n > 1)}"
+        times = f"{seconds[0] / n:.2f} s | {seconds[1] / n:.2f} s | {spread(ratios)}"
+        print(
+            f"| {work_done} | {times} | {memory[0] - base:.0f} | {memory[1] - base:.0f} |",
+            flush=True,
+        )
+
+
+def growth(make: Callable[[int, float], Path], work: Path, flags: list[str], quick: bool) -> None:
+    """How the time of an image grows, without the start of the script."""
+    megapixels, n = (1.0, 2) if quick else (6.0, 4)
+    start, _ = run(ours("direct", make(1, 0.01), work / "g", flags))
+
+    def seconds(script: list[str], imgs: Path) -> float:
+        return run([sys.executable, *script, "--input-dir", imgs, "--output-dir", work / "g", *flags])[0] - start
+
+    def row(title: str, times: dict[object, float]) -> None:
+        print(f"| {title} | {', '.join(f'{x}: {value:.2f} s' for x, value in times.items())} |", flush=True)
+
+    print("\n| how it grows | |\n|---|---|")
+    some = make(n, megapixels)
+    passes = {t: seconds(["predict_prob_bayesian.py", "--mc", str(t)], some) / n for t in (1, 5, 20, 50)}
+    row(f"an image of {megapixels:g} megapixels, MC dropout, by passes", passes)
+    sizes = (0.5, 1.0) if quick else (0.5, 2.0, 6.0, 12.0)
+    row("an image, 16 views, by megapixels", {m: seconds(SCRIPTS["tta"], make(n, m)) / n for m in sizes})
+    counts = (2, 4) if quick else (4, 8, 16, 30)
+    row(
+        f"images of {megapixels:g} megapixels, 16 views, all together, by their number",
+        {count: seconds(SCRIPTS["tta"], make(count, megapixels)) for count in counts},
+    )
+
+
+def starts(repeats: int) -> None:
+    """What a script needs before it begins, over importing PyTorch."""
+    print("\n| start of | seconds over `import torch` |\n|---|---|")
+    for script in sorted(ROOT.glob("*.py")):
+        over = []
+        for _ in range(repeats):
+            base, _ = run([sys.executable, "-c", "import torch"])
+            over.append(run([sys.executable, script, "--help"])[0] - base)
+        print(f"| {script.name} | {spread(over)} |", flush=True)
+
+
+def training(imgs: Path, masks: Path, work: Path) -> None:
+    """What part of the second epoch is spent on anything but the network."""
+    from torch.utils.data import DataLoader
+
+    from unet import BayesianUNet
+    from utils import training
+    from utils.augmentation import TrainingTransforms
+    from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
+
+    class Timed(DataLoader):
+        waited = 0.0
+
+        def __iter__(self):
+            batches = super().__iter__()
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self.waited += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
+
+    pairs = pair_files(imgs, masks)
+    decoded = decode_pairs(pairs, (128, 128), work / "cache")
+    dataset = SegmentationDataset(decoded, range(len(pairs)), decoded.mask_values(2), TrainingTransforms("light"))
+    batches = Timed(dataset, batch_sampler=training.SeededBatches(len(pairs), 4, seed=0))
+    network = BayesianUNet().to(memory_format=torch.channels_last)
+    state = training.training_state(network, 1e-3, 3 * len(batches))
+    shares = []
+    for _ in range(3):
+        batches.waited, started = 0.0, time.perf_counter()
+        training.train_one_epoch(state, batches, torch.device("cpu"))
+        shares.append(1 - batches.waited / (time.perf_counter() - started))
+        state.add_epoch({})
+    print(f"\nTraining on full-size JPEGs, part of an epoch's time in the network: {spread(shares[1:], 3)}")
+
+
+def train(imgs: Path, masks: Path, work: Path, flags: list[str]) -> None:
+    """The default recipe on real images."""
+    folders = ["--imgs-dir", imgs, "--masks-dir", masks, "--checkpoint-dir", work / "c", "--cache-dir", work / "cache"]
+    seconds, _ = run([sys.executable, "train_bayesian.py", "--wandb", "disabled", *folders, *flags])
+    print(f"\nA training of the default recipe: {seconds:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few small pictures: a few minutes")
+    parser.add_argument("--amp", action="store_true", help="mixed precision, for both ways")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for both ways")
+    parser.add_argument("--repeats", type=int, help="pairs of runs (3, with --quick 1)")
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="these comparisons, and nothing else")
+    parser.add_argument("--imgs-dir", type=Path, help="images for a training of the default recipe")
+    parser.add_argument("--masks-dir", type=Path, help="their masks")
+    parser.add_argument("--straightforward", choices=SCRIPTS, help=argparse.SUPPRESS)
+    parser.add_argument("--data-dir", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output-dir", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.straightforward:
+        straightforward(args.straightforward, args.data_dir, args.output_dir, args.device, args.amp)
+        return
+    flags = [*(["--amp"] if args.amp else []), "--device", args.device]
+    repeats = args.repeats or (1 if args.quick else 3)
+    n, megapixels = (4, 1.0) if args.quick else (30, 6.0)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+
+        def make(count: int, size: float) -> Path:
+            """A folder of so many JPEGs of so many megapixels, 3:2."""
+            target = work / f"{count}_{size}"
+            if not target.exists():
+                width = round((size * 1e6 * 1.5) ** 0.5)
+                make_folders(target, count, (width, round(width / 1.5)))
+            return target / "imgs"
+
+        base = statistics.median(run([sys.executable, "-c", "import torch"])[1] for _ in range(3))
+        print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {processor()}, torch {torch.__version__}")
+        print(f"{' '.join(flags)}; pictures of {megapixels:g} megapixels; medians of {repeats}\n", flush=True)
+        tasks = {task: make(1 if task == "single" else n, megapixels) for task in args.only or SCRIPTS}
+        compare(tasks, work, flags, repeats, base)
+        if args.only:
+            return
+        growth(make, work, flags, args.quick)
+        starts(3)
+        pictures = make(n, megapixels)
+        training(pictures, pictures.parent / "masks", work)
+        if args.imgs_dir and args.masks_dir:
+            train(args.imgs_dir, args.masks_dir, work, flags)
+
+
+def processor() -> str:
+    """What computes here."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
