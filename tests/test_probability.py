@@ -258,7 +258,7 @@ def test_what_must_always_hold(seed: int, t: int, c: int, width: int, height: in
 
 @pytest.mark.parametrize("c", [2, 3])
 def test_summary_is_what_numpy_and_scipy_make_of_all_samples(c: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("utils.probability._STRIP", 100)  # several strips, the last one smaller
+    monkeypatch.setattr("utils.probability._CPU_STRIP", 100)  # several strips, the last one smaller
     samples = [*random_samples(1, 5, c), LogitSamples(random_samples(2, 3, c)[0].logits, 1.25)]
     maps = summarize(samples, (23, 19))
     every = np.stack([probs.double().numpy() for probs in full_size_probs(samples, (23, 19))])  # (T, C, H, W)

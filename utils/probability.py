@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
 
 _CPU_BLOCK = 4 * 128 * 128  # pixels of network inputs that a CPU computes at once
-_STRIP = 2**19  # probabilities computed at once on the way to full size: 2 MB, so that a CPU's cache holds them
+_CPU_STRIP = 2**19  # probabilities computed at once on the way to full size: 2 MB, so that a CPU's cache holds them
+_GPU_STRIP = 2**24  # enough to keep a GPU busy
+_BAND = 8  # rows of the network's resolution that are taken to full width at once
 
 
 class LogitSamples(NamedTuple):
@@ -379,7 +381,8 @@ def _summarize(
             else None
         ),
     )
-    rows_at_once = max(1, _STRIP // (n_samples * stacks.channels * width))
+    strip = _CPU_STRIP if stacks.device.type == "cpu" else _GPU_STRIP
+    rows_at_once = max(1, strip // (n_samples * stacks.channels * width))
     for top in range(0, height, rows_at_once):
         rows = slice(top, min(top + rows_at_once, height))
         probs = stacks.probs(rows)  # (T, 1 or C, rows, W)
@@ -392,11 +395,30 @@ def _summarize(
         if maps.std is not None:
             maps.std[: stacks.channels, rows] = probs.std(dim=0, correction=0)
         if maps.overlaps is not None:
-            predicted = (probs > threshold)[:, 0] if n_classes == 2 else probs.argmax(dim=1)  # (T, rows, W)
-            for k in range(1, n_classes):
-                mask = (predicted == k).flatten(1).float()  # (T, rows W)
-                maps.overlaps[k - 1] += (mask @ mask.T).long()  # whole numbers below 2^24, so exact
+            maps.overlaps += _overlaps(probs, threshold)
     return maps
+
+
+def _overlaps(probs: Tensor, threshold: float) -> Tensor:
+    """How many pixels two samples give to the same class, (C - 1, T, T) int64, of (T, 1 or C, rows, W) probabilities.
+
+    Most pixels are of one class in all samples, and only the others have to be compared pair by pair.
+    """
+    channels = probs.shape[1]
+    predicted = None if channels == 1 else probs.argmax(dim=1)  # (T, rows, W)
+    counts = []
+    for k in range(1, max(channels, 2)):
+        if predicted is None:
+            values = probs[:, 0]
+            certain, possible = values.amin(dim=0) > threshold, values.amax(dim=0) > threshold  # (rows, W)
+            disputed = values[:, possible & ~certain] > threshold
+        else:
+            is_k = predicted == k
+            certain, possible = is_k.all(dim=0), is_k.any(dim=0)
+            disputed = is_k[:, possible & ~certain]
+        disputed = disputed.float()  # (T, n)
+        counts.append(certain.count_nonzero() + (disputed @ disputed.T).long())  # below 2^24, so exact
+    return torch.stack(counts)
 
 
 @torch.inference_mode()
@@ -441,18 +463,43 @@ class _Stacks:
         self.n_classes = samples[0].logits.shape[1]
         self.channels = 1 if self.n_classes == 2 else self.n_classes
         self.device = samples[0].logits.device
-        self.parts = []
-        for logits, zoom in samples:
-            h, w = logits.shape[-2:]
-            to_rows = bilinear_matrix(h, height, zoom).to(self.device)  # (H, h)
-            to_columns = bilinear_matrix(w, width, zoom).T.to(self.device)  # (w, W)
-            values = logits[:, 1:] - logits[:, :1] if self.n_classes == 2 else logits
-            self.parts.append((values.contiguous(), to_rows, to_columns))
+        self.width = width
+        self.parts = [_Part(logits, zoom, width, height) for logits, zoom in samples]
 
     def probs(self, rows: slice) -> Tensor:
         """(T, 1 or C, rows, W)."""
-        values = torch.cat([to_rows[rows] @ values @ to_columns for values, to_rows, to_columns in self.parts])
-        return values.sigmoid_() if self.channels == 1 else values.softmax(dim=1)
+        n_rows = rows.stop - rows.start
+        values = torch.empty(n_rows, self.n_samples * self.channels * self.width, device=self.device)
+        start = 0
+        for part in self.parts:
+            stop = start + part.columns
+            torch.mm(*part.factors(rows), out=values[:, start:stop])
+            start = stop
+        values = values.view(n_rows, self.n_samples, self.channels, self.width)
+        return (values.sigmoid_() if self.channels == 1 else values.softmax(dim=2)).permute(1, 2, 0, 3)
+
+
+class _Part:
+    """Samples of one zoom. Taking them to full width comes first, for the few rows that a strip lies between."""
+
+    def __init__(self, logits: Tensor, zoom: float, width: int, height: int) -> None:
+        values = logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+        self.values = values.permute(2, 0, 1, 3).contiguous()  # (h, T, 1 or C, w)
+        self.columns = values.shape[0] * values.shape[1] * width
+        to_rows = bilinear_matrix(values.shape[2], height, zoom)  # (H, h)
+        self.first = (to_rows != 0).int().argmax(dim=1).tolist()  # of the rows that a row lies between
+        self.to_rows = to_rows.to(logits.device)
+        self.to_columns = bilinear_matrix(values.shape[3], width, zoom).T.to(logits.device)  # (w, W)
+        self.begin, self.band = 0, values.new_empty(0, self.columns)  # rows at full width, from `begin` on
+
+    def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Two matrices of which the product is (rows, T C W)."""
+        first, last = self.first[rows.start], min(self.first[rows.stop - 1] + 2, len(self.values))
+        if not self.begin <= first <= last <= self.begin + len(self.band):
+            self.begin = first
+            self.band = (self.values[first : max(last, first + _BAND)] @ self.to_columns).flatten(1)
+        near = slice(first - self.begin, last - self.begin)
+        return self.to_rows[rows, first:last], self.band[near]
 
 
 def most_probable_class(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
