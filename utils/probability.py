@@ -387,13 +387,15 @@ def _summarize(
         rows = slice(top, min(top + rows_at_once, height))
         probs = stacks.probs(rows)  # (T, 1 or C, rows, W)
         mean = probs.mean(dim=0)
-        maps.probs[:, rows] = torch.cat([1 - mean, mean]) if n_classes == 2 else mean
+        maps.probs[-stacks.channels :, rows] = mean
+        if n_classes == 2:
+            torch.sub(1, mean[0], out=maps.probs[0, rows])
         if maps.predictive_entropy is not None:
             maps.predictive_entropy[rows] = entropy(mean)
         if maps.expected_entropy is not None:
             maps.expected_entropy[rows] = entropy(probs).mean(dim=0)
         if maps.std is not None:
-            maps.std[: stacks.channels, rows] = probs.std(dim=0, correction=0)
+            maps.std[: stacks.channels, rows] = (probs - mean).square_().mean(dim=0).sqrt_()  # `std` is far slower
         if maps.overlaps is not None:
             maps.overlaps += _overlaps(probs, threshold)
     return maps

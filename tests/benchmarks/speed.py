@@ -165,7 +165,7 @@ def growth(make: Callable[[int, float], Path], work: Path, flags: list[str], qui
     row(f"an image of {megapixels:g} megapixels, MC dropout, by passes", passes)
     sizes = (0.5, 1.0) if quick else (0.5, 2.0, 6.0, 12.0)
     row("an image, 16 views, by megapixels", {m: seconds(SCRIPTS["tta"], make(n, m)) / n for m in sizes})
-    counts = (2, 4) if quick else (4, 8, 16, 30)
+    counts = (2, 4) if quick else (2, 4, 8, 16)
     row(
         f"images of {megapixels:g} megapixels, 16 views, all together, by their number",
         {count: seconds(SCRIPTS["tta"], make(count, megapixels)) for count in counts},
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true", help="mixed precision, for both ways")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for both ways")
     parser.add_argument("--repeats", type=int, help="pairs of runs (3, with --quick 1)")
+    parser.add_argument("--images", type=int, help="of a folder (30, with --quick 4)")
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="these comparisons, and nothing else")
     parser.add_argument("--imgs-dir", type=Path, help="images for a training of the default recipe")
     parser.add_argument("--masks-dir", type=Path, help="their masks")
@@ -245,7 +246,7 @@ def main() -> None:
         return
     flags = [*(["--amp"] if args.amp else []), "--device", args.device]
     repeats = args.repeats or (1 if args.quick else 3)
-    n, megapixels = (4, 1.0) if args.quick else (30, 6.0)
+    n, megapixels = args.images or (4 if args.quick else 30), 1.0 if args.quick else 6.0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
 
