@@ -20,7 +20,7 @@ from utils.uncertainty import image_scores
 
 logger = logging.getLogger(__name__)
 
-MANY = 10  # images, from which on not each has its line
+MANY = 4  # images, from which on not each has its line
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -99,11 +99,12 @@ def main(args: argparse.Namespace) -> int:
         with report.failing_alone(str(args.figure)):
             figures.save_figure(figures.draw_predictions(rows), args.figure)
             logger.info("All in one picture: %s", args.figure)
+    folders = ", ".join(sorted({str(path.parent) for path in outputs}))
     return report.finish(
         ""
         if args.no_save
-        else f"; in the grey maps white is probability 1, standard deviation 0.5, entropy and mutual information "
-        f"ln {len(model.mask_values)} = {math.log(len(model.mask_values)):.3f} nats"
+        else f": {folders}; in the grey maps white is probability 1, standard deviation 0.5, entropy and mutual "
+        f"information ln {len(model.mask_values)} = {math.log(len(model.mask_values)):.3f} nats"
     )
 
 
