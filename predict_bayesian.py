@@ -21,6 +21,7 @@ from utils.uncertainty import image_scores
 logger = logging.getLogger(__name__)
 
 MANY = 4  # images, from which on not each has its line
+MOST_ROWS = 50  # of a figure
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -44,14 +45,18 @@ def main(args: argparse.Namespace) -> int:
     paths = [image for path in args.input for image in (list_images(path) if path.is_dir() else [path])]
     if any(path.is_dir() for path in args.input) and not (args.output_dir or args.no_save):
         raise InputError("--output-dir is needed for the results of a folder of images")
+    if args.output_dir and args.output_dir.resolve() in [path.resolve() for path in args.input]:
+        raise InputError(f"--output-dir is the input folder, {args.output_dir}: results would be images next time")
+    if args.figure and len(paths) > MOST_ROWS:
+        raise InputError(f"--figure shows up to {MOST_ROWS} images, not {len(paths)}; each has its own NAME_figure.png")
     if args.output_dir:
         args.output = [args.output_dir / f"{path.stem}.png" for path in paths]
     outputs = output_paths(paths, args.output, args.figure, not args.no_save)
     model, dtype = cli.load_model(args)
     if args.mc > 1:
-        sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
+        sampler = MCDropout(min(args.batch_size, args.mc), dtype, num_samples=args.mc, seed=args.seed)
     else:
-        sampler = Softmax(args.batch_size, dtype)
+        sampler = Softmax(1, dtype)
     if args.calibrated:
         sampler = calibrate(sampler, model)
     sampler.check(model)
@@ -148,7 +153,10 @@ def output_paths(
         others[path.parent.resolve()][path.name] += 1
     for folder in {path.parent for path in outputs} if saving else ():
         read_summary(folder / "summary.csv")  # see that it is one
+    of_outputs = Counter(path.resolve() for path in outputs)
     for path in outputs:
+        if of_outputs[path.resolve()] > 1:
+            raise InputError(f"two images would both have the mask {path}: the second would replace {path}; rename one")
         if path.suffix.lower() != ".png":
             raise InputError(
                 f"--output {path}: a mask is a PNG, so its name must end with .png (--output-dir takes a folder)"

@@ -119,10 +119,10 @@ def main(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture | {"images": len(pairs)}
     if args.resume is not None:
         training.resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
+        if distributed.is_main():
+            remove_unfinished([args.checkpoint_dir])
     elif distributed.is_main():
         training.set_aside(args.checkpoint_dir)
-    if distributed.is_main():
-        remove_unfinished([args.checkpoint_dir])
 
     logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
     logger.info("Computing on %s in %s", cli.describe_device(device), cli.describe_dtype(dtype))

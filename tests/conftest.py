@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # and are the same with a GPU, which a forked process could not use
+os.environ["no_proxy"] = "127.0.0.1"
 
 import numpy as np
 import pytest
@@ -100,13 +103,21 @@ def run_script(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.
     the README's commands start new ones.
     """
     path = str(ROOT / script)
+    if sys.platform != "linux":
+        return _started([sys.executable, path, *map(str, arguments)], cwd)
     return _forked([path, *map(str, arguments)], cwd, lambda: runpy.run_path(path, run_name="__main__"))
 
 
 def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run `python -m MODULE` in the project's folder, to its end, as `run_script` does."""
     command = [module, *map(str, arguments)]
+    if sys.platform != "linux":
+        return _started([sys.executable, "-m", *command], ROOT)
     return _forked(command, ROOT, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+
+def _started(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd)
 
 
 def _forked(command: list[str], cwd: Path, run: Callable[[], object]) -> subprocess.CompletedProcess:
@@ -126,15 +137,28 @@ def _forked(command: list[str], cwd: Path, run: Callable[[], object]) -> subproc
         for file in (stdout, stderr):
             file.seek(0)
             texts.append(file.read())
-    assert process.exitcode is not None, f"{command} takes too long"
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"{command} takes too long")
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def heed_ctrl_c() -> None:
+    """Have the next program heed SIGINT, which a process in the background may have been told to ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start_script(script: str, *arguments: object) -> subprocess.Popen:
     """Start a script of the project; its standard error can be read line by line."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        preexec_fn=heed_ctrl_c,
     )
 
 

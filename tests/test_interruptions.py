@@ -1,5 +1,6 @@
 """Batches that are stopped and continued, and disks that are full."""
 
+import json
 import resource
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, run_script
+from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, run_script, start_script
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -81,15 +82,17 @@ def test_going_on_makes_what_is_missing_and_refuses_other_settings(tmp_path: Pat
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_batch_ends_with_its_code_and_whole_files(signum: int, code: int, tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 40, (300, 200))
-    command = [sys.executable, str(ROOT / "predict_prob_tta.py"), "--input-dir", str(imgs), "-m", str(model_file)]
     out = tmp_path / "o"
-    with subprocess.Popen([*command, "--output-dir", str(out)], stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with start_script("predict_prob_tta.py", "--input-dir", imgs, "-m", model_file, "--output-dir", out) as process:
         while not list(out.glob("*.png")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signum)
-        said = process.stderr.read().decode()
+        said = process.stderr.read()
     assert process.returncode == code
+    assert "Stopping in a moment" in said
     assert "Traceback" not in said
+    noted = [json.loads(line) for line in (out / ".progress-0.jsonl").read_text().splitlines() if '"row"' in line]
+    assert sorted(file for entry in noted for file in entry["files"]) == sorted(path.name for path in out.glob("*.png"))
     assert all(content.endswith(b"IEND\xaeB`\x82") for name, content in files(out).items() if name.endswith(".png"))
     assert not [path for path in out.iterdir() if path.suffix not in (".png", ".jsonl")]
 

@@ -1,7 +1,9 @@
 """Every command of the README, as it stands there, on small data."""
 
+import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -152,6 +154,18 @@ def test_trainings_in_their_order(project: Path):
         run(command, trained)
         assert (trained / "checkpoints" / "best.pth").is_file()
     shutil.rmtree(trained)  # a checkpoint is 31 MB
+
+
+@pytest.mark.parametrize("command", re.findall(r"torchrun .*?(\w+\.py .*)$", README, flags=re.MULTILINE))
+def test_the_flags_of_several_processes(command: str):
+    """They cannot be run here as they stand, with 8 GPUs; test_distributed.py runs the same with two processes."""
+    script, *flags = shlex.split(command)
+    module = importlib.import_module(script.removesuffix(".py"))
+    module.get_args_parser().parse_args(flags)
+
+
+def test_nothing_is_left_to_write():
+    assert "TODO" not in README
 
 
 def test_the_python_example(project: Path):

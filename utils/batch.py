@@ -261,7 +261,7 @@ class Journal:
         self.packed: dict[str, bytes] = {}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
-        if distributed.is_main():
+        if go_on and distributed.is_main():
             remove_unfinished({item.output(folder).parent for item in items})
         self._lines: list[bytes] | None = []  # of this file, noted before; None once they are written again
         for path in sorted(folder.glob(".progress-*.jsonl")):
@@ -279,10 +279,10 @@ class Journal:
                 entries[line] = json.loads(line)
         before = next(iter(entries.values()), self.settings)
         if before != self.settings:
-            name = next(name for name in self.settings if before.get(name) != self.settings[name])
+            name = next(name for name in before | self.settings if before.get(name) != self.settings.get(name))
             raise InputError(
                 f"{self.folder} holds results that were made with {name} = {before.get(name)}, and this run has "
-                f"{self.settings[name]}: choose another --output-dir, or leave --skip-existing out to begin anew"
+                f"{self.settings.get(name)}: choose another --output-dir, or leave --skip-existing out to begin anew"
             )
         for line, entry in list(entries.items())[1:]:
             name = entry["row"]["image"]

@@ -295,13 +295,14 @@ def progress(items: Iterable | None = None, **options: Any) -> tqdm:
     disable = not (distributed.is_main() and logger.isEnabledFor(logging.INFO))
     if sys.stderr.isatty():
         return tqdm(items, disable=disable, dynamic_ncols=True, **options)
-    return _Lines(
-        items, disable=disable, mininterval=60, file=io.StringIO(), **options
-    )  # the text of a bar goes nowhere
+    options |= {"mininterval": 60, "miniters": 1, "file": io.StringIO()}  # the text of a bar goes nowhere
+    return _Lines(items, disable=disable, **options)
 
 
 class _Lines(tqdm):
     """A progress bar for log files."""
+
+    monitor_interval = 0  # no thread that asks for more lines
 
     def display(self, *_: object, **__: object) -> None:
         if self.initial < self.n < (self.total or 0):
@@ -309,8 +310,12 @@ class _Lines(tqdm):
             left = done["elapsed"] / (self.n - self.initial) * (self.total - self.n)
             size = self.format_sizeof if self.unit_scale else str
             what = f"{self.desc}: " if self.desc else ""
-            units = self.unit + ("es" if self.unit.endswith("ch") else "s")
+            units = "B" if self.unit_scale else self.unit + ("es" if self.unit.endswith("ch") else "s")
             logger.info("%s%s of %s %s, about %s left", what, size(self.n), size(self.total), units, duration(left))
+
+    def close(self) -> None:
+        self.total = None  # at the end, whichever, there is nothing to say
+        super().close()
 
 
 def duration(seconds: float) -> str:
@@ -323,6 +328,9 @@ def duration(seconds: float) -> str:
 
 class _AboveBars(logging.Handler):
     """Writes log lines to standard error without breaking a progress bar."""
+
+    def createLock(self) -> None:
+        self.lock = tqdm.get_lock()  # a lock of its own could be waited for by a bar that the line waits for
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = {logging.WARNING: "Warning: ", logging.ERROR: "Error: "}.get(record.levelno, "")
@@ -352,8 +360,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         logger.error("%s", error)
         code = 2
     except OSError as error:
-        full = "; make room and go on, a training with --resume, a folder with --skip-existing"
-        what_to_do = full if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        what_to_do = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            flags = [flag for flag in ("--resume", "--skip-existing") if hasattr(args, flag[2:].replace("-", "_"))]
+            what_to_do = f"; make room and call it again{' with ' * bool(flags)}{''.join(flags)}"
         logger.error("%s%s", f"{error.filename}: {error.strerror}" if error.filename else error, what_to_do)
         code = 2
     except KeyboardInterrupt:
@@ -378,7 +388,9 @@ class GentleStop:
 
     def __enter__(self) -> "GentleStop":
         numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        self._before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: signal.getsignal(number) for number in numbers}
+        # One that is ignored, as by a job in the background, stays so.
+        self._before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
         for number in self._before:
             signal.signal(number, self._note)
         return self

@@ -10,6 +10,7 @@ import http.client
 import logging
 import re
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -48,7 +49,7 @@ ARCHIVES = (
 )
 
 _NAME = re.compile(r"ISIC_\d{7}(_Segmentation)?\.(jpg|png)")
-_UNRELIABLE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+_UNRELIABLE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _ATTEMPTS = 5  # in a row that bring nothing
 _WAIT = 2.0  # seconds before the second one, twice as many before the next
 _CHUNK = 2**18  # bytes
@@ -69,10 +70,17 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    if not args.url.startswith(("http://", "https://")):
+        raise InputError(f"--url {args.url}: an address that begins with https:// was expected")
     download = args.data_dir / ".download"
     for archive in ARCHIVES:
         folder = args.data_dir / archive.folder
-        if count_images(folder) == archive.count:
+        count = count_images(folder)
+        if count > archive.count:
+            raise InputError(
+                f"{folder} holds {count} images, the challenge's are {archive.count}: move the others away"
+            )
+        if count == archive.count:
             logger.info("%s: all %d files are there already", folder, archive.count)
             continue
         path = download / archive.name
@@ -93,14 +101,14 @@ def count_images(folder: Path) -> int:
     Raises:
         InputError: some do not belong to the challenge.
     """
-    names = [path.name for path in folder.glob("[!.]*") if path.suffix.lower() in READABLE_EXTENSIONS]
-    others = [name for name in names if not _NAME.fullmatch(name)]
+    paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() in READABLE_EXTENSIONS]
+    others = [path.name for path in paths if not _NAME.fullmatch(path.name)]
     if others:
         raise InputError(
             f"{folder} holds images that do not belong to the challenge, such as {min(others)}: move them away, or "
             "choose another --data-dir"
         )
-    return len(names)
+    return sum(path.stat().st_size > 0 for path in paths)
 
 
 def fetch(url: str, path: Path) -> None:
@@ -125,7 +133,7 @@ def fetch(url: str, path: Path) -> None:
                 failures = 1 if part.stat().st_size > before else failures + 1
                 if failures == _ATTEMPTS:
                     raise _out_of_reach(url, error) from error
-                logger.debug("%s: %s; trying again", url, error)
+                logger.info("%s: %s; trying again", path.name, getattr(error, "reason", error))
                 time.sleep(_WAIT * 2 ** (failures - 1))
     part.rename(path)
 
@@ -160,7 +168,7 @@ def _fetch_rest(url: str, part: Path, bar: tqdm) -> None:
         free = shutil.disk_usage(part.parent).free
         if total and free < total - start:
             raise InputError(f"{url} has {total / 1e6:.0f} MB, {part.parent} {free / 1e6:.0f} MB of free space")
-        bar.total, bar.n = total, start
+        bar.total, bar.n, bar.initial, bar.last_print_n = total, start, start, start
         with open(part, "ab") as file:
             file.truncate(start)
             while chunk := response.read(_CHUNK):

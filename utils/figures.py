@@ -25,15 +25,7 @@ logger = logging.getLogger(__name__)
 BLUE, GREEN, ORANGE, PURPLE = (30, 100, 255), (0, 200, 83), (255, 145, 0), (190, 40, 220)
 METHOD_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")  # Tol's, safe for colour-blind eyes
 # Of class 1, 2, ... where there are several; saturated, to be told from skin.
-CLASS_COLOURS = (
-    (0, 200, 83),
-    (30, 100, 255),
-    (255, 145, 0),
-    (190, 40, 220),
-    (0, 200, 220),
-    (230, 30, 60),
-    (240, 220, 0),
-)
+CLASS_COLOURS = (GREEN, BLUE, (240, 220, 0), (230, 30, 60), (0, 200, 220), ORANGE, PURPLE)
 _LONGEST_SIDE = 768  # pixels of a panel's image; more is not seen
 
 

@@ -196,7 +196,7 @@ def whole_file(path: Path | str) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename in (None, str(unfinished), unfinished):
             error.filename, error.filename2 = str(path), None
         raise
 

@@ -55,8 +55,8 @@ class Sampler(ABC):
     """A way to draw samples of an image's logits.
 
     Attributes:
-        batch_size: number of network inputs that a GPU computes at once; a CPU takes four of 128x128, or as many as
-            have their pixels, so that its maps do not depend on the batch size.
+        batch_size: number of network inputs that a GPU computes at once; a CPU takes four of an image, of 128x128 or
+            as many as have their pixels, so that its maps do not depend on the batch size.
         dtype: of mixed precision; None for single precision.
         temperature: by which the logits are divided; `utils.calibration` finds one (Guo et al., ICML 2017).
     """
@@ -124,7 +124,9 @@ class Sampler(ABC):
         """
         device = model.device
         n, (width, height) = len(inputs), model.input_size
-        size = max(1, _CPU_BLOCK // (width * height)) if device.type == "cpu" else self.batch_size
+        size = self.batch_size
+        if device.type == "cpu":
+            size = min(max(1, _CPU_BLOCK // (width * height)), self.inputs_per_image)
         filled = torch.arange(-(-n // size) * size).clamp(max=n - 1)
 
         def compute(part: slice) -> Tensor:
@@ -470,14 +472,9 @@ class _Stacks:
 
     def probs(self, rows: slice) -> Tensor:
         """(T, 1 or C, rows, W)."""
-        n_rows = rows.stop - rows.start
-        values = torch.empty(n_rows, self.n_samples * self.channels * self.width, device=self.device)
-        start = 0
-        for part in self.parts:
-            stop = start + part.columns
-            torch.mm(*part.factors(rows), out=values[:, start:stop])
-            start = stop
-        values = values.view(n_rows, self.n_samples, self.channels, self.width)
+        products = [torch.mm(*part.factors(rows)) for part in self.parts]  # each (rows, T C W)
+        values = products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        values = values.view(len(values), self.n_samples, self.channels, self.width)
         return (values.sigmoid_() if self.channels == 1 else values.softmax(dim=2)).permute(1, 2, 0, 3)
 
 
@@ -499,7 +496,8 @@ class _Part:
         first, last = self.first[rows.start], min(self.first[rows.stop - 1] + 2, len(self.values))
         if not self.begin <= first <= last <= self.begin + len(self.band):
             self.begin = first
-            self.band = (self.values[first : max(last, first + _BAND)] @ self.to_columns).flatten(1)
+            enough = max(last, first + min(_BAND, _BAND * _CPU_STRIP // self.columns))
+            self.band = (self.values[first:enough] @ self.to_columns).flatten(1)
         near = slice(first - self.begin, last - self.begin)
         return self.to_rows[rows, first:last], self.band[near]
 
@@ -534,9 +532,16 @@ def predict(
         name: of the image; MC dropout derives its random numbers from it, as the scripts do
             from a file's name, and from its path within the folder for sub-folders.
         statistics: which of `STATISTICS` are wanted beside the mean.
+
+    Returns:
+        The maps, at the image's own size, on the model's device.
+
+    Raises:
+        InputError: the sampler cannot be used with the model.
     """
     sampler = sampler or Softmax()
     sampler.check(model)
+    sampler = replace(sampler, batch_size=min(sampler.batch_size, sampler.inputs_per_image))
     inputs = sampler.inputs(image, model.input_size)
     return summarize(sampler.sample(model, [inputs], [name])[0], image.size, statistics)
 

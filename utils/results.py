@@ -112,9 +112,9 @@ def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bo
         InputError: the file is there and is no such summary.
     """
     names = {row["image"] for row in rows}
-    others = [row for row in read_summary(path) if row["image"] not in names and keep_others]
+    others = [row for row in read_summary(path) if row["image"] not in names] if keep_others else []
     ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
-    write_csv(path, [{name: row[name] for name in SUMMARY} for row in ordered])
+    write_csv(path, [{name: row.get(name) for name in SUMMARY} for row in ordered])
 
 
 def _is_number(text: str) -> bool:
@@ -134,7 +134,8 @@ def read_summary(path: Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-            if tuple(reader.fieldnames or ()) != SUMMARY or not all(_is_number(row[SUMMARY[1]]) for row in rows):
+            known = set(SUMMARY[:2]) <= set(reader.fieldnames or ()) <= set(SUMMARY)  # an earlier version had fewer
+            if not known or not all(_is_number(row[SUMMARY[1]]) for row in rows):
                 raise InputError(f"{path} is no summary of predictions, and would be replaced by one: move it away")
             return rows
     except (FileNotFoundError, NotADirectoryError):

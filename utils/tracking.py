@@ -77,7 +77,7 @@ class WandbRun:
             )
             self.run.define_metric("epoch")
             self.run.define_metric("*", step_metric="epoch")
-            self.run.define_metric(panel("val_dice"), summary="max")
+            self.run.define_metric(panel("val_dice"), step_metric="epoch", summary="max")
         except Exception as error:
             self._give_up(error)
             return

@@ -25,7 +25,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+environment = dict(os.environ)
 from tests.conftest import make_folders  # noqa: E402
+
+os.environ.clear()
+os.environ.update(environment)  # without what the tests want: one thread and no GPU
 from tests.reference import network_probability, tta_probability  # noqa: E402
 from unet import draw_dropout_masks, mc_dropout  # noqa: E402
 from utils.checkpoint import load_model  # noqa: E402
