@@ -93,16 +93,25 @@ def save(path: Path, probs: np.ndarray) -> None:
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
+# A process starts with the peak memory of the one that started it, so that has to be a small one.
+LAUNCHER = """
+import os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(time.perf_counter() - started, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+sys.exit(status != 0)
+"""
+
+
 def run(command: list[object]) -> tuple[float, float]:
     """Seconds that a command takes, and its peak memory in MB."""
-    started = time.perf_counter()
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    said = process.stderr.read().decode()
-    _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    if status:
-        sys.exit(f"{' '.join(map(str, command))}\n{said}")
-    return seconds, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    launched = [sys.executable, "-c", LAUNCHER, *map(str, command)]
+    result = subprocess.run(launched, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{result.stderr}")
+    seconds, memory = map(float, result.stdout.split())
+    return seconds, memory
 
 
 def ours(task: str, imgs: Path, out: Path, flags: list[str]) -> list[object]:
