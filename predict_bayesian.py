@@ -54,11 +54,12 @@ def main(args: argparse.Namespace) -> int:
     outputs = output_paths(paths, args.output, args.figure, not args.no_save)
     model, dtype = cli.load_model(args)
     if args.mc > 1:
-        sampler = MCDropout(min(args.batch_size, args.mc), dtype, num_samples=args.mc, seed=args.seed)
+        sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     else:
-        sampler = Softmax(1, dtype)
+        sampler = Softmax(args.batch_size, dtype)
     if args.calibrated:
         sampler = calibrate(sampler, model)
+    sampler = sampler.for_single_images()
     sampler.check(model)
     items = [batch.Item(path, PurePath(path.name)) for path in paths]
     truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
@@ -141,8 +142,7 @@ def output_paths(
     """The mask file of each image; neither it nor what is written beside it, nor the figure, replaces another file."""
     if figure and (figure.suffix.lower() != ".png" or figure.is_dir()):
         raise InputError(f"--figure {figure}: a file whose name ends with .png was expected")
-    resolved = [path.resolve() for path in (*inputs, *(outputs or []))]
-    if figure and figure.resolve() in resolved:
+    if figure and figure.resolve() in [path.resolve() for path in (*inputs, *(outputs or []))]:
         raise InputError(f"--figure {figure} would replace an image or its mask; choose another name or folder")
     if outputs is None:
         outputs = [beside(path, "_OUT.png") for path in inputs]

@@ -7,7 +7,6 @@ import argparse
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +51,7 @@ def fit_temperatures(
         samplers.append(MCDropout(**common))
     if model.input_size[0] == model.input_size[1]:
         samplers.append(TestTimeAugmentation(**common))
-    samplers = [replace(s, batch_size=min(batch_size, s.inputs_per_image)) for s in samplers]  # image by image
+    samplers = [sampler.for_single_images() for sampler in samplers]
     losses = {sampler.method: np.zeros(len(TEMPERATURES)) for sampler in samplers}
     for i in cli.progress(range(len(dataset)), desc="Calibration", unit="image", leave=False):
         image, truth = dataset[i]

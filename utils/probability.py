@@ -79,6 +79,10 @@ class Sampler(ABC):
         del settings["batch_size"]  # may matter for the last digits, and on a GPU alone
         return settings
 
+    def for_single_images(self) -> "Sampler":
+        """The same for images that are predicted one by one: no batch is filled up beyond an image's inputs."""
+        return replace(self, batch_size=min(self.batch_size, self.inputs_per_image))
+
     @abstractmethod
     def __str__(self) -> str:
         """Its name for people, with what matters of its settings."""
@@ -539,9 +543,8 @@ def predict(
     Raises:
         InputError: the sampler cannot be used with the model.
     """
-    sampler = sampler or Softmax()
+    sampler = (sampler or Softmax()).for_single_images()
     sampler.check(model)
-    sampler = replace(sampler, batch_size=min(sampler.batch_size, sampler.inputs_per_image))
     inputs = sampler.inputs(image, model.input_size)
     return summarize(sampler.sample(model, [inputs], [name])[0], image.size, statistics)
 

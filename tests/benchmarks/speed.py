@@ -197,7 +197,7 @@ def starts(repeats: int) -> None:
 
 
 def training(imgs: Path, masks: Path, work: Path) -> None:
-    """What part of the second epoch is spent on anything but the network."""
+    """What part of an epoch's time, from the second one on, is the network's."""
     from torch.utils.data import DataLoader
 
     from unet import BayesianUNet
