@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from utils import batch, cli, figures
+from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.image_io import BackgroundWriter, list_images, mask_image, read_image, save_png
 from utils.metrics import segmentation_scores
-from utils.probability import MCDropout, Softmax, calibrate, most_probable_class, summarize
+from utils.probability import MCDropout, Sampler, Softmax, calibrate, most_probable_class, summarize
 from utils.results import beside, pictures, read_summary, save_arrays, save_passes, write_summary
 from utils.uncertainty import image_scores
 
@@ -42,16 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    paths = [image for path in args.input for image in (list_images(path) if path.is_dir() else [path])]
-    if any(path.is_dir() for path in args.input) and not (args.output_dir or args.no_save):
-        raise InputError("--output-dir is needed for the results of a folder of images")
-    if args.output_dir and args.output_dir.resolve() in [path.resolve() for path in args.input]:
-        raise InputError(f"--output-dir is the input folder, {args.output_dir}: results would be images next time")
-    if args.figure and len(paths) > MOST_ROWS:
-        raise InputError(f"--figure shows up to {MOST_ROWS} images, not {len(paths)}; each has its own NAME_figure.png")
-    if args.output_dir:
-        args.output = [args.output_dir / f"{path.stem}.png" for path in paths]
-    outputs = output_paths(paths, args.output, args.figure, not args.no_save)
+    args.input, args.output = files(args)  # no folders any more
     model, dtype = cli.load_model(args)
     if args.mc > 1:
         sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
@@ -61,57 +53,86 @@ def main(args: argparse.Namespace) -> int:
         sampler = calibrate(sampler, model)
     sampler = sampler.for_single_images()
     sampler.check(model)
-    items = [batch.Item(path, PurePath(path.name)) for path in paths]
+    items = [batch.Item(path, PurePath(path.name)) for path in args.input]
     truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
 
     report, rows, summaries = batch.Report(), [], defaultdict(list)
-    one_class = model.network.n_classes == 1
-    for item, output in zip(items, cli.progress(outputs, unit="image"), strict=True):
-        with report.failing_alone(str(item.path)):
-            image = read_image(item.path)
-            samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [item.path.name])[0]
-            maps = summarize(samples, image.size, threshold=args.mask_threshold)
-            classes = most_probable_class(maps.probs, args.mask_threshold)
-            scores = image_scores(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), maps.overlaps)
-            true_classes = truth.read(item, classes.shape) if truth else None
-            if truth:
-                scores |= segmentation_scores(classes, true_classes, len(model.mask_values))
-            row = figures.row(image, classes, maps, true_classes, caption(item.path.name, scores))
-            if args.figure:
-                rows.append(row)
-            if not args.no_save:
-                made = pictures(maps)
-                with BackgroundWriter() as writer:
-                    writer.submit(save_png, output, mask_image(classes, model.mask_values))
-                    for ending, grey in made.items():
-                        writer.submit(save_png, beside(output, f"{ending}.png"), grey)
-                if args.save_mean_std or args.save_npy:
-                    save_arrays(output, maps, entropies=args.save_npy, one_class=one_class)
-                del maps  # each pass is as large
-                if args.save_prob:
-                    save_passes(output, samples, image.size, one_class)
-                figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
-                level = logging.INFO if len(items) < MANY else logging.DEBUG
-                logger.log(
-                    level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in [*made, "_figure"])
-                )
-                summaries[output.parent / "summary.csv"].append({"image": str(item.path), **scores})
-            if args.viz:
-                figures.show_figure(figures.draw_predictions([row]), instead=beside(output, "_figure.png"))
-            report.rows.append({"image": str(item.path), **scores})
-    for path, of_folder in summaries.items():
-        write_summary(path, of_folder, keep_others=True)
+    with cli.GentleStop() as stop:
+        for item, output in zip(items, cli.progress(args.output, unit="image"), strict=True):
+            with report.failing_alone(str(item.path)):
+                scores, row = look_at(item, output, model, sampler, truth, args)
+                report.rows.append({"image": str(item.path), **scores})
+                summaries[output.parent / "summary.csv"].append(report.rows[-1])
+                if args.figure:
+                    rows.append(row)
+            if stop():
+                break
+    if not args.no_save:
+        for path, of_folder in summaries.items():
+            write_summary(path, of_folder, keep_others=True)
+    if stop():
+        stop.leave()
     if args.figure and rows:
         with report.failing_alone(str(args.figure)):
             figures.save_figure(figures.draw_predictions(rows), args.figure)
             logger.info("All in one picture: %s", args.figure)
-    folders = ", ".join(sorted({str(path.parent) for path in outputs}))
+    folders = ", ".join(sorted({str(path.parent) for path in args.output}))
     return report.finish(
         ""
         if args.no_save
         else f": {folders}; in the grey maps white is probability 1, standard deviation 0.5, entropy and mutual "
         f"information ln {len(model.mask_values)} = {math.log(len(model.mask_values)):.3f} nats"
     )
+
+
+def files(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+    """The images, and for each the file of its mask."""
+    paths = [image for path in args.input for image in (list_images(path) if path.is_dir() else [path])]
+    if any(path.is_dir() for path in args.input) and not (args.output_dir or args.no_save):
+        raise InputError("--output-dir is needed for the results of a folder of images")
+    if args.output_dir and args.output_dir.resolve() in [path.resolve() for path in args.input]:
+        raise InputError(f"--output-dir is the input folder, {args.output_dir}: results would be images next time")
+    if args.figure and len(paths) > MOST_ROWS:
+        raise InputError(f"--figure shows up to {MOST_ROWS} images, not {len(paths)}; each has its own NAME_figure.png")
+    masks = [args.output_dir / f"{path.stem}.png" for path in paths] if args.output_dir else args.output
+    return paths, output_paths(paths, masks, args.figure, not args.no_save)
+
+
+def look_at(
+    item: batch.Item,
+    output: Path,
+    model: TrainedModel,
+    sampler: Sampler,
+    truth: batch.Truth | None,
+    args: argparse.Namespace,
+) -> tuple[dict[str, Any], figures.Row]:
+    """Predict an image, save and show what the flags ask for; returns its scores and its row of a figure."""
+    image = read_image(item.path)
+    samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [item.path.name])[0]
+    maps = summarize(samples, image.size, threshold=args.mask_threshold)
+    classes = most_probable_class(maps.probs, args.mask_threshold)
+    scores = image_scores(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), maps.overlaps)
+    true_classes = truth.read(item, classes.shape) if truth else None
+    if truth:
+        scores |= segmentation_scores(classes, true_classes, len(model.mask_values))
+    row = figures.row(image, classes, maps, true_classes, caption(item.path.name, scores))
+    if not args.no_save:
+        made, one_class = pictures(maps), model.network.n_classes == 1
+        with BackgroundWriter() as writer:
+            writer.submit(save_png, output, mask_image(classes, model.mask_values))
+            for ending, grey in made.items():
+                writer.submit(save_png, beside(output, f"{ending}.png"), grey)
+        if args.save_mean_std or args.save_npy:
+            save_arrays(output, maps, entropies=args.save_npy, one_class=one_class)
+        del maps  # each pass is as large
+        if args.save_prob:
+            save_passes(output, samples, image.size, one_class)
+        figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
+        level = logging.INFO if len(args.input) < MANY else logging.DEBUG
+        logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in [*made, "_figure"]))
+    if args.viz:
+        figures.show_figure(figures.draw_predictions([row]), instead=beside(output, "_figure.png"))
+    return scores, row
 
 
 def caption(name: str, scores: dict[str, Any]) -> str:

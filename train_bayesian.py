@@ -116,7 +116,8 @@ def main(args: argparse.Namespace) -> None:
 
     total_steps = args.epochs * len(batches)
     state = training.training_state(network, args.learning_rate, total_steps, scaled=dtype is torch.float16)
-    settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture | {"images": len(pairs)}
+    settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture
+    settings |= {"images": len(pairs), "optimizer": type(state.optimizer).__name__}
     if args.resume is not None:
         training.resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
         if distributed.is_main():

@@ -21,6 +21,7 @@ from utils.dice_score import dice_coefficient, segmentation_loss
 from utils.errors import InputError
 from utils.image_io import write_csv
 from utils.memory import in_batches, smaller, to_input
+from utils.muon import Muon
 from utils.probability import derived_seed
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class TrainingState:
 def training_state(
     network: nn.Module, learning_rate: float, total_steps: int, scaled: bool = False, average_steps: float = 100.0
 ) -> TrainingState:
-    """A fresh training: AdamW, one cycle of the learning rate (Smith and Topin 2017), averaged weights.
+    """A fresh training: Muon, one cycle of the learning rate (Smith and Topin 2017), averaged weights.
 
     Args:
         network: on its device already.
@@ -165,7 +166,7 @@ def training_state(
     """
     device = next(network.parameters()).device
     parallel = distributed.data_parallel(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.01)
+    optimizer = Muon(network, learning_rate)
     return TrainingState(
         network=network,
         parallel=parallel,
