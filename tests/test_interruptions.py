@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, run_script, start_script
+from utils.results import read_summary
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -95,6 +96,24 @@ def test_a_stopped_batch_ends_with_its_code_and_whole_files(signum: int, code: i
     assert sorted(file for entry in noted for file in entry["files"]) == sorted(path.name for path in out.glob("*.png"))
     assert all(content.endswith(b"IEND\xaeB`\x82") for name, content in files(out).items() if name.endswith(".png"))
     assert not [path for path in out.iterdir() if path.suffix not in (".png", ".jsonl")]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_single_images_keep_their_summary(signum: int, code: int, tmp_path: Path, model_file: Path):
+    imgs, _ = make_folders(tmp_path, 20, (60, 40))
+    out = tmp_path / "o"
+    with start_script("predict_bayesian.py", "-i", imgs, "-m", model_file, "--mc", 2, "--output-dir", out) as process:
+        while not list(out.glob("*_figure.png")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signum)
+        said = process.stderr.read()
+    assert process.returncode == code
+    assert "Traceback" not in said
+    done = {path.name.removesuffix("_figure.png") for path in out.glob("*_figure.png")}
+    assert 0 < len(done) < 20
+    assert {Path(row["image"]).stem for row in read_summary(out / "summary.csv")} == done
+    assert {path.stem for path in out.glob("SKIN_???.png")} == done
+    assert not list(out.glob(".*"))
 
 
 def limited(limit: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
