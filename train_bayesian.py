@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
     validation_batches = DataLoader(Subset(validation_set, own), args.batch_size)
 
     total_steps = args.epochs * len(batches)
-    state = training.training_state(network, args.learning_rate, total_steps, scaled=dtype is torch.float16)
+    state = training.training_state(network, args.learning_rate, total_steps, dtype)
     settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture
     settings |= {"images": len(pairs), "optimizer": type(state.optimizer).__name__}
     if args.resume is not None:

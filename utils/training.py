@@ -153,7 +153,11 @@ class TrainingState:
 
 
 def training_state(
-    network: nn.Module, learning_rate: float, total_steps: int, scaled: bool = False, average_steps: float = 100.0
+    network: nn.Module,
+    learning_rate: float,
+    total_steps: int,
+    dtype: torch.dtype | None = None,
+    average_steps: float = 100.0,
 ) -> TrainingState:
     """A fresh training: Muon, one cycle of the learning rate (Smith and Topin 2017), averaged weights.
 
@@ -161,19 +165,19 @@ def training_state(
         network: on its device already.
         learning_rate: at the top of the cycle.
         total_steps: number of steps of the whole training.
-        scaled: scale the loss, as float16 needs it.
+        dtype: of mixed precision; None for single precision.
         average_steps: over about how many steps the weights are averaged.
     """
     device = next(network.parameters()).device
     parallel = distributed.data_parallel(network)
-    optimizer = Muon(network, learning_rate)
+    optimizer = Muon(network, learning_rate, dtype=dtype or torch.float32)
     return TrainingState(
         network=network,
         parallel=parallel,
         average=AveragedModel(network, multi_avg_fn=_moving_average(average_steps), use_buffers=True),
         optimizer=optimizer,
         scheduler=OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total_steps, cycle_momentum=False),
-        scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
 
 
