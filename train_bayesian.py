@@ -129,13 +129,12 @@ def main(args: argparse.Namespace) -> None:
     logger.info("Computing on %s in %s", cli.describe_device(device), cli.describe_dtype(dtype))
     logger.info("Checkpoints go to %s", args.checkpoint_dir)
     wandb_run = tracking.WandbRun(args.wandb if distributed.is_main() else "disabled", settings, args.checkpoint_dir)
-    average = state.average.module
     started, first = time.monotonic(), state.epoch
     with cli.GentleStop() as stop:
         while state.epoch < args.epochs:
             finished = train_epoch(state, batches, device, dtype, args.epochs, stop)
-            scores = training.evaluate(average, validation_batches, device, dtype) if finished else {}
-            model = TrainedModel(average, DEFAULT_INPUT_SIZE, mask_values, state.epoch + finished, scores, settings)
+            scores = training.evaluate(network, validation_batches, device, dtype) if finished else {}
+            model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, state.epoch + finished, scores, settings)
             if finished:
                 state.add_epoch(scores)
             if distributed.is_main():
@@ -145,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
                 left = (time.monotonic() - started) / (state.epoch - first) * (args.epochs - state.epoch)
                 ahead = f"; about {cli.duration(left)} left" if left else ""
                 logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, describe(state), ahead)
-                wandb_run.log(state.history[-1], *training.predict_examples(average, validation_set, device))
+                wandb_run.log(state.history[-1], *training.predict_examples(network, validation_set, device))
             if distributed.any_of(stop()) or not finished:
                 wandb_run.finish()
                 logger.info("What --resume needs is in %s", args.checkpoint_dir / "last.pth")

@@ -80,12 +80,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     dataset = SegmentationDataset(decoded, range(24), [0, 255])
     torch.manual_seed(0)
     network = BayesianUNet(base_channels=8).to(memory_format=torch.channels_last)
-    state = training.training_state(network, 5e-3, 10 * 6, average_steps=10)
+    state = training.training_state(network, 5e-3, 10 * 6)
     batches = DataLoader(dataset, batch_sampler=training.SeededBatches(24, 4, seed=0))
     for _ in range(10):
         training.train_one_epoch(state, batches, torch.device("cpu"))
         state.add_epoch({})
-    return TrainedModel(state.average.module.eval(), epoch=10)
+    return TrainedModel(network.eval(), epoch=10)
 
 
 @pytest.fixture(scope="session")

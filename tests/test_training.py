@@ -59,7 +59,7 @@ def train(state: training.TrainingState, data: DataLoader, dtype: torch.dtype | 
 
 def fresh(total_steps: int = 100, learning_rate: float = 3e-3, **architecture) -> training.TrainingState:
     torch.manual_seed(0)
-    return training_state(BayesianUNet(base_channels=4, **architecture), learning_rate, total_steps, average_steps=10)
+    return training_state(BayesianUNet(base_channels=4, **architecture), learning_rate, total_steps)
 
 
 def test_batches_have_every_item_once_in_another_order_each_epoch():
@@ -102,7 +102,7 @@ def test_training_learns():
     for _ in range(39):
         last = train(state, batches())
     assert last < first / 2
-    scores = evaluate(state.average.module, batches(), CPU)
+    scores = evaluate(state.network, batches(), CPU)
     assert scores["dice"] > 0.9
     assert scores["accuracy"] > scores["accuracy_all_background"] + 0.1
 
@@ -222,7 +222,7 @@ def test_with_a_scaler_a_gradient_that_is_not_finite_leaves_out_the_step():
     before = [p.clone() for p in state.network.parameters()]
     train(state, batches())
     assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
-    assert (state.scaler.get_scale(), state.scheduler.last_epoch, int(state.average.n_averaged)) == (256, 0, 0)
+    assert (state.scaler.get_scale(), state.scheduler.last_epoch) == (256, 0)
     with pytest.raises(InputError, match="finite"):  # but not for ever
         for _ in range(20):
             train(state, batches())
@@ -252,17 +252,6 @@ def test_a_new_training_sets_the_files_of_an_earlier_one_aside(tmp_path: Path):
     assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-2", "mine.txt"}
 
 
-def test_average_follows_the_weights():
-    state = fresh(total_steps=30, learning_rate=1e-2)
-    start = [p.clone() for p in state.network.parameters()]
-    for _ in range(10):
-        train(state, batches())
-    for now, average, before in zip(state.network.parameters(), state.average.module.parameters(), start, strict=True):
-        if (now - before).abs().max() > 0.01:
-            assert (average - now).norm() < (average - before).norm()
-    assert not torch.equal(next(state.network.parameters()), next(state.average.module.parameters()))
-
-
 def run(
     folder: Path, epochs: int, out: str, resume: bool = False, stop: Callable[[], bool] = lambda: False
 ) -> training.TrainingState:
@@ -277,7 +266,7 @@ def run(
     if resume and (folder / out / "last.pth").exists():
         torch.manual_seed(99)
         training.resume(state, folder / out / "last.pth", {"epochs": epochs})
-    network = state.average.module
+    network = state.network
     while state.epoch < epochs:
         finished = train_one_epoch(state, loader, CPU, stop=stop)
         scores = evaluate(network, DataLoader(dataset, 4), CPU) if finished else {}

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unet import class_logits, draw_dropout_masks, dropout_masks
@@ -87,7 +86,6 @@ class TrainingState:
     Attributes:
         network: the network that is trained.
         parallel: the same, as several processes train it together.
-        average: exponential moving average of its weights, which is evaluated and saved.
         at_once: how many images fit into the device's memory; 0 as long as every batch did.
         epoch: number of epochs that are done.
         step: number of steps of the next epoch that are done.
@@ -97,7 +95,6 @@ class TrainingState:
 
     network: nn.Module
     parallel: nn.Module
-    average: AveragedModel
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
@@ -129,7 +126,6 @@ class TrainingState:
         """The state as tensors and plain values, with the random states."""
         return {
             "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -140,7 +136,7 @@ class TrainingState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state that `state_dict` returned."""
-        for name in ("network", "average", "optimizer", "scheduler"):
+        for name in ("network", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
         if state["scaler"]:  # empty where the training needed none
             self.scaler.load_state_dict(state["scaler"])
@@ -153,20 +149,15 @@ class TrainingState:
 
 
 def training_state(
-    network: nn.Module,
-    learning_rate: float,
-    total_steps: int,
-    dtype: torch.dtype | None = None,
-    average_steps: float = 100.0,
+    network: nn.Module, learning_rate: float, total_steps: int, dtype: torch.dtype | None = None
 ) -> TrainingState:
-    """A fresh training: Muon, one cycle of the learning rate (Smith and Topin 2017), averaged weights.
+    """A fresh training: Muon, and one cycle of the learning rate (Smith and Topin 2017).
 
     Args:
         network: on its device already.
         learning_rate: at the top of the cycle.
         total_steps: number of steps of the whole training.
         dtype: of mixed precision; None for single precision.
-        average_steps: over about how many steps the weights are averaged.
     """
     device = next(network.parameters()).device
     parallel = distributed.data_parallel(network)
@@ -174,21 +165,10 @@ def training_state(
     return TrainingState(
         network=network,
         parallel=parallel,
-        average=AveragedModel(network, multi_avg_fn=_moving_average(average_steps), use_buffers=True),
         optimizer=optimizer,
         scheduler=OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total_steps, cycle_momentum=False),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
-
-
-def _moving_average(steps: float) -> Callable:
-    """The update of `AveragedModel`, over fewer steps in the beginning, to forget the first weights soon."""
-
-    def update(averages: list[Tensor], weights: list[Tensor], n_averaged: int) -> None:
-        decay = min(1 - 1 / steps, (1 + int(n_averaged)) / (10 + int(n_averaged)))
-        get_ema_multi_avg_fn(decay)(averages, weights, n_averaged)
-
-    return update
 
 
 def train_one_epoch(
@@ -242,7 +222,6 @@ def train_one_epoch(
         state.scaler.update()
         if state.scaler.get_scale() >= scale:  # the step was taken
             state.scheduler.step()
-            state.average.update_parameters(state.network)
         state.step += 1
         state.loss_sum += loss * n
         state.images_seen += n
@@ -361,7 +340,7 @@ def save_epoch(folder: Path, model: TrainedModel, state: TrainingState) -> None:
 
     Args:
         folder: where they go.
-        model: with the averaged weights, and the settings that a resumed training must agree with.
+        model: with the settings that a resumed training must agree with.
         state: of the training.
 
     Raises:
