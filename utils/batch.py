@@ -8,10 +8,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ from utils.results import beside, pictures, save_arrays, write_summary
 from utils.uncertainty import image_scores
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _NAMED = 3  # empty masks
 _READERS = 2  # threads; Pillow decodes without Python's lock
@@ -385,25 +388,41 @@ def predict_folder(
                 row["soft_dice_confidence"],
             )
 
-    at_once = max(1, sampler.batch_size // sampler.inputs_per_image)
+    at_once = 1 if model.device.type == "cpu" else max(1, sampler.batch_size // sampler.inputs_per_image)
     try:
-        with GentleStop() as stop, progress(total=len(own), unit="image") as bar, BackgroundWriter() as writer:
-            group = []
-            for i, (item, reading) in enumerate(_read_ahead(read, own, at_once + 2 * _READERS), start=1):
-                with report.failing_alone(str(item.name)):
-                    group.append((item, *reading.result()))
-                if group and (len(group) == at_once or i == len(own)):
-                    names = [item.name.as_posix() for item, _, _ in group]
-                    samples_of_each = sampler.sample(model, [inputs for _, _, inputs in group], names)
-                    for (item, size, _), samples in zip(group, samples_of_each, strict=True):
-                        maps = summarize(samples, size, statistics, threshold)
-                        classes = most_probable_class(maps.probs, threshold)
-                        with report.failing_alone(str(item.name)):
-                            if show is not None:
-                                show(item, maps, classes)
-                            writer.submit(write, item, maps, classes)
-                    group = []
-                bar.update()
+        with (
+            GentleStop() as stop,
+            progress(total=len(own), unit="image") as bar,
+            BackgroundWriter() as writer,
+            _image_threads(model.device) as threads,
+            closing(_groups(_ahead(read, own, _READERS, at_once + _READERS), at_once)) as groups,
+        ):
+            of_thread = threading.local()
+
+            def predict(group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, ProbabilityMaps, np.ndarray]]:
+                inputs: dict[Item, tuple[tuple[int, int], Tensor]] = {}
+                for item, reading in group:
+                    with report.failing_alone(str(item.name)):
+                        inputs[item] = reading.result()
+                if not inputs:
+                    return []
+                if not hasattr(of_thread, "model"):
+                    of_thread.model = model.twin()
+                names = [item.name.as_posix() for item in inputs]
+                samples_of_each = sampler.sample(of_thread.model, [views for _, views in inputs.values()], names)
+                predicted = []
+                for (item, (size, _)), samples in zip(inputs.items(), samples_of_each, strict=True):
+                    maps = summarize(samples, size, statistics, threshold)
+                    predicted.append((item, maps, most_probable_class(maps.probs, threshold)))
+                return predicted
+
+            for group, predicting in _ahead(predict, groups, threads, threads):
+                for item, maps, classes in predicting.result():
+                    with report.failing_alone(str(item.name)):
+                        if show is not None:
+                            show(item, maps, classes)
+                        writer.submit(write, item, maps, classes)
+                bar.update(len(group))
                 if stop():
                     break
         if stop():
@@ -425,19 +444,40 @@ def predict_folder(
     return report
 
 
-def _read_ahead(read: Callable, items: Sequence[Item], ahead: int) -> Iterator[tuple[Item, Future]]:
-    """Each item with the future of `read(item)`, `ahead` of them under way."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        waiting: deque[tuple[Item, Future]] = deque()
+def _ahead(function: Callable[[T], Any], things: Iterable[T], threads: int, ahead: int) -> Iterator[tuple[T, Future]]:
+    """Each of the things with the future of `function(thing)`, `ahead` of them under way in so many threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[T, Future]] = deque()
         try:
-            for item in items:
-                waiting.append((item, pool.submit(read, item)))
+            for thing in things:
+                waiting.append((thing, pool.submit(function, thing)))
                 if len(waiting) > ahead:
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _groups(things: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Consecutive things, so many together; the last ones may be fewer."""
+    with closing(things):
+        while group := list(islice(things, size)):
+            yield group
+
+
+@contextmanager
+def _image_threads(device: torch.device) -> Iterator[int]:
+    """How many images are predicted at once: each core of a CPU has its own, which scales better than sharing one."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def predict_probabilities(

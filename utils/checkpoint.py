@@ -16,13 +16,14 @@ run code:
 A checkpoint of the original project is one flat dict of weights and `mask_values`.
 """
 
+import copy
 import hashlib
 import io
 import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ class TrainedModel:
     def device(self) -> torch.device:
         """Where the network's weights lie."""
         return next(self.network.parameters()).device
+
+    def twin(self) -> "TrainedModel":
+        """The same model for another thread: it shares the weights, but not the modes and masks of the layers."""
+        shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
+        return replace(self, network=copy.deepcopy(self.network, shared))
 
     def fingerprint(self) -> str:
         """A short text that differs from that of any model with other weights."""
