@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 from PIL import Image
 
 from tests.conftest import lively_network, make_folders, make_picture
@@ -61,6 +62,25 @@ def test_maps_of_a_folder_are_those_of_its_images(tmp_path: Path, model: Trained
         with Image.open(out / f"{path.stem}_OUT.png") as image:
             assert (image.mode, image.format) == ("L", "PNG")
             assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize("sampler", [Softmax(), MCDropout(num_samples=3), TestTimeAugmentation()])
+def test_maps_are_the_same_to_the_bit_for_every_number_of_threads(tmp_path: Path, model: TrainedModel, sampler):
+    imgs, _ = make_folders(tmp_path, 9, (50, 40))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            out = tmp_path / str(threads)
+            items = find_items(imgs, out, IMAGE_EXTENSIONS)
+            assert predict_probabilities(model, sampler, items, out, save_npy=True) == 0
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    files = sorted(path.name for path in (tmp_path / "1").iterdir() if not path.name.startswith("."))
+    assert len(files) >= 9 * 2 + 1
+    for name in files:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
 
 
 def test_class_index(tmp_path: Path, model: TrainedModel):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, lively_network, make_picture
-from unet import BayesianUNet
+from unet import BayesianUNet, draw_dropout_masks, mc_dropout
+from unet.mc_dropout import active_dropout_layers
 from unet.unet_parts import ChannelDropout
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
 from utils.errors import InputError
@@ -176,3 +177,15 @@ def test_a_failed_save_leaves_the_file_from_before(tmp_path: Path, monkeypatch: 
         save_checkpoint(path, TrainedModel(BayesianUNet(base_channels=4)))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_twin_shares_the_weights_and_nothing_else():
+    model = TrainedModel(lively_network())
+    twin = model.twin()
+    ours, theirs = model.network.state_dict(), twin.network.state_dict()
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+    assert set(model.network.modules()).isdisjoint(twin.network.modules())
+    with mc_dropout(model.network, draw_dropout_masks(model.network, 1, seed=0)):
+        assert not any(module.training for module in twin.network.modules())
+        assert all(layer.mask is None for layer in active_dropout_layers(twin.network))
+    assert twin.mask_values == model.mask_values
