@@ -45,7 +45,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--augmentation",
         choices=["light", "strong"],
         default="light",
-        help="random changes of the training images; strong pays off in trainings of 100 epochs",
+        help="random changes of the training images; strong is for trainings of 60 epochs and more",
     )
     parser.add_argument(
         "--bilinear", action="store_true", default=None, help="upsample bilinearly, not by transposed convolutions"
