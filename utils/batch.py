@@ -348,7 +348,7 @@ def predict_folder(
         threshold: of `most_probable_class`.
         truth: with which the predictions are compared.
         judge_probabilities: compare the probabilities with the truth, and not the mask alone.
-        show: called between the predictions, in the main thread, with the same as `save`.
+        show: called in the main thread, in the order of the items, with the same as `save`.
         journal: what it has of before is not predicted again, and what is done now is noted there.
 
     Raises:
@@ -389,34 +389,35 @@ def predict_folder(
             )
 
     at_once = 1 if model.device.type == "cpu" else max(1, sampler.batch_size // sampler.inputs_per_image)
+    of_thread = threading.local()
+
+    def predict(group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, ProbabilityMaps, np.ndarray]]:
+        inputs: dict[Item, tuple[tuple[int, int], Tensor]] = {}
+        for item, reading in group:
+            with report.failing_alone(str(item.name)):
+                inputs[item] = reading.result()
+        if not inputs:
+            return []
+        if not hasattr(of_thread, "model"):
+            of_thread.model = model.twin()
+        names = [item.name.as_posix() for item in inputs]
+        samples_of_each = sampler.sample(of_thread.model, [views for _, views in inputs.values()], names)
+        predicted = []
+        for (item, (size, _)), samples in zip(inputs.items(), samples_of_each, strict=True):
+            maps = summarize(samples, size, statistics, threshold)
+            predicted.append((item, maps, most_probable_class(maps.probs, threshold)))
+        return predicted
+
     try:
         with (
             GentleStop() as stop,
             progress(total=len(own), unit="image") as bar,
-            BackgroundWriter() as writer,
             _image_threads(model.device) as threads,
+            BackgroundWriter() as writer,
             closing(_groups(_ahead(read, own, _READERS, at_once + _READERS), at_once)) as groups,
+            closing(_ahead(predict, groups, threads, threads - 1)) as predictions,
         ):
-            of_thread = threading.local()
-
-            def predict(group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, ProbabilityMaps, np.ndarray]]:
-                inputs: dict[Item, tuple[tuple[int, int], Tensor]] = {}
-                for item, reading in group:
-                    with report.failing_alone(str(item.name)):
-                        inputs[item] = reading.result()
-                if not inputs:
-                    return []
-                if not hasattr(of_thread, "model"):
-                    of_thread.model = model.twin()
-                names = [item.name.as_posix() for item in inputs]
-                samples_of_each = sampler.sample(of_thread.model, [views for _, views in inputs.values()], names)
-                predicted = []
-                for (item, (size, _)), samples in zip(inputs.items(), samples_of_each, strict=True):
-                    maps = summarize(samples, size, statistics, threshold)
-                    predicted.append((item, maps, most_probable_class(maps.probs, threshold)))
-                return predicted
-
-            for group, predicting in _ahead(predict, groups, threads, threads):
+            for group, predicting in predictions:
                 for item, maps, classes in predicting.result():
                     with report.failing_alone(str(item.name)):
                         if show is not None:
@@ -445,8 +446,9 @@ def predict_folder(
 
 
 def _ahead(function: Callable[[T], Any], things: Iterable[T], threads: int, ahead: int) -> Iterator[tuple[T, Future]]:
-    """Each of the things with the future of `function(thing)`, `ahead` of them under way in so many threads."""
-    with ThreadPoolExecutor(threads) as pool:
+    """Each of the things with the future of `function(thing)`, in so many threads; `ahead` more are under way."""
+    # A new thread takes over PyTorch's number of threads when it is asked for it.
+    with ThreadPoolExecutor(threads, initializer=torch.get_num_threads) as pool:
         waiting: deque[tuple[T, Future]] = deque()
         try:
             for thing in things:

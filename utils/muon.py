@@ -1,7 +1,8 @@
 """Muon, an optimizer whose steps change a layer in all directions alike.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024 (kellerjordan.github.io/posts/muon), for
-convolutions, and with steps as large as AdamW's (Liu et al., "Muon is Scalable for LLM Training", 2025).
+convolutions. A step changes an element by the learning rate in the root mean square, the most that AdamW does (Liu et
+al., "Muon is Scalable for LLM Training", 2025, take a fifth of that).
 """
 
 import torch
@@ -17,7 +18,7 @@ class Muon(torch.optim.AdamW):
 
     Args:
         network: whose parameters are trained.
-        lr: learning rate; with both a weight changes by about as much in a step.
+        lr: by which an element changes in a step: in the root mean square by Muon, at most by AdamW.
         weight_decay: of the hidden convolutions, as a part of the learning rate.
         dtype: of the products behind Muon's steps; half precision, where it is fast, does as well.
     """
@@ -48,7 +49,7 @@ class Muon(torch.optim.AdamW):
                     state["step"] = torch.zeros(())  # AdamW expects one wherever there is a state
                 momentum = state["momentum"].lerp_(weight.grad, 1 - _MOMENTUM)
                 ahead = weight.grad.lerp(momentum, _MOMENTUM).flatten(1)  # as Nesterov looks ahead
-                size = max(ahead.shape) ** 0.5  # makes an element about 1, as it is in AdamW's steps
+                size = max(ahead.shape) ** 0.5  # makes the root mean square of an element about 1
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(orthogonal(ahead, self.dtype).view_as(weight), alpha=-group["lr"] * size)
                 weight.grad = None  # AdamW passes over what has none
@@ -56,7 +57,9 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """About the nearest matrix with orthogonal rows or columns: the singular values become 0.7 to 1.2.
+    """About the nearest matrix with orthogonal rows or columns.
+
+    Singular values above a hundredth of the matrix's norm become 0.7 to 1.2, smaller ones stay smaller.
 
     Args:
         matrix: (n, m).
