@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -448,17 +448,19 @@ def predict_folder(
 def _ahead(function: Callable[[T], Any], things: Iterable[T], threads: int, ahead: int) -> Iterator[tuple[T, Future]]:
     """Each of the things with the future of `function(thing)`, in so many threads; `ahead` more are under way."""
     # A new thread takes over PyTorch's number of threads when it is asked for it.
-    with ThreadPoolExecutor(threads, initializer=torch.get_num_threads) as pool:
-        waiting: deque[tuple[T, Future]] = deque()
-        try:
-            for thing in things:
-                waiting.append((thing, pool.submit(function, thing)))
-                if len(waiting) > ahead:
-                    yield waiting.popleft()
-            while waiting:
+    pool = ThreadPoolExecutor(threads, initializer=torch.get_num_threads)
+    waiting: deque[tuple[T, Future]] = deque()
+    try:
+        for thing in things:
+            waiting.append((thing, pool.submit(function, thing)))
+            if len(waiting) > ahead:
                 yield waiting.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        # Not for the threads: of one for which it waits when a signal comes, Python believes that it has ended.
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([future for _, future in waiting if not future.cancelled()])
 
 
 def _groups(things: Iterator[T], size: int) -> Iterator[list[T]]:
