@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from utils import batch, cli, figures
 from utils.image_io import mask_image, read_image, save_png
-from utils.probability import ProbabilityMaps, Softmax
+from utils.probability import Softmax
+from utils.results import Prediction
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -21,15 +20,16 @@ def main(args: argparse.Namespace) -> int:
     model, dtype = cli.load_model(args)
     truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
 
-    def save(item: batch.Item, maps: ProbabilityMaps, classes: np.ndarray) -> list[Path]:
+    def save(item: batch.Item, prediction: Prediction) -> list[Path]:
         if args.no_save:
             return []
-        save_png(item.output(args.output_dir), mask_image(classes, model.mask_values))
+        save_png(item.output(args.output_dir), mask_image(prediction.classes, model.mask_values))
         return [item.output(args.output_dir)]
 
-    def show(item: batch.Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
+    def show(item: batch.Item, prediction: Prediction) -> None:
+        classes = prediction.classes
         true_classes = truth.read(item, classes.shape) if truth else None
-        row = figures.row(read_image(item.path), classes, maps, true_classes, title=str(item.name))
+        row = figures.row(read_image(item.path), classes, prediction.maps, true_classes, title=str(item.name))
         figures.show_figure(figures.draw_predictions([row]), instead=item.output(args.output_dir, "_figure.png"))
 
     sampler = Softmax(args.batch_size, dtype)
@@ -40,6 +40,7 @@ def main(args: argparse.Namespace) -> int:
         items,
         save,
         threshold=args.mask_threshold,
+        keep_maps=args.viz,
         truth=truth,
         judge_probabilities=False,
         show=show if args.viz else None,

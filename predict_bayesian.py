@@ -8,16 +8,13 @@ from collections import Counter, defaultdict
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-
 from utils import batch, cli, figures
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.image_io import BackgroundWriter, list_images, mask_image, read_image, save_png
 from utils.metrics import segmentation_scores
-from utils.probability import MCDropout, Sampler, Softmax, calibrate, most_probable_class, summarize
-from utils.results import beside, pictures, read_summary, save_arrays, save_passes, write_summary
-from utils.uncertainty import image_scores
+from utils.probability import STATISTICS, MCDropout, Sampler, Softmax, calibrate
+from utils.results import beside, pictures, predict_full_size, read_summary, save_arrays, save_passes, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -109,27 +106,26 @@ def look_at(
     """Predict an image, save and show what the flags ask for; returns its scores and its row of a figure."""
     image = read_image(item.path)
     samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [item.path.name])[0]
-    maps = summarize(samples, image.size, threshold=args.mask_threshold)
-    classes = most_probable_class(maps.probs, args.mask_threshold)
-    scores = image_scores(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), maps.overlaps)
+    prediction = predict_full_size(samples, image.size, pictures, STATISTICS, args.mask_threshold, keep_maps=True)
+    classes, scores = prediction.classes, prediction.scores
     true_classes = truth.read(item, classes.shape) if truth else None
     if truth:
         scores |= segmentation_scores(classes, true_classes, len(model.mask_values))
-    row = figures.row(image, classes, maps, true_classes, caption(item.path.name, scores))
+    row = figures.row(image, classes, prediction.maps, true_classes, caption(item.path.name, scores))
     if not args.no_save:
-        made, one_class = pictures(maps), model.network.n_classes == 1
+        one_class = model.network.n_classes == 1
         with BackgroundWriter() as writer:
             writer.submit(save_png, output, mask_image(classes, model.mask_values))
-            for ending, grey in made.items():
+            for ending, grey in prediction.pictures.items():
                 writer.submit(save_png, beside(output, f"{ending}.png"), grey)
         if args.save_mean_std or args.save_npy:
-            save_arrays(output, maps, entropies=args.save_npy, one_class=one_class)
-        del maps  # each pass is as large
+            save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
+        prediction.maps = None  # each pass is as large
         if args.save_prob:
             save_passes(output, samples, image.size, one_class)
         figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
-        level = logging.INFO if len(args.input) < MANY else logging.DEBUG
-        logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in [*made, "_figure"]))
+        level, endings = logging.INFO if len(args.input) < MANY else logging.DEBUG, [*prediction.pictures, "_figure"]
+        logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in endings))
     if args.viz:
         figures.show_figure(figures.draw_predictions([row]), instead=beside(output, "_figure.png"))
     return scores, row

@@ -19,7 +19,8 @@ from utils.batch import find_items, predict_folder, predict_probabilities
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.image_io import IMAGE_EXTENSIONS, BackgroundWriter, read_image
-from utils.probability import MCDropout, ProbabilityMaps, Softmax, TestTimeAugmentation, predict, to_grey
+from utils.probability import MCDropout, Softmax, TestTimeAugmentation, predict, to_grey
+from utils.results import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_results_that_cannot_be_written_fail_alone_but_a_full_disk_ends_it(tmp_p
     items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
 
     def saving(number: int):
-        def save(item, maps: ProbabilityMaps, classes: np.ndarray) -> list[Path]:
+        def save(item, prediction: Prediction) -> list[Path]:
             if item.name.stem == "SKIN_002":
                 raise OSError(number, "reason")
             return []
@@ -157,12 +158,12 @@ def test_showing_happens_in_order_in_the_main_thread(tmp_path: Path, model: Trai
     items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
     shown = []
 
-    def show(item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
+    def show(item, prediction: Prediction) -> None:
         assert threading.current_thread() is threading.main_thread()
-        assert maps.predictive_entropy.shape == classes.shape == (20, 20)
+        assert prediction.maps.predictive_entropy.shape == prediction.classes.shape == (20, 20)
         shown.append(item)
 
-    predict_folder(model, Softmax(), items, lambda *_: [], show=show)
+    predict_folder(model, Softmax(), items, lambda *_: [], keep_maps=True, show=show)
     assert shown == items
 
 

@@ -31,7 +31,7 @@ from utils.metrics import (
     segmentation_scores,
     sum_counts,
 )
-from utils.uncertainty import entropy, image_scores
+from utils.uncertainty import ScoreSums, entropy
 
 
 def test_scores_by_hand():
@@ -304,7 +304,9 @@ def test_a_single_image_with_empty_masks_does_no_harm():
     truth = torch.zeros(4, 4, dtype=torch.long)
     counts = counts_of(empty, truth)
     row = segmentation_scores(np.zeros((4, 4)), truth.numpy()) | values(counts)
-    row |= image_scores(empty, entropy(empty), truth)
+    sums = ScoreSums()
+    sums.add(empty, entropy(empty), truth)
+    row |= sums.scores()
     result = evaluate_set([row], [counts.coarse()], counts)
     assert result["segmentation"]["dice"]["value"] == 1
     assert result["errors"]["error_auroc"] == {"value": None, "low": None, "high": None}

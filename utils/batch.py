@@ -42,9 +42,8 @@ from utils.metrics import (
     pixel_counts,
     segmentation_scores,
 )
-from utils.probability import STATISTICS, ProbabilityMaps, Sampler, calibrate, most_probable_class, summarize, to_grey
-from utils.results import beside, pictures, save_arrays, write_summary
-from utils.uncertainty import image_scores
+from utils.probability import STATISTICS, ProbabilityMaps, Sampler, calibrate, to_grey
+from utils.results import Prediction, beside, pictures, predict_full_size, save_arrays, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -325,13 +324,15 @@ def predict_folder(
     model: TrainedModel,
     sampler: Sampler,
     items: Sequence[Item],
-    save: Callable[[Item, ProbabilityMaps, np.ndarray], Collection[Path]],
+    save: Callable[[Item, Prediction], Collection[Path]],
     *,
-    statistics: Collection[str] = ("predictive_entropy", "overlaps"),
+    draw: Callable[[ProbabilityMaps], Mapping[str, np.ndarray]] = lambda maps: {},
+    statistics: Collection[str] = (),
     threshold: float = 0.5,
+    keep_maps: bool = False,
     truth: Truth | None = None,
     judge_probabilities: bool = True,
-    show: Callable[[Item, ProbabilityMaps, np.ndarray], None] | None = None,
+    show: Callable[[Item, Prediction], None] | None = None,
     journal: Journal | None = None,
 ) -> Report:
     """Predict every image of a batch. One that fails is noted, and the others go on.
@@ -342,10 +343,9 @@ def predict_folder(
         model: to predict with.
         sampler: the method.
         items: the images.
-        save: called in a thread with each image's maps and its (H, W) uint8 predicted classes; returns the files that
-            it has written. An `InputError` or `OSError` that it raises is the image's failure.
-        statistics: which of `probability.STATISTICS` `save` wants; the scores need the two of the default.
-        threshold: of `most_probable_class`.
+        save: called in a thread with each image and its prediction; returns the files that it has written. An
+            `InputError` or `OSError` that it raises is the image's failure.
+        draw, statistics, threshold, keep_maps: as `results.predict_full_size` takes them; `draw` is called in threads.
         truth: with which the predictions are compared.
         judge_probabilities: compare the probabilities with the truth, and not the mask alone.
         show: called in the main thread, in the order of the items, with the same as `save`.
@@ -363,18 +363,18 @@ def predict_folder(
         logger.info("%d of %d images are done already", len(items) - len(left), len(items))
     own = left[distributed.rank() :: distributed.world_size()]
     report = Report()
+    keep_maps = keep_maps or bool(truth and judge_probabilities)
 
     def read(item: Item) -> tuple[tuple[int, int], Tensor]:
         image = read_image(item.path)
         return image.size, sampler.inputs(image, model.input_size)
 
-    def write(item: Item, maps: ProbabilityMaps, classes: np.ndarray) -> None:
+    def write(item: Item, prediction: Prediction) -> None:
         with report.failing_alone(str(item.name)):
-            name = item.name.as_posix()
-            files = save(item, maps, classes)
-            scores = truth.compare(item, classes, maps if judge_probabilities else None) if truth else {}
-            scores |= image_scores(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), maps.overlaps)
-            row = {"image": name, **scores}
+            name, classes = item.name.as_posix(), prediction.classes
+            files = save(item, prediction)
+            scores = truth.compare(item, classes, prediction.maps if judge_probabilities else None) if truth else {}
+            row = {"image": name, **scores, **prediction.scores}
             if journal:
                 journal.note(row, files, truth.packed.get(name) if truth else None)
             rows[name] = row
@@ -391,7 +391,7 @@ def predict_folder(
     at_once = 1 if model.device.type == "cpu" else max(1, sampler.batch_size // sampler.inputs_per_image)
     of_thread = threading.local()
 
-    def predict(group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, ProbabilityMaps, np.ndarray]]:
+    def predict(group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction]]:
         inputs: dict[Item, tuple[tuple[int, int], Tensor]] = {}
         for item, reading in group:
             with report.failing_alone(str(item.name)):
@@ -402,11 +402,10 @@ def predict_folder(
             of_thread.model = model.twin()
         names = [item.name.as_posix() for item in inputs]
         samples_of_each = sampler.sample(of_thread.model, [views for _, views in inputs.values()], names)
-        predicted = []
-        for (item, (size, _)), samples in zip(inputs.items(), samples_of_each, strict=True):
-            maps = summarize(samples, size, statistics, threshold)
-            predicted.append((item, maps, most_probable_class(maps.probs, threshold)))
-        return predicted
+        return [
+            (item, predict_full_size(samples, size, draw, statistics, threshold, keep_maps))
+            for (item, (size, _)), samples in zip(inputs.items(), samples_of_each, strict=True)
+        ]
 
     try:
         with (
@@ -418,11 +417,11 @@ def predict_folder(
             closing(_ahead(predict, groups, threads, threads - 1)) as predictions,
         ):
             for group, predicting in predictions:
-                for item, maps, classes in predicting.result():
+                for item, prediction in predicting.result():
                     with report.failing_alone(str(item.name)):
                         if show is not None:
-                            show(item, maps, classes)
-                        writer.submit(write, item, maps, classes)
+                            show(item, prediction)
+                        writer.submit(write, item, prediction)
                 bar.update(len(group))
                 if stop():
                     break
@@ -529,16 +528,27 @@ def predict_probabilities(
     journal = Journal(output_dir, settings | {"weights": model.fingerprint()}, items, skip_existing)
     one_class = model.network.n_classes == 1
 
-    def save(item: Item, maps: ProbabilityMaps, classes: np.ndarray) -> list[Path]:
-        output = item.output(output_dir)
-        made = pictures(maps, [class_index]) if save_entropy else {"_prob": to_grey(maps.probs[class_index])}
-        files = {ending: output if ending == "_prob" else beside(output, f"{ending}.png") for ending in made}
-        for ending, path in files.items():
-            save_png(path, made[ending])
-        return [*files.values(), *(save_arrays(output, maps, one_class=one_class) if save_npy else [])]
+    def draw(maps: ProbabilityMaps) -> dict[str, np.ndarray]:
+        return pictures(maps, [class_index]) if save_entropy else {"_prob": to_grey(maps.probs[class_index])}
 
-    everything = save_npy or save_entropy
-    statistics = STATISTICS if everything else ("predictive_entropy", "overlaps")
-    report = predict_folder(model, sampler, items, save, statistics=statistics, truth=truth, journal=journal)
+    def save(item: Item, prediction: Prediction) -> list[Path]:
+        output, files = item.output(output_dir), []
+        for ending, picture in prediction.pictures.items():
+            files.append(output if ending == "_prob" else beside(output, f"{ending}.png"))
+            save_png(files[-1], picture)
+        return [*files, *(save_arrays(output, prediction.maps, one_class=one_class) if save_npy else [])]
+
+    statistics = STATISTICS if save_npy or save_entropy else ()
+    report = predict_folder(
+        model,
+        sampler,
+        items,
+        save,
+        draw=draw,
+        statistics=statistics,
+        keep_maps=save_npy,
+        truth=truth,
+        journal=journal,
+    )
     report.write(output_dir, truth, run | {"model": model_name})
     return report.finish(f": {output_dir}")

@@ -16,7 +16,7 @@ from utils.errors import InputError
 from utils.image_io import read_image, write_csv
 from utils.metrics import PIXEL_METRICS, PixelCounts, aurc, pixel_counts, segmentation_scores
 from utils.probability import MCDropout, full_size_probs, most_probable_class
-from utils.uncertainty import entropy, soft_dice_confidence
+from utils.uncertainty import ScoreSums, entropy
 
 STEPS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 
@@ -86,10 +86,12 @@ def curve(
         if t in steps:
             mean = total / t
             classes = most_probable_class(mean)
-            on_device = torch.from_numpy(true_classes).to(mean.device)
-            counts = pixel_counts(mean, entropy(mean), on_device).coarse()
+            entropy_of_mean, sums = entropy(mean), ScoreSums()
+            predicted, true = (torch.from_numpy(c).to(mean.device) for c in (classes, true_classes))
+            sums.add(mean, entropy_of_mean, predicted)
+            counts = pixel_counts(mean, entropy_of_mean, true).coarse()
             dice = segmentation_scores(classes, true_classes, len(mean))["dice"]
-            points.append(Point(counts, dice, soft_dice_confidence(mean, torch.from_numpy(classes).to(mean.device))))
+            points.append(Point(counts, dice, sums.soft_dice_confidence))
     return points
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,6 +29,7 @@ from utils.uncertainty import entropy
 logger = logging.getLogger(__name__)
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
+_OF_PIXELS = ("probs", "predictive_entropy", "expected_entropy", "std")  # the fields of ProbabilityMaps that are maps
 
 _CPU_BLOCK = 4 * 128 * 128  # pixels of network inputs that a CPU computes at once
 _CPU_STRIP = 2**19  # probabilities computed at once on the way to full size: 2 MB, so that a CPU's cache holds them
@@ -337,6 +339,27 @@ class ProbabilityMaps:
         """(H, W) float32 in nats: predictive minus expected entropy, BALD (Houlsby et al. 2011; Gal et al. 2017)."""
         return (self.predictive_entropy - self.expected_entropy).clamp_(min=0)
 
+    def with_height(self, height: int) -> "ProbabilityMaps":
+        """The same kinds of maps for so many rows, to be filled in by `put`; on the CPU if the device has no room."""
+        kinds = {name: values for name in _OF_PIXELS if (values := getattr(self, name)) is not None}
+        overlaps = None if self.overlaps is None else torch.zeros_like(self.overlaps)
+        for device in (self.probs.device, "cpu"):
+            with suppress(torch.OutOfMemoryError):
+                maps = {
+                    name: values.new_empty(*values.shape[:-2], height, values.shape[-1], device=device)
+                    for name, values in kinds.items()
+                }
+                break
+        return ProbabilityMaps(num_samples=self.num_samples, overlaps=overlaps, **maps)
+
+    def put(self, rows: slice, maps: "ProbabilityMaps") -> None:
+        """Fill in the maps of some rows."""
+        for name in _OF_PIXELS:
+            if getattr(self, name) is not None:
+                getattr(self, name)[..., rows, :] = getattr(maps, name)
+        if self.overlaps is not None:
+            self.overlaps += maps.overlaps.to(self.overlaps.device)
+
 
 @torch.inference_mode()
 def summarize(
@@ -345,10 +368,7 @@ def summarize(
     statistics: Collection[str] = STATISTICS,
     threshold: float = 0.5,
 ) -> ProbabilityMaps:
-    """Take samples to full size and average their probabilities there.
-
-    The logits are interpolated bilinearly (pixel centres as with `align_corners=False`), the softmax comes after. Full
-    size is reached a few rows at a time, all samples of them at once, so T full-size maps never exist.
+    """All the `strips` of an image as one.
 
     Args:
         samples: of one image.
@@ -356,55 +376,67 @@ def summarize(
         statistics: which of `STATISTICS` are wanted beside the mean.
         threshold: with two classes, the probability above which a sample's pixel is class 1 in `overlaps`.
     """
-    try:
-        return _summarize(samples, size, statistics, threshold)
-    except torch.OutOfMemoryError:
-        pass
-    torch.cuda.empty_cache()
-    logger.warning("Out of memory with maps of %dx%d pixels: making them on the CPU", *size)
-    return _summarize([LogitSamples(s.logits.cpu(), s.zoom) for s in samples], size, statistics, threshold)
+    whole = None
+    for rows, strip in strips(samples, size, statistics, threshold):
+        whole = whole or strip.with_height(size[1])
+        whole.put(rows, strip)
+    return whole
 
 
-def _summarize(
-    samples: Sequence[LogitSamples], size: tuple[int, int], statistics: Collection[str], threshold: float
-) -> ProbabilityMaps:
+@torch.inference_mode()
+def strips(
+    samples: Sequence[LogitSamples],
+    size: tuple[int, int],
+    statistics: Collection[str] = STATISTICS,
+    threshold: float = 0.5,
+) -> Iterator[tuple[slice, ProbabilityMaps]]:
+    """Take samples to full size and average their probabilities there, a few rows at a time, from top to bottom.
+
+    The logits are interpolated bilinearly (pixel centres as with `align_corners=False`), the softmax comes after. All
+    samples of a strip are taken to full size together, so T full-size maps never exist, and whoever makes of a strip
+    what is wanted before the next one comes finds it in the processor's cache.
+
+    Args:
+        samples, size, statistics, threshold: as for `summarize`.
+
+    Yields:
+        The rows, and their maps.
+    """
     width, height = size
     stacks = _Stacks(samples, width, height)
-    n_samples, n_classes = stacks.n_samples, stacks.n_classes
+    rows = slice(0, 0)
+    while rows.stop < height:
+        strip_size = _CPU_STRIP if stacks.device.type == "cpu" else _GPU_STRIP
+        rows_at_once = max(1, strip_size // (stacks.n_samples * stacks.channels * width))
+        following = slice(rows.stop, min(rows.stop + rows_at_once, height))
+        try:
+            maps = _maps(stacks.probs(following), stacks.n_classes, statistics, threshold)
+        except torch.OutOfMemoryError:
+            maps = None
+        if maps is None:  # outside the handler, so that what the failed attempt holds can go
+            logger.warning("Out of memory with maps of %dx%d pixels: making them on the CPU", *size)
+            torch.cuda.empty_cache()
+            stacks = _Stacks([LogitSamples(s.logits.cpu(), s.zoom) for s in samples], width, height)
+            continue
+        rows = following
+        yield rows, maps
 
-    def new(*shape: int) -> Tensor:
-        return torch.empty(*shape, height, width, device=stacks.device)
 
-    maps = ProbabilityMaps(
-        probs=new(n_classes),
+def _maps(probs: Tensor, n_classes: int, statistics: Collection[str], threshold: float) -> ProbabilityMaps:
+    """What (T, 1 or C, rows, W) probabilities of samples say of each pixel."""
+    n_samples, channels = probs.shape[:2]
+    mean = probs.mean(dim=0)
+    std = None
+    if "std" in statistics:
+        std = (probs - mean).square_().mean(dim=0).sqrt_()  # `std` is far slower
+    return ProbabilityMaps(
+        probs=torch.cat([1 - mean, mean]) if channels < n_classes else mean,
         num_samples=n_samples,
-        predictive_entropy=new() if "predictive_entropy" in statistics else None,
-        expected_entropy=new() if "expected_entropy" in statistics else None,
-        std=new(stacks.channels).expand(n_classes, -1, -1) if "std" in statistics else None,  # two classes share one
-        overlaps=(
-            torch.zeros(n_classes - 1, n_samples, n_samples, dtype=torch.int64, device=stacks.device)
-            if "overlaps" in statistics and n_samples > 1
-            else None
-        ),
+        predictive_entropy=entropy(mean) if "predictive_entropy" in statistics else None,
+        expected_entropy=entropy(probs).mean(dim=0) if "expected_entropy" in statistics else None,
+        std=None if std is None else std.expand(n_classes, -1, -1),  # two classes have one in common
+        overlaps=_overlaps(probs, threshold) if "overlaps" in statistics and n_samples > 1 else None,
     )
-    strip = _CPU_STRIP if stacks.device.type == "cpu" else _GPU_STRIP
-    rows_at_once = max(1, strip // (n_samples * stacks.channels * width))
-    for top in range(0, height, rows_at_once):
-        rows = slice(top, min(top + rows_at_once, height))
-        probs = stacks.probs(rows)  # (T, 1 or C, rows, W)
-        mean = probs.mean(dim=0)
-        maps.probs[-stacks.channels :, rows] = mean
-        if n_classes == 2:
-            torch.sub(1, mean[0], out=maps.probs[0, rows])
-        if maps.predictive_entropy is not None:
-            maps.predictive_entropy[rows] = entropy(mean)
-        if maps.expected_entropy is not None:
-            maps.expected_entropy[rows] = entropy(probs).mean(dim=0)
-        if maps.std is not None:
-            maps.std[: stacks.channels, rows] = (probs - mean).square_().mean(dim=0).sqrt_()  # `std` is far slower
-        if maps.overlaps is not None:
-            maps.overlaps += _overlaps(probs, threshold)
-    return maps
 
 
 def _overlaps(probs: Tensor, threshold: float) -> Tensor:

@@ -2,15 +2,18 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from utils.errors import InputError
 from utils.image_io import BackgroundWriter, npy_file, save_png, write_csv
-from utils.probability import LogitSamples, ProbabilityMaps, full_size_probs, to_grey
+from utils.probability import LogitSamples, ProbabilityMaps, full_size_probs, most_probable_class, strips, to_grey
+from utils.uncertainty import ScoreSums
 
 SUMMARY = (
     "image",
@@ -28,6 +31,58 @@ SUMMARY = (
 def beside(path: Path, ending: str) -> Path:
     """`DIR/NAME.png` with another ending behind NAME."""
     return path.with_name(path.stem + ending)
+
+
+@dataclass
+class Prediction:
+    """What is kept of an image's prediction.
+
+    Attributes:
+        classes: (H, W) uint8, the predicted class of each pixel.
+        scores: of the image as a whole, as `uncertainty.ScoreSums` has them.
+        pictures: (H, W) uint8 grey pictures, by the endings of their names.
+        maps: the exact maps, if they were asked for.
+    """
+
+    classes: np.ndarray
+    scores: dict[str, Any]
+    pictures: dict[str, np.ndarray]
+    maps: ProbabilityMaps | None = None
+
+
+def predict_full_size(
+    samples: Sequence[LogitSamples],
+    size: tuple[int, int],
+    draw: Callable[[ProbabilityMaps], Mapping[str, np.ndarray]],
+    statistics: Collection[str] = (),
+    threshold: float = 0.5,
+    keep_maps: bool = False,
+) -> Prediction:
+    """Take samples to full size, and there make of each strip at once what is kept of it.
+
+    Args:
+        samples: of one image.
+        size: width and height of the image.
+        draw: makes (rows, W) pictures of a strip's maps, by the endings of their names.
+        statistics: which of `probability.STATISTICS` it needs beside `predictive_entropy`.
+        threshold: of `most_probable_class`.
+        keep_maps: keep the exact maps, too, with the statistics.
+    """
+    width, height = size
+    prediction = Prediction(np.empty((height, width), dtype=np.uint8), {}, {})
+    sums = ScoreSums()
+    for rows, maps in strips(samples, size, {*statistics, "predictive_entropy", "overlaps"}, threshold):
+        classes = most_probable_class(maps.probs, threshold)
+        sums.add(maps.probs, maps.predictive_entropy, torch.from_numpy(classes).to(maps.probs.device), maps.overlaps)
+        prediction.classes[rows] = classes
+        for ending, of_strip in draw(maps).items():
+            picture = prediction.pictures.setdefault(ending, np.empty_like(prediction.classes))
+            picture[rows] = of_strip
+        if keep_maps:
+            prediction.maps = prediction.maps or maps.with_height(height)
+            prediction.maps.put(rows, maps)
+    prediction.scores = sums.scores()
+    return prediction
 
 
 def pictures(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
@@ -105,7 +160,7 @@ def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bo
 
     Args:
         path: of the file.
-        rows: for each image its name and `uncertainty.image_scores`; what else they hold is not written.
+        rows: for each image its name and the scores of `uncertainty.ScoreSums`; what else they hold is not written.
         keep_others: rows of other images that the file has already stay.
 
     Raises:

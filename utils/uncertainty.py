@@ -1,6 +1,7 @@
 """Entropy of probabilities, and the scores of a whole image that need no truth."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,26 +34,91 @@ def _minus_p_log_p(p: Tensor) -> Tensor:
     return p.clamp(min=1e-38).log_().mul_(p).neg_()  # several times as fast as torch.special.entr
 
 
-def soft_dice_confidence(probs: Tensor, classes: Tensor) -> float:
-    """The Dice that is to be expected of a mask if the probabilities are right: 2 sum(p m) / (sum(p) + sum(m)).
+@dataclass
+class _ClassSums:
+    """Sums over pixels of what is said of one class.
 
-    Args:
-        probs: (C, H, W).
-        classes: (H, W) predicted class indices.
+    Attributes:
+        area: the pixels for which it is predicted.
+        inside: the sum of its probabilities in these.
+        everywhere: that in all pixels.
+        log_absent: the log of the probability that no pixel is of it; is left alone when it is predicted anywhere.
+    """
 
-    Returns:
+    area: int = 0
+    inside: float = 0.0
+    everywhere: float = 0.0
+    log_absent: float = 0.0
+
+    def add(self, probs: Tensor, mask: Tensor) -> None:
+        self.area += mask.count_nonzero().item()
+        self.inside += _sum(probs * mask)
+        self.everywhere += _sum(probs)
+        if not self.area:
+            self.log_absent += _sum(torch.log1p(-probs.clamp(max=1 - 1e-7)))
+
+    def confidence(self) -> float:
+        return 2 * self.inside / (self.everywhere + self.area) if self.area else math.exp(self.log_absent)
+
+
+class ScoreSums:
+    """Sums over pixels, for the scores that need no truth; an image can be added piece by piece."""
+
+    def __init__(self) -> None:
+        self._pixels = self._area = 0
+        self._entropy = self._largest = 0.0
+        self._classes: list[_ClassSums] = []  # of all but the background
+        self._overlaps: Tensor | None = None
+
+    def add(self, probs: Tensor, predictive_entropy: Tensor, classes: Tensor, overlaps: Tensor | None = None) -> None:
+        """Add pixels.
+
+        Args:
+            probs: (C, H, W), the mean over the samples.
+            predictive_entropy: (H, W).
+            classes: (H, W) predicted class indices, on the same device.
+            overlaps: of these pixels, as `pairwise_dice` takes them; None if there is one sample.
+        """
+        self._pixels += classes.numel()
+        self._area += classes.count_nonzero().item()
+        self._entropy += _sum(predictive_entropy)
+        self._largest = max(self._largest, probs[1:].max().item())
+        self._classes = self._classes or [_ClassSums() for _ in probs[1:]]
+        for k, of_class in enumerate(self._classes, start=1):
+            of_class.add(probs[k], classes == k)
+        if overlaps is not None:
+            self._overlaps = overlaps if self._overlaps is None else self._overlaps + overlaps
+
+    @property
+    def soft_dice_confidence(self) -> float:
+        """The Dice that is to be expected of a mask if the probabilities are right: 2 sum(p m) / (sum(p) + sum(m)).
+
         From 0 to 1, the mean over the classes but the background (Borges et al., "Soft Dice confidence", 2024). For
         a class without a pixel in the mask it is the probability that the truth has none either.
-    """
-    confidences = []
-    for k in range(1, len(probs)):
-        mask = classes == k
-        area = mask.count_nonzero().item()
-        if area:
-            confidences.append(2 * _sum(probs[k] * mask) / (_sum(probs[k]) + area))
-        else:
-            confidences.append(math.exp(_sum(torch.log1p(-probs[k].clamp(max=1 - 1e-7)))))
-    return sum(confidences) / len(confidences)
+        """
+        return sum(of_class.confidence() for of_class in self._classes) / len(self._classes)
+
+    def scores(self) -> dict[str, float | None]:
+        """What the pixels say of the image as a whole.
+
+        Returns:
+            `area`, the pixels of the mask (of anything but background); `area_mean`, `area_std` and their ratio
+            `area_variation` over the masks of the samples; `soft_dice_confidence`; `pairwise_dice` of the samples;
+            `mean_entropy` of the pixels, in nats; `largest_probability`, the highest of a class other than
+            background. What needs several samples is None where there is one.
+        """
+        scores = {"area": self._area, "area_mean": None, "area_std": None, "area_variation": None}
+        scores["soft_dice_confidence"] = self.soft_dice_confidence
+        scores["pairwise_dice"] = None
+        scores["mean_entropy"] = self._entropy / self._pixels
+        scores["largest_probability"] = self._largest
+        if self._overlaps is not None and self._overlaps.shape[-1] > 1:
+            overlaps = self._overlaps.cpu().double()
+            areas = overlaps.diagonal(dim1=-2, dim2=-1).sum(dim=0)  # (T,)
+            mean, std = areas.mean().item(), areas.std(correction=0).item()
+            scores |= {"area_mean": mean, "area_std": std, "area_variation": std / mean if mean else 0.0}
+            scores["pairwise_dice"] = pairwise_dice(overlaps)
+        return scores
 
 
 def _sum(values: Tensor) -> float:
@@ -74,35 +140,3 @@ def pairwise_dice(overlaps: Tensor) -> float:
     total = areas[:, first] + areas[:, second]
     dice = torch.where(total > 0, 2 * overlaps[:, first, second] / total.clamp(min=1), 1.0)
     return dice.mean().item()
-
-
-def image_scores(
-    probs: Tensor, predictive_entropy: Tensor, classes: Tensor, overlaps: Tensor | None = None
-) -> dict[str, float | None]:
-    """What the maps say of the image as a whole.
-
-    Args:
-        probs: (C, H, W), the mean over the samples.
-        predictive_entropy: (H, W).
-        classes: (H, W) predicted class indices, on any device.
-        overlaps: as `pairwise_dice` takes them; None if there is one sample.
-
-    Returns:
-        `area`, the pixels of the mask (of anything but background); `area_mean`, `area_std` and their ratio
-        `area_variation` over the masks of the samples; `soft_dice_confidence`; `pairwise_dice` of the samples;
-        `mean_entropy` of the pixels, in nats; `largest_probability`, the highest of a class other than background.
-        What needs several samples is None where there is one.
-    """
-    classes = classes.to(probs.device)
-    scores = {"area": classes.count_nonzero().item(), "area_mean": None, "area_std": None, "area_variation": None}
-    scores["soft_dice_confidence"] = soft_dice_confidence(probs, classes)
-    scores["pairwise_dice"] = None
-    scores["mean_entropy"] = _sum(predictive_entropy) / predictive_entropy.numel()
-    scores["largest_probability"] = probs[1:].max().item()
-    if overlaps is not None and overlaps.shape[-1] > 1:
-        overlaps = overlaps.cpu().double()
-        areas = overlaps.diagonal(dim1=-2, dim2=-1).sum(dim=0)  # (T,)
-        mean, std = areas.mean().item(), areas.std(correction=0).item()
-        scores |= {"area_mean": mean, "area_std": std, "area_variation": std / mean if mean else 0.0}
-        scores["pairwise_dice"] = pairwise_dice(overlaps)
-    return scores
