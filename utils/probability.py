@@ -425,7 +425,7 @@ def strips(
 def _maps(probs: Tensor, n_classes: int, statistics: Collection[str], threshold: float) -> ProbabilityMaps:
     """What (T, 1 or C, rows, W) probabilities of samples say of each pixel."""
     n_samples, channels = probs.shape[:2]
-    mean = probs.mean(dim=0)
+    mean = probs.mean(dim=0) if n_samples > 1 else probs[0]
     std = None
     if "std" in statistics:
         std = (probs - mean).square_().mean(dim=0).sqrt_()  # `std` is far slower
@@ -505,11 +505,13 @@ class _Stacks:
         self.device = samples[0].logits.device
         self.width = width
         self.parts = [_Part(logits, zoom, width, height) for logits, zoom in samples]
+        self.columns = sum(part.columns for part in self.parts)  # T C W
 
     def probs(self, rows: slice) -> Tensor:
         """(T, 1 or C, rows, W)."""
-        products = [torch.mm(*part.factors(rows)) for part in self.parts]  # each (rows, T C W)
-        values = products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        values = torch.empty(rows.stop - rows.start, self.columns, device=self.device)
+        for part, of_part in zip(self.parts, values.split([part.columns for part in self.parts], dim=1), strict=True):
+            torch.mm(*part.factors(rows), out=of_part)
         values = values.view(len(values), self.n_samples, self.channels, self.width)
         return (values.sigmoid_() if self.channels == 1 else values.softmax(dim=2)).permute(1, 2, 0, 3)
 

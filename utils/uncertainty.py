@@ -24,14 +24,17 @@ def entropy(probs: Tensor) -> Tensor:
     Returns:
         (..., H, W), from 0 to ln C (ln 2 for C = 1).
     """
-    entropy = _minus_p_log_p(probs).sum(dim=-3)
     if probs.shape[-3] == 1:
-        entropy += _minus_p_log_p(1 - probs[..., 0, :, :])
-    return entropy.clamp_(0, math.log(max(probs.shape[-3], 2)))
+        p, q = probs[..., 0, :, :], 1 - probs[..., 0, :, :]
+        total = _log(p).mul_(p).addcmul_(_log(q), q)
+    else:
+        total = _log(probs).mul_(probs).sum(dim=-3)
+    return total.neg_().clamp_(0, math.log(max(probs.shape[-3], 2)))
 
 
-def _minus_p_log_p(p: Tensor) -> Tensor:
-    return p.clamp(min=1e-38).log_().mul_(p).neg_()  # several times as fast as torch.special.entr
+def _log(p: Tensor) -> Tensor:
+    """The logarithm, finite at 0; for p ln p several times as fast as torch.special.entr."""
+    return p.clamp(min=1e-38).log_()
 
 
 @dataclass
@@ -55,7 +58,10 @@ class _ClassSums:
         self.inside += _sum(probs * mask)
         self.everywhere += _sum(probs)
         if not self.area:
-            self.log_absent += _sum(torch.log1p(-probs.clamp(max=1 - 1e-7)))
+            p = probs.clamp(max=1 - 1e-7)
+            rest = 1 - p
+            lost = (1 - rest) - p  # of small probabilities the subtraction loses most; log1p is very slow
+            self.log_absent += _sum(rest.log() + lost / rest)
 
     def confidence(self) -> float:
         return 2 * self.inside / (self.everywhere + self.area) if self.area else math.exp(self.log_absent)
@@ -65,7 +71,7 @@ class ScoreSums:
     """Sums over pixels, for the scores that need no truth; an image can be added piece by piece."""
 
     def __init__(self) -> None:
-        self._pixels = self._area = 0
+        self._pixels = 0
         self._entropy = self._largest = 0.0
         self._classes: list[_ClassSums] = []  # of all but the background
         self._overlaps: Tensor | None = None
@@ -80,7 +86,6 @@ class ScoreSums:
             overlaps: of these pixels, as `pairwise_dice` takes them; None if there is one sample.
         """
         self._pixels += classes.numel()
-        self._area += classes.count_nonzero().item()
         self._entropy += _sum(predictive_entropy)
         self._largest = max(self._largest, probs[1:].max().item())
         self._classes = self._classes or [_ClassSums() for _ in probs[1:]]
@@ -107,7 +112,8 @@ class ScoreSums:
             `mean_entropy` of the pixels, in nats; `largest_probability`, the highest of a class other than
             background. What needs several samples is None where there is one.
         """
-        scores = {"area": self._area, "area_mean": None, "area_std": None, "area_variation": None}
+        area = sum(of_class.area for of_class in self._classes)
+        scores = {"area": area, "area_mean": None, "area_std": None, "area_variation": None}
         scores["soft_dice_confidence"] = self.soft_dice_confidence
         scores["pairwise_dice"] = None
         scores["mean_entropy"] = self._entropy / self._pixels
