@@ -114,16 +114,16 @@ def look_at(
     row = figures.row(image, classes, prediction.maps, true_classes, caption(item.path.name, scores))
     if not args.no_save:
         one_class = model.network.n_classes == 1
-        with BackgroundWriter() as writer:
-            writer.submit(save_png, output, mask_image(classes, model.mask_values))
-            for ending, grey in prediction.pictures.items():
-                writer.submit(save_png, beside(output, f"{ending}.png"), grey)
         if args.save_mean_std or args.save_npy:
             save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
         prediction.maps = None  # each pass is as large
-        if args.save_prob:
-            save_passes(output, samples, image.size, one_class)
-        figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
+        with batch.one_thread_each(model.device), BackgroundWriter() as writer:
+            writer.submit(save_png, output, mask_image(classes, model.mask_values))
+            for ending, grey in prediction.pictures.items():
+                writer.submit(save_png, beside(output, f"{ending}.png"), grey)
+            if args.save_prob:
+                writer.submit(save_passes, output, samples, image.size, one_class)
+            figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
         level, endings = logging.INFO if len(args.input) < MANY else logging.DEBUG, [*prediction.pictures, "_figure"]
         logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in endings))
     if args.viz:

@@ -411,7 +411,7 @@ def predict_folder(
         with (
             GentleStop() as stop,
             progress(total=len(own), unit="image") as bar,
-            _image_threads(model.device) as threads,
+            one_thread_each(model.device) as threads,
             BackgroundWriter() as writer,
             closing(_groups(_ahead(read, own, _READERS, at_once + _READERS), at_once)) as groups,
             closing(_ahead(predict, groups, threads, threads - 1)) as predictions,
@@ -470,8 +470,11 @@ def _groups(things: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 @contextmanager
-def _image_threads(device: torch.device) -> Iterator[int]:
-    """How many images are predicted at once: each core of a CPU has its own, which scales better than sharing one."""
+def one_thread_each(device: torch.device) -> Iterator[int]:
+    """Have PyTorch use one thread in each of ours, of which a CPU should have as many as this says: one per core.
+
+    So each has work of its own, an image say, which scales better than sharing one.
+    """
     threads = torch.get_num_threads()
     if device.type != "cpu":
         yield 1

@@ -233,15 +233,18 @@ class BackgroundWriter:
     """Runs functions in threads, few at a time, so that what they hold does not pile up in memory.
 
     At the end of the `with` block all have run. The first error that one raised is raised there, or by `submit`.
+
+    Args:
+        threads: how many; one keeps the order.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_WRITERS)
+    def __init__(self, threads: int = _WRITERS) -> None:
+        self._pool, self._threads = ThreadPoolExecutor(threads), threads
         self._pending: deque[Future] = deque()
 
     def submit(self, function: Callable, *args: Any) -> None:
         """Run `function(*args)` soon; waits where too many are waiting already."""
-        while len(self._pending) > _WRITERS:
+        while len(self._pending) > self._threads:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(function, *args))
 

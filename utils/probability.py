@@ -461,15 +461,14 @@ def _overlaps(probs: Tensor, threshold: float) -> Tensor:
     return torch.stack(counts)
 
 
-@torch.inference_mode()
+def single_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:
+    """Each sample of an image by itself."""
+    return [LogitSamples(one[None], zoom) for logits, zoom in samples for one in logits]
+
+
 def full_size_probs(samples: Sequence[LogitSamples], size: tuple[int, int]) -> Iterator[Tensor]:
     """The probabilities of each sample, one after the other, (C, H, W) float32."""
-    width, height = size
-    for logits, zoom in samples:
-        for one in logits:
-            stacks = _Stacks([LogitSamples(one[None], zoom)], width, height)
-            probs = stacks.probs(slice(0, height))[0]  # (1 or C, H, W)
-            yield torch.cat([1 - probs, probs]) if stacks.n_classes == 2 else probs
+    return (summarize([one], size, statistics=()).probs for one in single_samples(samples))
 
 
 def bilinear_matrix(n_in: int, n_out: int, zoom: float = 1.0) -> Tensor:

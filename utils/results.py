@@ -12,7 +12,7 @@ import torch
 
 from utils.errors import InputError
 from utils.image_io import BackgroundWriter, npy_file, save_png, write_csv
-from utils.probability import LogitSamples, ProbabilityMaps, full_size_probs, most_probable_class, strips, to_grey
+from utils.probability import LogitSamples, ProbabilityMaps, most_probable_class, single_samples, strips, to_grey
 from utils.uncertainty import ScoreSums
 
 SUMMARY = (
@@ -143,14 +143,22 @@ def save_passes(output: Path, samples: Sequence[LogitSamples], size: tuple[int, 
 
     `NAME_mc00_c0.png` ... and `NAME_probs.npy`, (T, C, H, W); of a model with one class only the lesion's, (T, H, W).
     """
-    n_samples, n_classes = sum(len(s.logits) for s in samples), samples[0].logits.shape[1]
-    of_class = slice(1, 2) if one_class else slice(None)
-    shape = (n_samples, *([] if one_class else [n_classes]), size[1], size[0])
-    with npy_file(beside(output, "_probs.npy"), shape) as write, BackgroundWriter() as writer:
-        for t, probs in enumerate(full_size_probs(samples, size)):
-            for c, values in enumerate(probs[of_class]):
-                writer.submit(save_png, beside(output, f"_mc{t:02d}_c{c}.png"), to_grey(values))
-            write(probs[of_class].cpu().numpy())
+    passes, n_classes = single_samples(samples), 1 if one_class else samples[0].logits.shape[1]
+    shape = (*([] if one_class else [n_classes]), size[1], size[0])
+    with (
+        npy_file(beside(output, "_probs.npy"), (len(passes), *shape)) as write,
+        BackgroundWriter() as pictures,
+        BackgroundWriter(threads=1) as array,  # one, so that the passes follow each other
+    ):
+        for t, one in enumerate(passes):
+            values = np.empty((n_classes, *shape[-2:]), dtype=np.float32)
+            greys = np.empty(values.shape, dtype=np.uint8)
+            for rows, maps in strips([one], size, statistics=()):
+                probs = maps.probs[-n_classes:]
+                values[:, rows], greys[:, rows] = probs.cpu(), to_grey(probs)
+            array.submit(write, values)
+            for c, grey in enumerate(greys):
+                pictures.submit(save_png, beside(output, f"_mc{t:02d}_c{c}.png"), grey)
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:
