@@ -24,15 +24,20 @@ def some_gradients(net: nn.Module, seed: int) -> None:
         weight.grad = torch.randn(weight.shape, generator=generator)
 
 
-@pytest.mark.parametrize(("dtype", "mixing"), [(torch.float32, 1e-3), (torch.bfloat16, 0.5), (torch.float16, 0.1)])
+@pytest.mark.parametrize(
+    ("dtype", "above", "least", "mixing"),
+    [(torch.float32, 0.01, 0.65, 5e-3), (torch.float16, 0.01, 0.65, 0.1), (torch.bfloat16, 0.02, 0.6, 0.5)],
+)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.floats(1e-6, 1e6), st.floats(0, 4))
-def test_the_singular_values_become_about_one_and_the_vectors_stay(dtype, mixing, n, m, seed, scale, decades):
+def test_the_singular_values_become_about_one_and_the_vectors_stay(
+    dtype, above, least, mixing, n, m, seed, scale, decades
+):
     matrix = scale * torch.randn(n, m, generator=torch.Generator().manual_seed(seed))
     u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     values *= torch.logspace(0, -decades, len(values), dtype=torch.float64)  # gradients are often almost of low rank
     result = u.T @ orthogonal((u * values @ vh).float(), dtype).double() @ vh.T
     became = result.diagonal()
-    assert ((became > 0.6) & (became < 1.25))[values > 0.02 * values.norm()].all()
+    assert (became > least)[values > above * values.norm()].all()
     assert (became < 1.25).all()
     assert (result - became.diag()).abs().max() < mixing
 
