@@ -18,6 +18,7 @@ os.environ["no_proxy"] = "127.0.0.1"
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader
 
@@ -25,6 +26,9 @@ from unet import BayesianUNet
 from utils import training
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
+
+settings.register_profile("tests", deadline=None)  # machines are slow at times
+settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {

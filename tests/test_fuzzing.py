@@ -27,7 +27,7 @@ from utils.errors import InputError
 from utils.image_io import image_size, read_image, read_mask
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
-fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+fuzzed = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:

@@ -114,7 +114,7 @@ def test_unreadable_files_are_one_kind_of_error(tmp_path: Path):
         read_image(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2000), st.binary(min_size=1, max_size=20), st.sampled_from(["PNG", "JPEG", "TIFF", "BMP"]))
 def test_damaged_files_never_crash(tmp_path_factory: pytest.TempPathFactory, at: int, noise: bytes, kind: str):
     buffer = io.BytesIO()
@@ -169,7 +169,7 @@ def test_a_colour_has_the_same_value_in_every_file(tmp_path: Path):
     assert read_mask(saved(empty, tmp_path / "empty.png")).tolist() == [[0, 0]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.one_of(
         st.lists(st.integers(0, 255), min_size=2, max_size=6, unique=True),

@@ -50,7 +50,7 @@ def test_empty_and_full_masks():
     assert (scores["dice"], scores["jaccard"], scores["specificity"], scores["accuracy"]) == (0, 0, 0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 60))
 def test_two_classes_against_others(seed: int, n: int):
     rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def test_two_classes_against_others(seed: int, n: int):
     assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(t, p))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_several_classes_against_torchmetrics(seed: int):
     rng = np.random.default_rng(seed)
@@ -130,7 +130,7 @@ def test_a_perfect_prediction_scores_perfectly():
     assert np.isnan([got["error_auroc"], got["error_aupr"]]).all()  # there is no error to be found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_two_classes_of_pixels_against_others(seed: int):
     probs, truth = random_maps(seed)
@@ -146,7 +146,7 @@ def test_two_classes_of_pixels_against_others(seed: int):
     assert got["nll"] == pytest.approx(log_loss, abs=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10_000), st.integers(2, 4))
 def test_what_fine_histograms_say_against_sorted_pixels(seed: int, n_classes: int):
     probs, truth = random_maps(seed, n_classes, size=(250, 240))
@@ -166,7 +166,7 @@ def adaptive_ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> f
     return sum(abs(part.sum()) for part in np.split(excess, bins)) / len(excess)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(3, 5))
 def test_several_classes_of_pixels_against_others(seed: int, n_classes: int):
     probs, truth = random_maps(seed, n_classes)
@@ -181,7 +181,7 @@ def test_several_classes_of_pixels_against_others(seed: int, n_classes: int):
     assert got["brier"] == pytest.approx(0.5 * ((flat - one_hot) ** 2).sum(dim=1).mean().item(), abs=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(1, 15))
 def test_the_counts_of_two_halves_are_those_of_the_whole(seed: int, cut: int):
     probs, truth = random_maps(seed)
@@ -256,7 +256,7 @@ def test_equal_confidences_share_their_risk():
     assert ordered.tolist() == pytest.approx([0.1, 0.4, 0.4])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
 def test_no_order_beats_the_best_and_order_of_the_rows_does_not_matter(pairs: list[tuple[float, float]]):
     confidence, risks = np.array(pairs).T

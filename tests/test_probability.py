@@ -16,6 +16,7 @@ from PIL import Image
 from tests.conftest import lively_network, make_picture
 from tests.reference import network_probability, tta_probability
 from unet import draw_dropout_masks, mc_dropout
+from utils import probability
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.probability import (
@@ -237,7 +238,7 @@ def test_rows_of_the_matrix_sum_to_1(n_in: int, n_out: int, zoom: float):
     torch.testing.assert_close(matrix.sum(1), torch.ones(n_out))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.integers(1, 6), st.integers(2, 4), st.integers(1, 30), st.integers(1, 30))
 def test_what_must_always_hold(seed: int, t: int, c: int, width: int, height: int):
     samples = random_samples(seed, t, c)
@@ -271,6 +272,30 @@ def test_summary_is_what_numpy_and_scipy_make_of_all_samples(c: int, monkeypatch
     np.testing.assert_allclose(maps.expected_entropy, expected_entropy, atol=2e-6)
     information = scipy.stats.entropy(every.mean(0), axis=0) - expected_entropy
     np.testing.assert_allclose(maps.mutual_information, information, atol=4e-6)
+
+
+def test_maps_that_do_not_fit_into_the_device_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    samples, size = random_samples(), (23, 19)
+    expected = summarize(samples, size)
+    monkeypatch.setattr("utils.probability._CPU_STRIP", 600)
+    make, new_empty, failed = probability._maps, torch.Tensor.new_empty, []
+
+    def no_room_for_a_strip(*args):
+        if not failed:
+            failed.append("strip")
+            raise torch.OutOfMemoryError
+        return make(*args)
+
+    def no_room_for_maps(values, *shape, **options):
+        if options and len(failed) < 2:
+            failed.append("maps")
+            raise torch.OutOfMemoryError
+        return new_empty(values, *shape, **options)
+
+    monkeypatch.setattr(probability, "_maps", no_room_for_a_strip)
+    monkeypatch.setattr(torch.Tensor, "new_empty", no_room_for_maps)
+    torch.testing.assert_close(summarize(samples, size).probs, expected.probs)
+    assert failed == ["strip", "maps"]
 
 
 def test_summary_by_hand():

@@ -6,12 +6,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.conftest import lively_network, make_picture
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
-from utils.probability import MCDropout, Softmax, predict
-from utils.results import SUMMARY, pictures, read_summary, save_arrays, write_summary
+from utils.probability import (
+    STATISTICS,
+    LogitSamples,
+    MCDropout,
+    Softmax,
+    full_size_probs,
+    most_probable_class,
+    predict,
+    summarize,
+    to_grey,
+)
+from utils.results import (
+    SUMMARY,
+    pictures,
+    predict_full_size,
+    read_summary,
+    save_arrays,
+    save_passes,
+    write_summary,
+)
+from utils.uncertainty import ScoreSums
 
 
 def row(image: str, confidence: float) -> dict[str, object]:
@@ -37,6 +58,44 @@ def test_pictures_have_their_scale():
 def test_one_sample_has_no_picture_of_spread():
     maps = predict(TrainedModel(lively_network(), (32, 32)), make_picture(0, (40, 30))[0], Softmax())
     assert set(pictures(maps)) == {"_prob", "_entropy"}
+
+
+@pytest.mark.parametrize(("t", "c"), [(1, 2), (5, 2), (4, 3)])
+def test_a_prediction_strip_by_strip_is_that_of_whole_maps(t: int, c: int, monkeypatch: pytest.MonkeyPatch):
+    samples, size = [LogitSamples(4 * torch.randn(t, c, 7, 6, generator=torch.Generator().manual_seed(t)))], (50, 43)
+    maps = summarize(samples, size)
+    classes = most_probable_class(maps.probs, 0.4)
+    sums = ScoreSums()
+    overlaps = summarize(samples, size, threshold=0.4).overlaps
+    sums.add(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), overlaps)
+    monkeypatch.setattr("utils.probability._CPU_STRIP", 700)  # several strips, the last one smaller
+    got = predict_full_size(samples, size, pictures, STATISTICS, 0.4, keep_maps=True)
+    assert np.array_equal(got.classes, classes)
+    assert got.scores == pytest.approx(sums.scores())
+    expected = pictures(maps)
+    assert set(got.pictures) == set(expected)
+    for ending, picture in expected.items():
+        assert abs(got.pictures[ending].astype(int) - picture).max() <= 1
+    torch.testing.assert_close(got.maps.probs, maps.probs)
+    torch.testing.assert_close(got.maps.std, maps.std, atol=1e-6, rtol=0)
+    without = predict_full_size(samples, size, lambda maps: {})
+    assert (without.maps, without.pictures) == (None, {})
+
+
+@pytest.mark.parametrize("one_class", [False, True])
+def test_passes_are_written_one_after_the_other(tmp_path: Path, one_class: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("utils.probability._CPU_STRIP", 100)
+    samples = [LogitSamples(torch.randn(3, 2, 5, 5)), LogitSamples(torch.randn(2, 2, 5, 5), 1.25)]
+    save_passes(tmp_path / "x.png", samples, (21, 17), one_class)
+    every = np.stack([probs.numpy() for probs in full_size_probs(samples, (21, 17))])  # (5, 2, 17, 21)
+    written = np.load(tmp_path / "x_probs.npy")
+    assert np.array_equal(written, every[:, 1] if one_class else every)
+    n_classes = 1 if one_class else 2
+    names = {(t, c): f"x_mc{t:02d}_c{c}.png" for t in range(5) for c in range(n_classes)}
+    assert {path.name for path in tmp_path.glob("*.png")} == set(names.values())
+    for (t, c), name in names.items():
+        with Image.open(tmp_path / name) as image:
+            assert np.array_equal(image, to_grey(torch.from_numpy(every[t, c + 2 - n_classes])))
 
 
 def test_arrays_are_exact(tmp_path: Path):

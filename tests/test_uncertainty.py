@@ -59,7 +59,7 @@ def test_pairwise_dice_by_hand():
     assert pairwise_dice(both) == pytest.approx((4 / 15 + 1) / 2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.integers(2, 6))
 def test_scores_are_what_the_samples_say(seed: int, t: int):
     rng = np.random.default_rng(seed)
