@@ -18,6 +18,7 @@ from utils import checkpoint, distributed
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.image_io import IMAGE_EXTENSIONS
+from utils.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -351,6 +352,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     args = parser.parse_args()
     level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     try:
         with distributed.process_group():
             for ours in ("__main__", "utils", "unet"):

@@ -1,7 +1,7 @@
 """The three samplers, and the one way from their logits to full-size maps.
 
 Whatever the method, an image becomes a stack of logits at the network's resolution: one sample by the plain softmax,
-T by MC dropout, 16 by test-time augmentation. `summarize` takes any stack to the image's own size.
+T by MC dropout, 16 by test-time augmentation. `strips` takes any stack to the image's own size.
 """
 
 import hashlib

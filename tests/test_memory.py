@@ -1,0 +1,31 @@
+"""What the system is asked for."""
+
+import platform
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+MAKE_TENSORS = """
+import resource, torch
+from utils.memory import keep_freed_memory
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        torch.ones(2**21), torch.ones(2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = page_faults()
+keep_freed_memory()
+page_faults()
+print(before, page_faults())
+"""
+
+
+def test_freed_memory_is_used_again():
+    result = subprocess.run([sys.executable, "-c", MAKE_TENSORS], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
+    if platform.libc_ver()[0] == "glibc":
+        assert after < before / 10
+    assert after <= before + 100
