@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
         items,
         save,
         threshold=args.mask_threshold,
-        keep_maps=args.viz,
+        keep=("predictive_entropy",) if args.viz else (),
         truth=truth,
         judge_probabilities=False,
         show=show if args.viz else None,

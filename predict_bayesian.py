@@ -106,11 +106,12 @@ def look_at(
     """Predict an image, save and show what the flags ask for; returns its scores and its row of a figure."""
     image = read_image(item.path)
     samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [item.path.name])[0]
-    prediction = predict_full_size(samples, image.size, pictures, STATISTICS, args.mask_threshold, keep_maps=True)
+    keep = STATISTICS if args.save_mean_std or args.save_npy else ("predictive_entropy",)
+    prediction = predict_full_size(samples, image.size, pictures, STATISTICS, args.mask_threshold, keep)
     classes, scores = prediction.classes, prediction.scores
     true_classes = truth.read(item, classes.shape) if truth else None
     if truth:
-        scores |= segmentation_scores(classes, true_classes, len(model.mask_values))
+        scores = scores | segmentation_scores(classes, true_classes, len(model.mask_values))
     row = figures.row(image, classes, prediction.maps, true_classes, caption(item.path.name, scores))
     if not args.no_save:
         one_class = model.network.n_classes == 1
@@ -122,7 +123,7 @@ def look_at(
             for ending, grey in prediction.pictures.items():
                 writer.submit(save_png, beside(output, f"{ending}.png"), grey)
             if args.save_prob:
-                writer.submit(save_passes, output, samples, image.size, one_class)
+                save_passes(output, samples, image.size, one_class)
             figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
         level, endings = logging.INFO if len(args.input) < MANY else logging.DEBUG, [*prediction.pictures, "_figure"]
         logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in endings))

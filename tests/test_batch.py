@@ -163,7 +163,7 @@ def test_showing_happens_in_order_in_the_main_thread(tmp_path: Path, model: Trai
         assert prediction.maps.predictive_entropy.shape == prediction.classes.shape == (20, 20)
         shown.append(item)
 
-    predict_folder(model, Softmax(), items, lambda *_: [], keep_maps=True, show=show)
+    predict_folder(model, Softmax(), items, lambda *_: [], keep=["predictive_entropy"], show=show)
     assert shown == items
 
 

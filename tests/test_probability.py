@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from utils import probability
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
 from utils.probability import (
+    STATISTICS,
     LogitSamples,
     MCDropout,
     Softmax,
@@ -278,24 +280,24 @@ def test_maps_that_do_not_fit_into_the_device_are_made_on_the_cpu(monkeypatch: p
     samples, size = random_samples(), (23, 19)
     expected = summarize(samples, size)
     monkeypatch.setattr("utils.probability._CPU_STRIP", 600)
-    make, new_empty, failed = probability._maps, torch.Tensor.new_empty, []
+    make, start, new_empty, failed = probability._maps, probability._Stacks, torch.Tensor.new_empty, []
 
-    def no_room_for_a_strip(*args):
-        if not failed:
-            failed.append("strip")
-            raise torch.OutOfMemoryError
-        return make(*args)
+    def failing(name: str, function: Callable, when: Callable[[dict], bool] = lambda options: True) -> Callable:
+        def call(*args, **options):
+            if when(options) and name not in failed:
+                failed.append(name)
+                raise torch.OutOfMemoryError
+            return function(*args, **options)
 
-    def no_room_for_maps(values, *shape, **options):
-        if options and len(failed) < 2:
-            failed.append("maps")
-            raise torch.OutOfMemoryError
-        return new_empty(values, *shape, **options)
+        return call
 
-    monkeypatch.setattr(probability, "_maps", no_room_for_a_strip)
-    monkeypatch.setattr(torch.Tensor, "new_empty", no_room_for_maps)
-    torch.testing.assert_close(summarize(samples, size).probs, expected.probs)
-    assert failed == ["strip", "maps"]
+    monkeypatch.setattr(probability, "_Stacks", failing("stacks", start))
+    monkeypatch.setattr(probability, "_maps", failing("strip", make))
+    monkeypatch.setattr(torch.Tensor, "new_empty", failing("maps", new_empty, when=bool))
+    got = summarize(samples, size)
+    assert failed == ["stacks", "strip", "maps"]
+    for name in (*STATISTICS, "probs"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name))
 
 
 def test_summary_by_hand():

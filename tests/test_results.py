@@ -69,7 +69,7 @@ def test_a_prediction_strip_by_strip_is_that_of_whole_maps(t: int, c: int, monke
     overlaps = summarize(samples, size, threshold=0.4).overlaps
     sums.add(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), overlaps)
     monkeypatch.setattr("utils.probability._CPU_STRIP", 700)  # several strips, the last one smaller
-    got = predict_full_size(samples, size, pictures, STATISTICS, 0.4, keep_maps=True)
+    got = predict_full_size(samples, size, pictures, STATISTICS, 0.4, keep=STATISTICS)
     assert np.array_equal(got.classes, classes)
     assert got.scores == pytest.approx(sums.scores())
     expected = pictures(maps)
@@ -78,6 +78,9 @@ def test_a_prediction_strip_by_strip_is_that_of_whole_maps(t: int, c: int, monke
         assert abs(got.pictures[ending].astype(int) - picture).max() <= 1
     torch.testing.assert_close(got.maps.probs, maps.probs)
     torch.testing.assert_close(got.maps.std, maps.std, atol=1e-6, rtol=0)
+    entropy_alone = predict_full_size(samples, size, lambda maps: {}, keep=["predictive_entropy"]).maps
+    torch.testing.assert_close(entropy_alone.predictive_entropy, maps.predictive_entropy)
+    assert (entropy_alone.std, entropy_alone.overlaps, entropy_alone.expected_entropy) == (None, None, None)
     without = predict_full_size(samples, size, lambda maps: {})
     assert (without.maps, without.pictures) == (None, {})
 

@@ -1,5 +1,7 @@
 """Scores of an image without a truth, by hand and by what they stand for."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,16 @@ def test_soft_dice_confidence_by_hand():
     assert soft_dice_confidence(probs, torch.tensor([[0, 0, 0, 0]])) == pytest.approx(nothing_there)
     assert soft_dice_confidence(two([[0.0, 0.0]]), torch.tensor([[0, 0]])) == 1
     assert soft_dice_confidence(two([[1.0, 0.0]]), torch.tensor([[1, 0]])) == 1
+
+
+def test_an_empty_mask_counts_the_smallest_probabilities():
+    probs = two(np.full((1000, 1000), 1e-8).tolist())
+    assert soft_dice_confidence(probs, torch.zeros(1000, 1000)) == pytest.approx(math.exp(-0.01), abs=1e-5)
+
+
+def test_what_is_no_number_is_said():
+    probs = two([[0.1, math.nan], [0.3, 0.2]])
+    assert math.isnan(sums_of(probs, torch.zeros(2, 2), pieces=2).scores()["largest_probability"])
 
 
 def test_soft_dice_confidence_is_the_mean_over_the_classes():

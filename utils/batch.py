@@ -329,7 +329,7 @@ def predict_folder(
     draw: Callable[[ProbabilityMaps], Mapping[str, np.ndarray]] = lambda maps: {},
     statistics: Collection[str] = (),
     threshold: float = 0.5,
-    keep_maps: bool = False,
+    keep: Collection[str] = (),
     truth: Truth | None = None,
     judge_probabilities: bool = True,
     show: Callable[[Item, Prediction], None] | None = None,
@@ -345,7 +345,7 @@ def predict_folder(
         items: the images.
         save: called in a thread with each image and its prediction; returns the files that it has written. An
             `InputError` or `OSError` that it raises is the image's failure.
-        draw, statistics, threshold, keep_maps: as `results.predict_full_size` takes them; `draw` is called in threads.
+        draw, statistics, threshold, keep: as `results.predict_full_size` takes them; `draw` is called in threads.
         truth: with which the predictions are compared.
         judge_probabilities: compare the probabilities with the truth, and not the mask alone.
         show: called in the main thread, in the order of the items, with the same as `save`.
@@ -363,7 +363,8 @@ def predict_folder(
         logger.info("%d of %d images are done already", len(items) - len(left), len(items))
     own = left[distributed.rank() :: distributed.world_size()]
     report = Report()
-    keep_maps = keep_maps or bool(truth and judge_probabilities)
+    if truth and judge_probabilities:
+        keep = {*keep, "predictive_entropy"}
 
     def read(item: Item) -> tuple[tuple[int, int], Tensor]:
         image = read_image(item.path)
@@ -403,7 +404,7 @@ def predict_folder(
         names = [item.name.as_posix() for item in inputs]
         samples_of_each = sampler.sample(of_thread.model, [views for _, views in inputs.values()], names)
         return [
-            (item, predict_full_size(samples, size, draw, statistics, threshold, keep_maps))
+            (item, predict_full_size(samples, size, draw, statistics, threshold, keep))
             for (item, (size, _)), samples in zip(inputs.items(), samples_of_each, strict=True)
         ]
 
@@ -549,7 +550,7 @@ def predict_probabilities(
         save,
         draw=draw,
         statistics=statistics,
-        keep_maps=save_npy,
+        keep=STATISTICS if save_npy else (),
         truth=truth,
         journal=journal,
     )

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -12,15 +13,17 @@ from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_GLIBC = {-1: 2**28, -3: 2**25, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD (this is the most it may be), M_ARENA_MAX
+_GLIBC = {-1: 2**28, -3: 2**25, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep memory that is freed, up to 256 MB, for the next tensor, whichever thread makes it.
+    """Have glibc keep freed memory, 256 MB or so, for the next tensor of up to 32 MB.
 
     Else it goes back to the system with many a tensor and comes again page by page, a twentieth of the time of a
-    prediction on a CPU. Another C library is left as it is.
+    prediction on a CPU. Another C library is left as it is, and so is one for which the environment has settings.
     """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in _GLIBC.items():

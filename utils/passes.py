@@ -82,7 +82,7 @@ def curve(
     samples = sampler.sample(model, [inputs], [item.name.as_posix()])[0]
     points, total = [], 0.0
     for t, probs in enumerate(full_size_probs(samples, image.size), start=1):
-        total = total + probs
+        total = total + probs.to(model.device)
         if t in steps:
             mean = total / t
             classes = most_probable_class(mean)

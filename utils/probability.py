@@ -9,7 +9,6 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -312,7 +311,7 @@ def derived_seed(seed: int, name: str) -> int:
 
 @dataclass
 class ProbabilityMaps:
-    """What the samples say of each pixel, at the image's own size.
+    """What the samples say of each pixel, at the image's own size, of the whole image or of a strip of H rows.
 
     Attributes:
         probs: (C, H, W) float32, the mean over the samples.
@@ -339,26 +338,38 @@ class ProbabilityMaps:
         """(H, W) float32 in nats: predictive minus expected entropy, BALD (Houlsby et al. 2011; Gal et al. 2017)."""
         return (self.predictive_entropy - self.expected_entropy).clamp_(min=0)
 
-    def with_height(self, height: int) -> "ProbabilityMaps":
-        """The same kinds of maps for so many rows, to be filled in by `put`; on the CPU if the device has no room."""
-        kinds = {name: values for name in _OF_PIXELS if (values := getattr(self, name)) is not None}
-        overlaps = None if self.overlaps is None else torch.zeros_like(self.overlaps)
-        for device in (self.probs.device, "cpu"):
-            with suppress(torch.OutOfMemoryError):
-                maps = {
-                    name: values.new_empty(*values.shape[:-2], height, values.shape[-1], device=device)
-                    for name, values in kinds.items()
-                }
-                break
+    def with_height(self, height: int, statistics: Collection[str]) -> "ProbabilityMaps":
+        """Maps of so many rows with these statistics, for `put` to fill in; on the CPU if the device has no room."""
+        wanted = {"probs": self.probs} | {name: getattr(self, name) for name in _OF_PIXELS if name in statistics}
+
+        def new(device: torch.device | str) -> dict[str, Tensor]:
+            maps = {}
+            for name, values in wanted.items():
+                planes = _planes(values)
+                empty = planes.new_empty(*planes.shape[:-2], height, planes.shape[-1], device=device)
+                maps[name] = empty.expand(*values.shape[:-2], -1, -1)
+            return maps
+
+        try:
+            maps = new(self.probs.device)
+        except torch.OutOfMemoryError:
+            logger.warning("Out of memory with maps of %d rows: they are kept on the CPU", height)
+            maps = new("cpu")
+        overlaps = torch.zeros_like(self.overlaps) if "overlaps" in statistics and self.overlaps is not None else None
         return ProbabilityMaps(num_samples=self.num_samples, overlaps=overlaps, **maps)
 
     def put(self, rows: slice, maps: "ProbabilityMaps") -> None:
-        """Fill in the maps of some rows."""
+        """Fill in the maps of some rows, and add their overlaps."""
         for name in _OF_PIXELS:
             if getattr(self, name) is not None:
-                getattr(self, name)[..., rows, :] = getattr(maps, name)
+                _planes(getattr(self, name))[..., rows, :] = _planes(getattr(maps, name))
         if self.overlaps is not None:
             self.overlaps += maps.overlaps.to(self.overlaps.device)
+
+
+def _planes(values: Tensor) -> Tensor:
+    """What is in memory of maps that all classes have in common, (1, H, W); else the maps."""
+    return values[:1] if values.stride(0) == 0 else values
 
 
 @torch.inference_mode()
@@ -368,17 +379,20 @@ def summarize(
     statistics: Collection[str] = STATISTICS,
     threshold: float = 0.5,
 ) -> ProbabilityMaps:
-    """All the `strips` of an image as one.
+    """Take samples to full size and average their probabilities there: all the `strips` of an image in one.
 
     Args:
         samples: of one image.
         size: width and height of the image.
         statistics: which of `STATISTICS` are wanted beside the mean.
         threshold: with two classes, the probability above which a sample's pixel is class 1 in `overlaps`.
+
+    Returns:
+        The maps of the whole image, on the samples' device as long as its memory allows.
     """
     whole = None
     for rows, strip in strips(samples, size, statistics, threshold):
-        whole = whole or strip.with_height(size[1])
+        whole = whole or strip.with_height(size[1], statistics)
         whole.put(rows, strip)
     return whole
 
@@ -403,20 +417,19 @@ def strips(
         The rows, and their maps.
     """
     width, height = size
-    stacks = _Stacks(samples, width, height)
-    rows = slice(0, 0)
+    stacks, rows = None, slice(0, 0)
     while rows.stop < height:
-        strip_size = _CPU_STRIP if stacks.device.type == "cpu" else _GPU_STRIP
-        rows_at_once = max(1, strip_size // (stacks.n_samples * stacks.channels * width))
-        following = slice(rows.stop, min(rows.stop + rows_at_once, height))
+        maps = None
         try:
+            stacks = stacks or _Stacks(samples, width, height)
+            following = slice(rows.stop, min(rows.stop + stacks.rows_at_once, height))
             maps = _maps(stacks.probs(following), stacks.n_classes, statistics, threshold)
         except torch.OutOfMemoryError:
-            maps = None
+            stacks = None
         if maps is None:  # outside the handler, so that what the failed attempt holds can go
             logger.warning("Out of memory with maps of %dx%d pixels: making them on the CPU", *size)
             torch.cuda.empty_cache()
-            stacks = _Stacks([LogitSamples(s.logits.cpu(), s.zoom) for s in samples], width, height)
+            samples = [LogitSamples(logits.cpu(), zoom) for logits, zoom in samples]
             continue
         rows = following
         yield rows, maps
@@ -505,6 +518,7 @@ class _Stacks:
         self.width = width
         self.parts = [_Part(logits, zoom, width, height) for logits, zoom in samples]
         self.columns = sum(part.columns for part in self.parts)  # T C W
+        self.rows_at_once = max(1, (_CPU_STRIP if self.device.type == "cpu" else _GPU_STRIP) // self.columns)
 
     def probs(self, rows: slice) -> Tensor:
         """(T, 1 or C, rows, W)."""

@@ -1,4 +1,4 @@
-"""What is written of a prediction: grey pictures, exact arrays, and the summary that says what to review first."""
+"""What is kept and written of a prediction: grey pictures, exact arrays, the summary that says what to review first."""
 
 import csv
 import math
@@ -41,7 +41,7 @@ class Prediction:
         classes: (H, W) uint8, the predicted class of each pixel.
         scores: of the image as a whole, as `uncertainty.ScoreSums` has them.
         pictures: (H, W) uint8 grey pictures, by the endings of their names.
-        maps: the exact maps, if they were asked for.
+        maps: the exact maps that were asked for, if any.
     """
 
     classes: np.ndarray
@@ -56,7 +56,7 @@ def predict_full_size(
     draw: Callable[[ProbabilityMaps], Mapping[str, np.ndarray]],
     statistics: Collection[str] = (),
     threshold: float = 0.5,
-    keep_maps: bool = False,
+    keep: Collection[str] = (),
 ) -> Prediction:
     """Take samples to full size, and there make of each strip at once what is kept of it.
 
@@ -66,7 +66,7 @@ def predict_full_size(
         draw: makes (rows, W) pictures of a strip's maps, by the endings of their names.
         statistics: which of `probability.STATISTICS` it needs beside `predictive_entropy`.
         threshold: of `most_probable_class`.
-        keep_maps: keep the exact maps, too, with the statistics.
+        keep: which of `probability.STATISTICS` are kept as exact maps; the mean probabilities then are, too.
     """
     width, height = size
     prediction = Prediction(np.empty((height, width), dtype=np.uint8), {}, {})
@@ -76,10 +76,11 @@ def predict_full_size(
         sums.add(maps.probs, maps.predictive_entropy, torch.from_numpy(classes).to(maps.probs.device), maps.overlaps)
         prediction.classes[rows] = classes
         for ending, of_strip in draw(maps).items():
-            picture = prediction.pictures.setdefault(ending, np.empty_like(prediction.classes))
-            picture[rows] = of_strip
-        if keep_maps:
-            prediction.maps = prediction.maps or maps.with_height(height)
+            if ending not in prediction.pictures:
+                prediction.pictures[ending] = np.empty_like(prediction.classes)
+            prediction.pictures[ending][rows] = of_strip
+        if keep:
+            prediction.maps = prediction.maps or maps.with_height(height, keep)
             prediction.maps.put(rows, maps)
     prediction.scores = sums.scores()
     return prediction
@@ -147,8 +148,8 @@ def save_passes(output: Path, samples: Sequence[LogitSamples], size: tuple[int, 
     shape = (*([] if one_class else [n_classes]), size[1], size[0])
     with (
         npy_file(beside(output, "_probs.npy"), (len(passes), *shape)) as write,
-        BackgroundWriter() as pictures,
-        BackgroundWriter(threads=1) as array,  # one, so that the passes follow each other
+        BackgroundWriter() as png_writer,
+        BackgroundWriter(threads=1) as array_writer,  # one thread, so that the passes follow each other
     ):
         for t, one in enumerate(passes):
             values = np.empty((n_classes, *shape[-2:]), dtype=np.float32)
@@ -156,9 +157,9 @@ def save_passes(output: Path, samples: Sequence[LogitSamples], size: tuple[int, 
             for rows, maps in strips([one], size, statistics=()):
                 probs = maps.probs[-n_classes:]
                 values[:, rows], greys[:, rows] = probs.cpu(), to_grey(probs)
-            array.submit(write, values)
+            array_writer.submit(write, values)
             for c, grey in enumerate(greys):
-                pictures.submit(save_png, beside(output, f"_mc{t:02d}_c{c}.png"), grey)
+                png_writer.submit(save_png, beside(output, f"_mc{t:02d}_c{c}.png"), grey)
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +88,7 @@ class ScoreSums:
         """
         self._pixels += classes.numel()
         self._entropy += _sum(predictive_entropy)
-        self._largest = max(self._largest, probs[1:].max().item())
+        self._largest = float(np.maximum(self._largest, probs[1:].max().item()))  # NaN stays NaN
         self._classes = self._classes or [_ClassSums() for _ in probs[1:]]
         for k, of_class in enumerate(self._classes, start=1):
             of_class.add(probs[k], classes == k)
