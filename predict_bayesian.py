@@ -106,8 +106,10 @@ def look_at(
     """Predict an image, save and show what the flags ask for; returns its scores and its row of a figure."""
     image = read_image(item.path)
     samples = sampler.sample(model, [sampler.inputs(image, model.input_size)], [item.path.name])[0]
-    keep = STATISTICS if args.save_mean_std or args.save_npy else ("predictive_entropy",)
-    prediction = predict_full_size(samples, image.size, pictures, STATISTICS, args.mask_threshold, keep)
+    draw, statistics = ((lambda maps: {}), ()) if args.no_save else (pictures, STATISTICS)
+    keep = statistics if args.save_mean_std or args.save_npy else ()
+    keep = {*keep, "predictive_entropy"}  # the figure's
+    prediction = predict_full_size(samples, image.size, draw, statistics, args.mask_threshold, keep)
     classes, scores = prediction.classes, prediction.scores
     true_classes = truth.read(item, classes.shape) if truth else None
     if truth:

@@ -64,14 +64,14 @@ def predict_full_size(
         samples: of one image.
         size: width and height of the image.
         draw: makes (rows, W) pictures of a strip's maps, by the endings of their names.
-        statistics: which of `probability.STATISTICS` it needs beside `predictive_entropy`.
+        statistics: which of `probability.STATISTICS` it needs beside `predictive_entropy` and what is kept.
         threshold: of `most_probable_class`.
         keep: which of `probability.STATISTICS` are kept as exact maps; the mean probabilities then are, too.
     """
     width, height = size
     prediction = Prediction(np.empty((height, width), dtype=np.uint8), {}, {})
     sums = ScoreSums()
-    for rows, maps in strips(samples, size, {*statistics, "predictive_entropy", "overlaps"}, threshold):
+    for rows, maps in strips(samples, size, {*statistics, *keep, "predictive_entropy", "overlaps"}, threshold):
         classes = most_probable_class(maps.probs, threshold)
         sums.add(maps.probs, maps.predictive_entropy, torch.from_numpy(classes).to(maps.probs.device), maps.overlaps)
         prediction.classes[rows] = classes
