@@ -31,7 +31,7 @@ STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
 _OF_PIXELS = ("probs", "predictive_entropy", "expected_entropy", "std")  # the fields of ProbabilityMaps that are maps
 
 _CPU_BLOCK = 4 * 128 * 128  # pixels of network inputs that a CPU computes at once
-_CPU_STRIP = 2**19  # probabilities computed at once on the way to full size: 2 MB, so that a CPU's cache holds them
+_CPU_STRIP = 2**20  # values computed at once on the way to full size: 4 MB, so that a CPU's cache holds them
 _GPU_STRIP = 2**24  # enough to keep a GPU busy
 _BAND = 8  # rows of the network's resolution that are taken to full width at once
 
@@ -438,12 +438,15 @@ def strips(
 def _maps(probs: Tensor, n_classes: int, statistics: Collection[str], threshold: float) -> ProbabilityMaps:
     """What (T, 1 or C, rows, W) probabilities of samples say of each pixel."""
     n_samples, channels = probs.shape[:2]
-    mean = probs.mean(dim=0) if n_samples > 1 else probs[0]
+    mean = probs.new_empty(n_classes, *probs.shape[2:])  # (C, rows, W)
+    mean[-channels:] = probs.mean(dim=0) if n_samples > 1 else probs[0]
+    if channels < n_classes:
+        torch.sub(1, mean[1], out=mean[0])
     std = None
     if "std" in statistics:
-        std = (probs - mean).square_().mean(dim=0).sqrt_()  # `std` is far slower
+        std = (probs - mean[-channels:]).square_().mean(dim=0).sqrt_()  # `std` is far slower
     return ProbabilityMaps(
-        probs=torch.cat([1 - mean, mean]) if channels < n_classes else mean,
+        probs=mean,
         num_samples=n_samples,
         predictive_entropy=entropy(mean) if "predictive_entropy" in statistics else None,
         expected_entropy=entropy(probs).mean(dim=0) if "expected_entropy" in statistics else None,
@@ -453,25 +456,32 @@ def _maps(probs: Tensor, n_classes: int, statistics: Collection[str], threshold:
 
 
 def _overlaps(probs: Tensor, threshold: float) -> Tensor:
-    """How many pixels two samples give to the same class, (C - 1, T, T) int64, of (T, 1 or C, rows, W) probabilities.
+    """How many pixels two samples give to the same class, (C - 1, T, T), of (T, 1 or C, rows, W) probabilities."""
+    if probs.shape[1] == 1:
+        return _overlaps_of(probs[:, 0], threshold)[None]
+    predicted = probs.argmax(dim=1)
+    return torch.stack([_overlaps_of((predicted == k).float(), 0.5) for k in range(1, probs.shape[1])])
 
-    Most pixels are of one class in all samples, and only the others have to be compared pair by pair.
+
+def _overlaps_of(values: Tensor, threshold: float) -> Tensor:
+    """How many of the pixels are above the threshold in each two of the samples, (T, T) int64, of (T, rows, W) values.
+
+    Most pixels are so in all samples or in none, and only the others have to be compared pair by pair.
     """
-    channels = probs.shape[1]
-    predicted = None if channels == 1 else probs.argmax(dim=1)  # (T, rows, W)
-    counts = []
-    for k in range(1, max(channels, 2)):
-        if predicted is None:
-            values = probs[:, 0]
-            certain, possible = values.amin(dim=0) > threshold, values.amax(dim=0) > threshold  # (rows, W)
-            disputed = values[:, possible & ~certain] > threshold
-        else:
-            is_k = predicted == k
-            certain, possible = is_k.all(dim=0), is_k.any(dim=0)
-            disputed = is_k[:, possible & ~certain]
-        disputed = disputed.float()  # (T, n)
-        counts.append(certain.count_nonzero() + (disputed @ disputed.T).long())  # below 2^24, so exact
-    return torch.stack(counts)
+    highest = values.amax(dim=0)  # (rows, W)
+    if not highest.amax() > threshold:
+        return torch.zeros(len(values), len(values), dtype=torch.int64, device=values.device)
+    possible, certain = highest > threshold, values.amin(dim=0) > threshold
+    places = _nonzero(possible ^ certain)
+    disputed = (values[:, places // values.shape[2], places % values.shape[2]] > threshold).float()  # (T, n)
+    return certain.count_nonzero() + (disputed @ disputed.T).long()  # below 2^24, so exact
+
+
+def _nonzero(mask: Tensor) -> Tensor:
+    """Where a mask is true, as indices of the flattened mask."""
+    if mask.device.type == "cpu":  # NumPy is several times as fast
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero()[:, 0]
 
 
 def single_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:
@@ -492,16 +502,20 @@ def bilinear_matrix(n_in: int, n_out: int, zoom: float = 1.0) -> Tensor:
     Returns:
         (n_out, n_in) float32, each row with a sum of 1.
     """
+    before, after, weight = _neighbours(n_in, n_out, zoom)
+    matrix = torch.zeros(n_out, n_in)
+    row = torch.arange(n_out)
+    matrix[row, before] = 1 - weight
+    matrix[row, after] += weight
+    return matrix
+
+
+def _neighbours(n_in: int, n_out: int, zoom: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The two values between which each that comes out lies, and the weight of the second; each (n_out,)."""
     position = (torch.arange(n_out, dtype=torch.float64) + 0.5) / n_out  # of an output in the image, from 0 to 1
     source = (((position - 0.5) / zoom + 0.5) * n_in - 0.5).clamp(0, n_in - 1)
-    below = source.floor().clamp(max=max(n_in - 2, 0)).long()
-    above = (below + 1).clamp(max=n_in - 1)
-    weight = source - below
-    matrix = torch.zeros(n_out, n_in, dtype=torch.float64)
-    row = torch.arange(n_out)
-    matrix[row, below] = 1 - weight
-    matrix[row, above] += weight
-    return matrix.float()
+    before = source.floor().clamp(max=max(n_in - 2, 0)).long()
+    return before, (before + 1).clamp(max=n_in - 1), (source - before).float()
 
 
 class _Stacks:
@@ -518,7 +532,8 @@ class _Stacks:
         self.width = width
         self.parts = [_Part(logits, zoom, width, height) for logits, zoom in samples]
         self.columns = sum(part.columns for part in self.parts)  # T C W
-        self.rows_at_once = max(1, (_CPU_STRIP if self.device.type == "cpu" else _GPU_STRIP) // self.columns)
+        at_once = _CPU_STRIP if self.device.type == "cpu" else _GPU_STRIP
+        self.rows_at_once = max(1, at_once // (self.columns + 3 * width))  # the maps, too
 
     def probs(self, rows: slice) -> Tensor:
         """(T, 1 or C, rows, W)."""
@@ -539,7 +554,9 @@ class _Part:
         to_rows = bilinear_matrix(values.shape[2], height, zoom)  # (H, h)
         self.first = (to_rows != 0).int().argmax(dim=1).tolist()  # of the rows that a row lies between
         self.to_rows = to_rows.to(logits.device)
-        self.to_columns = bilinear_matrix(values.shape[3], width, zoom).T.to(logits.device)  # (w, W)
+        *neighbours, weight = _neighbours(values.shape[3], width, zoom)
+        self.neighbours = [n.to(logits.device) for n in neighbours]
+        self.weight = weight.to(logits.device)  # (W,)
         self.begin, self.band = 0, values.new_empty(0, self.columns)  # rows at full width, from `begin` on
 
     def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -548,7 +565,10 @@ class _Part:
         if not self.begin <= first <= last <= self.begin + len(self.band):
             self.begin = first
             enough = max(last, first + min(_BAND, _BAND * _CPU_STRIP // self.columns))
-            self.band = (self.values[first:enough] @ self.to_columns).flatten(1)
+            near = self.values[first:enough]
+            lines = near.view(-1, near.shape[-1])  # (rows T C, w), from which `index_select` is fastest
+            left, right = (lines.index_select(1, n) for n in self.neighbours)
+            self.band = torch.lerp(left, right, self.weight).view(len(near), -1)
         near = slice(first - self.begin, last - self.begin)
         return self.to_rows[rows, first:last], self.band[near]
 
@@ -563,8 +583,9 @@ def most_probable_class(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
     Returns:
         (H, W) uint8 class indices.
     """
-    classes = probs[1] > threshold if len(probs) == 2 else probs.argmax(dim=0)
-    return classes.to(torch.uint8).cpu().numpy()
+    if len(probs) > 2:
+        return _bytes(probs.argmax(dim=0))
+    return _bytes(torch.gt(probs[1], threshold, out=torch.empty_like(probs[1])))  # into booleans takes longer
 
 
 def predict(
@@ -598,4 +619,12 @@ def predict(
 
 def to_grey(values: Tensor, white: float = 1.0) -> np.ndarray:
     """A map as an 8-bit grey picture: 0 is black, `white` is 255, rounded."""
-    return (values * (255 / white)).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    return _bytes((values * (255 / white)).round_().clamp_(0, 255))
+
+
+def _bytes(values: Tensor) -> np.ndarray:
+    """Whole numbers from 0 to 255 as uint8; NumPy converts them faster, but from a GPU only bytes are to be copied."""
+    if values.device.type != "cpu":
+        return values.to(torch.uint8).cpu().numpy()
+    with np.errstate(invalid="ignore"):  # NaN becomes 0
+        return values.numpy().astype(np.uint8)

@@ -25,17 +25,26 @@ def entropy(probs: Tensor) -> Tensor:
     Returns:
         (..., H, W), from 0 to ln C (ln 2 for C = 1).
     """
-    if probs.shape[-3] == 1:
-        p, q = probs[..., 0, :, :], 1 - probs[..., 0, :, :]
-        total = _log(p).mul_(p).addcmul_(_log(q), q)
-    else:
-        total = _log(probs).mul_(probs).sum(dim=-3)
-    return total.neg_().clamp_(0, math.log(max(probs.shape[-3], 2)))
+    first, *others = probs.unbind(dim=-3)
+    others = others or [1 - first]
+    total = _log(first).mul_(first)
+    for p in others:
+        total.addcmul_(_log(p), p)
+    return total.neg_().clamp_(0, math.log(1 + len(others)))
 
 
 def _log(p: Tensor) -> Tensor:
-    """The logarithm, finite at 0; for p ln p several times as fast as torch.special.entr."""
-    return p.clamp(min=1e-38).log_()
+    """The logarithm, finite at 0; for p ln p many times as fast as torch.special.entr."""
+    return _in_place("log", p.clamp(min=1e-38))
+
+
+def _in_place(function: str, x: Tensor) -> Tensor:
+    """`log` or `log1p`, in place. On a CPU NumPy's is 3 times as fast as PyTorch's, or 40."""
+    if x.device.type != "cpu":
+        return getattr(x, f"{function}_")()
+    values = x.numpy()
+    getattr(np, function)(values, out=values)
+    return x
 
 
 @dataclass
@@ -54,15 +63,13 @@ class _ClassSums:
     everywhere: float = 0.0
     log_absent: float = 0.0
 
-    def add(self, probs: Tensor, mask: Tensor) -> None:
-        self.area += mask.count_nonzero().item()
-        self.inside += _sum(probs * mask)
+    def add(self, probs: Tensor, classes: Tensor, k: int) -> None:
+        mask = torch.eq(classes, k, out=torch.empty_like(probs))  # a comparison into booleans takes four times as long
+        self.area += int(_sum(mask))
+        self.inside += _sum(mask.mul_(probs))
         self.everywhere += _sum(probs)
         if not self.area:
-            p = probs.clamp(max=1 - 1e-7)
-            rest = 1 - p
-            lost = (1 - rest) - p  # of small probabilities the subtraction loses most; log1p is very slow
-            self.log_absent += _sum(rest.log() + lost / rest)
+            self.log_absent += _sum(_in_place("log1p", probs.clamp(max=1 - 1e-7).neg_()))
 
     def confidence(self) -> float:
         return 2 * self.inside / (self.everywhere + self.area) if self.area else math.exp(self.log_absent)
@@ -88,10 +95,10 @@ class ScoreSums:
         """
         self._pixels += classes.numel()
         self._entropy += _sum(predictive_entropy)
-        self._largest = float(np.maximum(self._largest, probs[1:].max().item()))  # NaN stays NaN
+        self._largest = float(np.maximum(self._largest, probs[1:].amax().item()))  # NaN stays NaN
         self._classes = self._classes or [_ClassSums() for _ in probs[1:]]
         for k, of_class in enumerate(self._classes, start=1):
-            of_class.add(probs[k], classes == k)
+            of_class.add(probs[k], classes, k)
         if overlaps is not None:
             self._overlaps = overlaps if self._overlaps is None else self._overlaps + overlaps
 
