@@ -5,6 +5,7 @@ import logging
 import math
 import re
 from collections import Counter, defaultdict
+from contextlib import ExitStack
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,7 +15,7 @@ from utils.errors import InputError
 from utils.image_io import BackgroundWriter, list_images, mask_image, read_image, save_png
 from utils.metrics import segmentation_scores
 from utils.probability import STATISTICS, MCDropout, Sampler, Softmax, calibrate
-from utils.results import beside, pictures, predict_full_size, read_summary, save_arrays, save_passes, write_summary
+from utils.results import beside, pictures, predict_full_size, read_summary, save_arrays, saving_passes, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -109,24 +110,26 @@ def look_at(
     draw, statistics = ((lambda maps: {}), ()) if args.no_save else (pictures, STATISTICS)
     keep = statistics if args.save_mean_std or args.save_npy else ()
     keep = {*keep, "predictive_entropy"}  # the figure's
-    prediction = predict_full_size(samples, image.size, draw, statistics, args.mask_threshold, keep)
-    classes, scores = prediction.classes, prediction.scores
-    true_classes = truth.read(item, classes.shape) if truth else None
-    if truth:
-        scores = scores | segmentation_scores(classes, true_classes, len(model.mask_values))
-    row = figures.row(image, classes, prediction.maps, true_classes, caption(item.path.name, scores))
+    one_class = model.network.n_classes == 1
+    with ExitStack() as stack:
+        if args.save_prob and not args.no_save:
+            stack.enter_context(batch.one_thread_each(model.device))
+            stack.enter_context(saving_passes(output, samples, image.size, one_class))
+        prediction = predict_full_size(samples, image.size, draw, statistics, args.mask_threshold, keep)
+        classes, scores = prediction.classes, prediction.scores
+        true_classes = truth.read(item, classes.shape) if truth else None
+        if truth:
+            scores = scores | segmentation_scores(classes, true_classes, len(model.mask_values))
+        row = figures.row(image, classes, prediction.maps, true_classes, caption(item.path.name, scores))
+        if not args.no_save:
+            if args.save_mean_std or args.save_npy:
+                save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
+            with BackgroundWriter() as writer:
+                writer.submit(save_png, output, mask_image(classes, model.mask_values))
+                for ending, grey in prediction.pictures.items():
+                    writer.submit(save_png, beside(output, f"{ending}.png"), grey)
+                figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
     if not args.no_save:
-        one_class = model.network.n_classes == 1
-        if args.save_mean_std or args.save_npy:
-            save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
-        prediction.maps = None  # each pass is as large
-        with batch.one_thread_each(model.device), BackgroundWriter() as writer:
-            writer.submit(save_png, output, mask_image(classes, model.mask_values))
-            for ending, grey in prediction.pictures.items():
-                writer.submit(save_png, beside(output, f"{ending}.png"), grey)
-            if args.save_prob:
-                save_passes(output, samples, image.size, one_class)
-            figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
         level, endings = logging.INFO if len(args.input) < MANY else logging.DEBUG, [*prediction.pictures, "_figure"]
         logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in endings))
     if args.viz:

@@ -1,12 +1,15 @@
 """Reading images and masks of every kind, and writing files whole or not at all."""
 
+import errno
 import io
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -191,12 +194,29 @@ def test_masks_make_a_round_trip(tmp_path_factory: pytest.TempPathFactory, value
     assert np.array_equal(read_mask(path), np.array(values)[classes])
 
 
-def test_png_is_written_as_it_is(tmp_path: Path):
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    save_png(tmp_path / "new" / "x.png", grey)
-    with Image.open(tmp_path / "new" / "x.png") as image:
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99), st.booleans(), st.booleans())
+@example(16, 16, 0, False, False)
+def test_grey_png_is_written_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int, turned: bool, as_image: bool
+):
+    grey = np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
+    grey = grey.T if turned else grey  # need not be contiguous
+    path = tmp_path_factory.getbasetemp() / "new" / "grey.png"
+    save_png(path, Image.fromarray(grey) if as_image else grey)
+    with Image.open(path) as image:
+        image.verify()  # the check sums
+    with Image.open(path) as image:
         assert (image.format, image.mode) == ("PNG", "L")
         assert np.array_equal(np.asarray(image), grey)
+
+
+def test_a_map_is_packed_about_as_well_as_by_pillow(tmp_path: Path):
+    y, x = np.mgrid[:300, :400]
+    grey = Image.fromarray((255 / (1 + np.exp(np.hypot(x - 200, y - 150) / 7 - 11))).astype(np.uint8))
+    save_png(tmp_path / "ours.png", grey)
+    grey.save(tmp_path / "pillow.png", compress_level=1)
+    ours, pillow = ((tmp_path / name).stat().st_size for name in ("ours.png", "pillow.png"))
+    assert ours < 1.2 * pillow
 
 
 def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path: Path):
@@ -212,13 +232,32 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path: Path):
 
 
 def test_npy_in_pieces(tmp_path: Path):
-    array = np.random.default_rng(0).random((5, 2, 3, 4)).astype(np.float32)
-    with npy_file(tmp_path / "x.npy", array.shape) as write:
-        for piece in array:
-            write(piece.transpose(0, 2, 1).copy().transpose(0, 2, 1))  # pieces need not be contiguous
+    array = np.random.default_rng(0).random((5, 2, 30, 40)).astype(np.float32)
+    pieces = [(t, c, row, 0) for t in range(5) for c in range(2) for row in range(0, 30, 10)]
+    with npy_file(tmp_path / "x.npy", array.shape) as write, ThreadPoolExecutor(4) as pool:
+        for t, c, row, _ in reversed(pieces):
+            piece = array[t, c, row : row + 10]
+            pool.submit(write, piece.T.copy().T, (t, c, row, 0))  # pieces need not be contiguous
     read = np.load(tmp_path / "x.npy")
     assert read.dtype == np.float32
     assert np.array_equal(read, array)
+
+
+def test_npy_on_a_full_disk_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def failing(code: int) -> Callable:
+        def reserve(*_: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return reserve
+
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC), raising=False)
+    with pytest.raises(OSError, match=r"No space.*x\.npy"), npy_file(tmp_path / "x.npy", (2, 3)):
+        pytest.fail("something was computed")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP), raising=False)
+    with npy_file(tmp_path / "x.npy", (2, 3)) as write:
+        write(np.ones((2, 3)), (0, 0))
+    assert np.load(tmp_path / "x.npy").sum() == 6
 
 
 def test_csv(tmp_path: Path):

@@ -1,9 +1,11 @@
-"""What the system is asked for."""
+"""What the system is asked for, and what Python looks for."""
 
 import os
 import platform
 import subprocess
 import sys
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -32,3 +34,14 @@ def test_freed_memory_is_used_again():
     if platform.libc_ver()[0] == "glibc":
         assert after < before / 10
     assert after <= before + 100
+
+
+@pytest.mark.parametrize(("before", "kept"), [("", True), ("import torch;", False), ("gc.disable();", False)])
+def test_what_importing_pytorch_makes_is_no_garbage(before: str, kept: bool):
+    code = (
+        f"import gc; {before} was = gc.isenabled(); import utils; print(gc.get_freeze_count(), was == gc.isenabled())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    count, as_before = result.stdout.split()
+    assert as_before == "True"
+    assert (int(count) > 100_000) == kept

@@ -29,7 +29,7 @@ from utils.results import (
     predict_full_size,
     read_summary,
     save_arrays,
-    save_passes,
+    saving_passes,
     write_summary,
 )
 from utils.uncertainty import ScoreSums
@@ -86,10 +86,11 @@ def test_a_prediction_strip_by_strip_is_that_of_whole_maps(t: int, c: int, monke
 
 
 @pytest.mark.parametrize("one_class", [False, True])
-def test_passes_are_written_one_after_the_other(tmp_path: Path, one_class: bool, monkeypatch: pytest.MonkeyPatch):
+def test_every_pass_is_written(tmp_path: Path, one_class: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("utils.probability._CPU_STRIP", 100)
     samples = [LogitSamples(torch.randn(3, 2, 5, 5)), LogitSamples(torch.randn(2, 2, 5, 5), 1.25)]
-    save_passes(tmp_path / "x.png", samples, (21, 17), one_class)
+    with saving_passes(tmp_path / "x.png", samples, (21, 17), one_class):
+        assert not (tmp_path / "x_probs.npy").exists()
     every = np.stack([probs.numpy() for probs in full_size_probs(samples, (21, 17))])  # (5, 2, 17, 21)
     written = np.load(tmp_path / "x_probs.npy")
     assert np.array_equal(written, every[:, 1] if one_class else every)

@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,31 +136,42 @@ def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, 
     files = {beside(output, f"{ending}.npy"): values.cpu().numpy() for ending, values in arrays.items()}
     for path, array in files.items():
         with npy_file(path, array.shape) as write:
-            write(array)
+            write(array, [0] * array.ndim)
     return list(files)
 
 
-def save_passes(output: Path, samples: Sequence[LogitSamples], size: tuple[int, int], one_class: bool = False) -> None:
-    """Write the probabilities of every pass, one pass after the other: pictures, and one float32 array of all.
+@contextmanager
+def saving_passes(
+    output: Path, samples: Sequence[LogitSamples], size: tuple[int, int], one_class: bool = False
+) -> Iterator[None]:
+    """Write the probabilities of every pass while the `with` block lasts: pictures, and one float32 array of all.
 
     `NAME_mc00_c0.png` ... and `NAME_probs.npy`, (T, C, H, W); of a model with one class only the lesion's, (T, H, W).
+    At the end of the block all are there.
     """
-    passes, n_classes = single_samples(samples), 1 if one_class else samples[0].logits.shape[1]
-    shape = (*([] if one_class else [n_classes]), size[1], size[0])
-    with (
-        npy_file(beside(output, "_probs.npy"), (len(passes), *shape)) as write,
-        BackgroundWriter() as png_writer,
-        BackgroundWriter(threads=1) as array_writer,  # one thread, so that the passes follow each other
-    ):
-        for t, one in enumerate(passes):
-            values = np.empty((n_classes, *shape[-2:]), dtype=np.float32)
-            greys = np.empty(values.shape, dtype=np.uint8)
-            for rows, maps in strips([one], size, statistics=()):
-                probs = maps.probs[-n_classes:]
-                values[:, rows], greys[:, rows] = probs.cpu(), to_grey(probs)
-            array_writer.submit(write, values)
+    passes, n_classes = single_samples(samples), samples[0].logits.shape[1]
+    width, height = size
+    classes = [1] if one_class else range(n_classes)
+    shape = (len(passes), height, width) if one_class else (len(passes), n_classes, height, width)
+
+    def save(t: int) -> None:
+        torch.get_num_threads()  # a new thread takes over their number when it is asked for it
+        greys = np.empty((len(classes), height, width), dtype=np.uint8)
+        for rows, maps in strips([passes[t]], size, statistics=()):
             for c, grey in enumerate(greys):
-                png_writer.submit(save_png, beside(output, f"_mc{t:02d}_c{c}.png"), grey)
+                probs = maps.probs[classes[c]]
+                write(probs.cpu().numpy(), (t, rows.start, 0) if one_class else (t, c, rows.start, 0))
+                grey[rows] = to_grey(probs)
+        for c, grey in enumerate(greys):
+            save_png(beside(output, f"_mc{t:02d}_c{c}.png"), grey)
+
+    with (
+        npy_file(beside(output, "_probs.npy"), shape) as write,
+        BackgroundWriter(waiting=len(passes)) as writer,
+    ):
+        for t in range(len(passes)):
+            writer.submit(save, t)
+        yield
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:
