@@ -5,7 +5,7 @@ import logging
 import math
 import re
 from collections import Counter, defaultdict
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -110,26 +110,25 @@ def look_at(
     draw, statistics = ((lambda maps: {}), ()) if args.no_save else (pictures, STATISTICS)
     keep = statistics if args.save_mean_std or args.save_npy else ()
     keep = {*keep, "predictive_entropy"}  # the figure's
-    one_class = model.network.n_classes == 1
-    with ExitStack() as stack:
-        if args.save_prob and not args.no_save:
-            stack.enter_context(batch.one_thread_each(model.device))
-            stack.enter_context(saving_passes(output, samples, image.size, one_class))
-        prediction = predict_full_size(samples, image.size, draw, statistics, args.mask_threshold, keep)
-        classes, scores = prediction.classes, prediction.scores
-        true_classes = truth.read(item, classes.shape) if truth else None
-        if truth:
-            scores = scores | segmentation_scores(classes, true_classes, len(model.mask_values))
-        row = figures.row(image, classes, prediction.maps, true_classes, caption(item.path.name, scores))
-        if not args.no_save:
-            if args.save_mean_std or args.save_npy:
-                save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
-            with BackgroundWriter() as writer:
-                writer.submit(save_png, output, mask_image(classes, model.mask_values))
-                for ending, grey in prediction.pictures.items():
-                    writer.submit(save_png, beside(output, f"{ending}.png"), grey)
-                figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png"))
+    prediction = predict_full_size(samples, image.size, draw, statistics, args.mask_threshold, keep)
+    classes, scores = prediction.classes, prediction.scores
+    true_classes = truth.read(item, classes.shape) if truth else None
+    if truth:
+        scores = scores | segmentation_scores(classes, true_classes, len(model.mask_values))
+    row = figures.row(image, classes, prediction.maps, true_classes, caption(item.path.name, scores))
     if not args.no_save:
+        one_class = model.network.n_classes == 1
+        if args.save_mean_std or args.save_npy:
+            save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
+        prediction.maps = None
+        passes = saving_passes(output, samples, image.size, one_class) if args.save_prob else nullcontext()
+        with batch.one_thread_each(model.device), passes as save_pass, BackgroundWriter() as writer:
+            writer.submit(lambda: figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png")))
+            writer.submit(save_png, output, mask_image(classes, model.mask_values))
+            for ending, grey in prediction.pictures.items():
+                writer.submit(save_png, beside(output, f"{ending}.png"), grey)
+            for t in range(sampler.inputs_per_image if args.save_prob else 0):
+                writer.submit(save_pass, t)
         level, endings = logging.INFO if len(args.input) < MANY else logging.DEBUG, [*prediction.pictures, "_figure"]
         logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in endings))
     if args.viz:

@@ -279,7 +279,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
 
     try:
         with whole_file(path) as file:
-            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
     finally:
         plt.close(figure)
 

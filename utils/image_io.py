@@ -274,17 +274,15 @@ class BackgroundWriter:
 
     At the end of the `with` block all have run. The first error that one raised is raised there, or by `submit`.
 
-    Args:
-        waiting: how many functions may wait for a thread.
     """
 
-    def __init__(self, waiting: int = _WRITERS) -> None:
-        self._pool, self._most = ThreadPoolExecutor(_WRITERS), waiting
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_WRITERS)
         self._pending: deque[Future] = deque()
 
     def submit(self, function: Callable, *args: Any) -> None:
         """Run `function(*args)` soon; waits where too many are waiting already."""
-        while len(self._pending) > self._most:
+        while len(self._pending) > _WRITERS:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(function, *args))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from utils.errors import InputError
-from utils.image_io import BackgroundWriter, npy_file, save_png, write_csv
+from utils.image_io import npy_file, save_png, write_csv
 from utils.probability import LogitSamples, ProbabilityMaps, most_probable_class, single_samples, strips, to_grey
 from utils.uncertainty import ScoreSums
 
@@ -143,11 +143,14 @@ def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, 
 @contextmanager
 def saving_passes(
     output: Path, samples: Sequence[LogitSamples], size: tuple[int, int], one_class: bool = False
-) -> Iterator[None]:
-    """Write the probabilities of every pass while the `with` block lasts: pictures, and one float32 array of all.
+) -> Iterator[Callable[[int], None]]:
+    """Write the probabilities of every pass, as pictures and as one float32 array of all.
 
     `NAME_mc00_c0.png` ... and `NAME_probs.npy`, (T, C, H, W); of a model with one class only the lesion's, (T, H, W).
-    At the end of the block all are there.
+    The array is there when the `with` block ends.
+
+    Yields:
+        The function that writes pass t, 0 <= t < T; it may be called in threads.
     """
     passes, n_classes = single_samples(samples), samples[0].logits.shape[1]
     width, height = size
@@ -165,13 +168,8 @@ def saving_passes(
         for c, grey in enumerate(greys):
             save_png(beside(output, f"_mc{t:02d}_c{c}.png"), grey)
 
-    with (
-        npy_file(beside(output, "_probs.npy"), shape) as write,
-        BackgroundWriter(waiting=len(passes)) as writer,
-    ):
-        for t in range(len(passes)):
-            writer.submit(save, t)
-        yield
+    with npy_file(beside(output, "_probs.npy"), shape) as write:
+        yield save
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:

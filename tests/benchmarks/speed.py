@@ -2,7 +2,7 @@
 
 `python tests/benchmarks/speed.py` makes its own pictures, runs both ways in turn as whole processes, sees that their
 results agree, and prints tables; `--quick` does it with few small pictures, `--amp` in mixed precision. The
-straightforward way is `straightforward` below: an image after the other, a pass or view at a time, each at full size.
+straightforward way is `straightforward.py`: an image after the other, a pass or view at a time, each at full size.
 Nothing else should run meanwhile. On a GPU, `--imgs-dir` and `--masks-dir` time a training of the default recipe, too.
 """
 
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +29,8 @@ from tests.conftest import make_folders  # noqa: E402
 
 os.environ.clear()
 os.environ.update(environment)  # without what the tests want: one thread and no GPU
-from tests.reference import network_probability, tta_probability  # noqa: E402
-from unet import draw_dropout_masks, mc_dropout  # noqa: E402
-from utils.checkpoint import load_model  # noqa: E402
-from utils.probability import derived_seed  # noqa: E402
+from tests.benchmarks.straightforward import PASSES  # noqa: E402
 
-PASSES = 20
 SCRIPTS = {
     "tta": ["predict_prob_tta.py"],
     "mc": ["predict_prob_bayesian.py", "--mc", str(PASSES)],
@@ -47,47 +42,6 @@ SCRIPTS = {
 # same masks here and there, and bfloat16 has 8 bits.
 MOST_DIFFERENT = {"tta": 0.3, "mc": 0.1, "direct": 0.1, "mask": 0.1, "single": 0.1}
 MOST_DIFFERENT_AMP = 1.0
-
-
-# -- the straightforward way -------------------------------------------------------------------------------------------
-
-
-def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) -> None:
-    """What somebody would write who has the trained network and an afternoon."""
-    network = load_model(ROOT / "pretrained_model.pth", device).network.to(memory_format=torch.contiguous_format)
-    precision = torch.autocast(device, dtype=torch.bfloat16) if amp else nullcontext()
-    out.mkdir(parents=True, exist_ok=True)
-
-    def probability(image: Image.Image) -> torch.Tensor:
-        with precision:
-            return network_probability(network, image, device).float().cpu()
-
-    for path in sorted(imgs.iterdir()):
-        image = Image.open(path).convert("RGB")
-        if task == "tta":
-            probs = tta_probability(probability, image)
-        elif task in ("mc", "single"):
-            masks = draw_dropout_masks(network, PASSES, derived_seed(0, path.name))
-            passes = []
-            for t in range(PASSES):
-                with mc_dropout(network, [mask[t : t + 1].to(device) for mask in masks]):
-                    passes.append(probability(image))
-            if task == "single":
-                stack = np.stack([[1 - p.numpy(), p.numpy()] for p in passes])  # (T, 2, H, W)
-                np.save(out / f"{path.stem}_probs.npy", stack)
-                for t, of_pass in enumerate(stack):
-                    for c, p in enumerate(of_pass):
-                        save(out / f"{path.stem}_mc{t:02d}_c{c}.png", p)
-            probs = torch.stack(passes).mean(dim=0)
-        else:
-            probs = probability(image)
-        if task in ("mask", "single"):
-            probs = (probs > 0.5).float()
-        save(out / (f"{path.stem}.png" if task == "single" else f"{path.stem}_OUT.png"), probs.numpy())
-
-
-def save(path: Path, probs: np.ndarray) -> None:
-    Image.fromarray(np.round(probs * 255).astype(np.uint8)).save(path)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -120,7 +74,7 @@ def ours(task: str, imgs: Path, out: Path, flags: list[str]) -> list[object]:
 
 
 def theirs(task: str, imgs: Path, out: Path, flags: list[str]) -> list[object]:
-    return [sys.executable, __file__, "--straightforward", task, "--data-dir", imgs, "--output-dir", out, *flags]
+    return [sys.executable, Path(__file__).with_name("straightforward.py"), task, imgs, out, *flags]
 
 
 def difference(one: Path, other: Path) -> float:
@@ -250,13 +204,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="these comparisons, and nothing else")
     parser.add_argument("--imgs-dir", type=Path, help="images for a training of the default recipe")
     parser.add_argument("--masks-dir", type=Path, help="their masks")
-    parser.add_argument("--straightforward", choices=SCRIPTS, help=argparse.SUPPRESS)
-    parser.add_argument("--data-dir", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output-dir", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.straightforward:
-        straightforward(args.straightforward, args.data_dir, args.output_dir, args.device, args.amp)
-        return
     flags = [*(["--amp"] if args.amp else []), "--device", args.device]
     repeats = args.repeats or (1 if args.quick else 3)
     n, megapixels = args.images or (4 if args.quick else 30), 1.0 if args.quick else 6.0

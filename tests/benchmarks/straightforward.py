@@ -1,0 +1,74 @@
+"""The straightforward way: what somebody would write who has the trained network and an afternoon.
+
+`python tests/benchmarks/straightforward.py TASK IMGS OUT` goes through a folder, an image after the other, a pass or
+view at a time, each at full size; `speed.py` times it.
+"""
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.reference import network_probability, tta_probability  # noqa: E402
+from unet import draw_dropout_masks, mc_dropout  # noqa: E402
+from utils.checkpoint import load_model  # noqa: E402
+from utils.probability import derived_seed  # noqa: E402
+
+PASSES = 20
+TASKS = ("tta", "mc", "direct", "mask", "single")
+
+
+def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) -> None:
+    """The work of a script, `single` being predict_bayesian.py's with --save-prob."""
+    network = load_model(ROOT / "pretrained_model.pth", device).network.to(memory_format=torch.contiguous_format)
+    precision = torch.autocast(device, dtype=torch.bfloat16) if amp else nullcontext()
+    out.mkdir(parents=True, exist_ok=True)
+
+    def probability(image: Image.Image) -> torch.Tensor:
+        with precision:
+            return network_probability(network, image, device).float().cpu()
+
+    for path in sorted(imgs.iterdir()):
+        image = Image.open(path).convert("RGB")
+        if task == "tta":
+            probs = tta_probability(probability, image)
+        elif task in ("mc", "single"):
+            masks = draw_dropout_masks(network, PASSES, derived_seed(0, path.name))
+            passes = []
+            for t in range(PASSES):
+                with mc_dropout(network, [mask[t : t + 1].to(device) for mask in masks]):
+                    passes.append(probability(image))
+            if task == "single":
+                stack = np.stack([[1 - p.numpy(), p.numpy()] for p in passes])  # (T, 2, H, W)
+                np.save(out / f"{path.stem}_probs.npy", stack)
+                for t, of_pass in enumerate(stack):
+                    for c, p in enumerate(of_pass):
+                        save(out / f"{path.stem}_mc{t:02d}_c{c}.png", p)
+            probs = torch.stack(passes).mean(dim=0)
+        else:
+            probs = probability(image)
+        if task in ("mask", "single"):
+            probs = (probs > 0.5).float()
+        save(out / (f"{path.stem}.png" if task == "single" else f"{path.stem}_OUT.png"), probs.numpy())
+
+
+def save(path: Path, probs: np.ndarray) -> None:
+    Image.fromarray(np.round(probs * 255).astype(np.uint8)).save(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("imgs", type=Path, help="folder of images")
+    parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    args = parser.parse_args()
+    straightforward(args.task, args.imgs, args.out, args.device, args.amp)
