@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
         classes = prediction.classes
         true_classes = truth.read(item, classes.shape) if truth else None
         row = figures.row(read_image(item.path), classes, prediction.maps, true_classes, title=str(item.name))
-        figures.show_figure(figures.draw_predictions([row]), instead=item.output(args.output_dir, "_figure.png"))
+        figures.show_predictions([row], instead=item.output(args.output_dir, "_figure.png"))
 
     sampler = Softmax(args.batch_size, dtype)
     settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "weights": model.fingerprint()}

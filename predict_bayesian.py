@@ -120,7 +120,7 @@ def look_at(
         one_class = model.network.n_classes == 1
         if args.save_mean_std or args.save_npy:
             save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
-        prediction.maps = None
+        prediction.maps = None  # as large as a pass
         passes = saving_passes(output, samples, image.size, one_class) if args.save_prob else nullcontext()
         with batch.one_thread_each(model.device), passes as save_pass, BackgroundWriter() as writer:
             writer.submit(lambda: figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png")))
@@ -132,7 +132,7 @@ def look_at(
         level, endings = logging.INFO if len(args.input) < MANY else logging.DEBUG, [*prediction.pictures, "_figure"]
         logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in endings))
     if args.viz:
-        figures.show_figure(figures.draw_predictions([row]), instead=beside(output, "_figure.png"))
+        figures.show_predictions([row], instead=beside(output, "_figure.png"))
     return scores, row
 
 

@@ -7,6 +7,7 @@ from functools import reduce
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ from utils.figures import (
     draw_risk_coverage,
     overlay,
     row,
-    show_figure,
+    show_predictions,
 )
 from utils.metrics import SCORES, evaluate_set, pixel_counts
 from utils.probability import ProbabilityMaps, Softmax, most_probable_class, predict
@@ -155,7 +156,17 @@ def test_risk_coverage_and_passes_show_their_numbers():
 
 def test_without_a_display_the_figure_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
-    show_figure(draw_predictions([row_of((90, 60))[0]]), tmp_path / "f.png")
+    show_predictions([row_of((90, 60))[0]], tmp_path / "f.png")
     assert "no display" in caplog.text
     with Image.open(tmp_path / "f.png") as picture:
         assert picture.width > 1000
+
+
+def test_a_window_is_closed_once_it_was_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = []
+    monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
+    monkeypatch.setattr(plt, "show", lambda: seen.extend(plt.get_fignums()))
+    show_predictions([row_of((90, 60))[0]], tmp_path / "f.png")
+    assert len(seen) == 1
+    assert plt.get_fignums() == []
+    assert list(tmp_path.iterdir()) == []

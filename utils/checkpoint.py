@@ -91,7 +91,8 @@ class TrainedModel:
         """A short text that differs from that of any model with other weights."""
         digest = hashlib.blake2b(digest_size=12)
         for name, value in self.network.state_dict().items():
-            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy())
         return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,8 +119,13 @@ def shown(size: tuple[int, int]) -> tuple[slice, slice]:
     return slice(None, None, step), slice(None, None, step)
 
 
-def draw_predictions(rows: Sequence[Row]) -> Figure:
-    """A row for each image: image, truth and errors if there is a truth, predicted mask, probability, entropy."""
+def draw_predictions(rows: Sequence[Row], new_figure: Callable[..., Figure] | None = None) -> Figure:
+    """A row for each image: image, truth and errors if there is a truth, predicted mask, probability, entropy.
+
+    Args:
+        rows: of the images.
+        new_figure: makes the figure; `Figure` if None.
+    """
     panels = []
     for one in rows:
         image, classes, truth = one.image, one.classes, one.truth
@@ -134,7 +139,7 @@ def draw_predictions(rows: Sequence[Row]) -> Figure:
             wrong = overlay(wrong, (truth == 0) & (classes > 0), PURPLE, opacity=0.7)
             columns.append(("Errors: missed (orange), extra (purple)", wrong, {}))
         panels.append(columns + _map_panels(one))
-    return _draw_grid(panels, [one.title for one in rows], max(one.n_classes for one in rows))
+    return _draw_grid(panels, [one.title for one in rows], max(one.n_classes for one in rows), new_figure)
 
 
 def draw_comparison(rows: Sequence[Row]) -> Figure:
@@ -160,16 +165,19 @@ def _map_panels(one: Row) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
 
 
 def _draw_grid(
-    panels: Sequence[Sequence[tuple[str, np.ndarray, dict[str, Any]]]], titles: Sequence[str], n_classes: int
+    panels: Sequence[Sequence[tuple[str, np.ndarray, dict[str, Any]]]],
+    titles: Sequence[str],
+    n_classes: int,
+    new_figure: Callable[..., Figure] | None = None,
 ) -> Figure:
     """Panels (title, picture, style), a list for each row; a map gets a colour bar, several classes a legend."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     width = 3.3  # inches of a panel
     heights = [min(max(width * one[0][1].shape[0] / one[0][1].shape[1], 1.5), 8) for one in panels]
     size = (width * len(panels[0]) + 1, sum(heights) + 0.45 * len(panels) + 0.5)
-    figure = plt.figure(figsize=size, layout="constrained")
+    figure = (new_figure or Figure)(figsize=size, layout="constrained")
     strips = np.atleast_1d(figure.subfigures(len(panels), 1, height_ratios=heights))
     for i, (strip, columns, title) in enumerate(zip(strips, panels, titles, strict=True)):
         axes = np.atleast_1d(strip.subplots(1, len(columns)))
@@ -197,11 +205,10 @@ def draw_reliability(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         results: by the method's name what `metrics.evaluate_set` returned.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(
-        2, 2, figsize=(9, 6.4), layout="constrained", sharex="col", height_ratios=(3, 1), squeeze=False
-    )
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", height_ratios=(3, 1))
     lowest = min(1 / len(result["run"]["mask_values"]) for result in results.values())
     kinds = {
         "top_label": ("confidence", "accuracy", (lowest, 1)),
@@ -233,9 +240,10 @@ def draw_risk_coverage(results: Mapping[str, Mapping[str, Any]], score: str = "s
         results: by the method's name what `metrics.evaluate_set` returned.
         score: by which the images are sorted.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    ax = figure.subplots()
     for colour, (name, result) in zip(itertools.cycle(METHOD_COLOURS), results.items(), strict=False):
         curve, selective = result["risk_coverage"][score], result["selective"]
         label = (
@@ -260,9 +268,10 @@ def draw_passes(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
     Args:
         curves: by the metric's name the numbers of passes and the values.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(3.6 * len(curves), 3), layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False)
     for ax, (name, (passes, values)) in zip(axes[0], curves.items(), strict=True):
         ax.plot(passes, values, "o-", color=METHOD_COLOURS[0], markersize=3)
         ax.set(xscale="log", xlabel="passes T", title=name)
@@ -274,24 +283,20 @@ def draw_passes(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Write a figure as a PNG, whole or not at all, and forget it."""
-    import matplotlib.pyplot as plt
-
-    try:
-        with whole_file(path) as file:
-            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
-    finally:
-        plt.close(figure)
+    """Write a figure as a PNG, whole or not at all."""
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
 
 
-def show_figure(figure: Figure, instead: Path) -> None:
-    """Show a figure in a window until it is closed; where there is no display, save it to the file `instead`."""
+def show_predictions(rows: Sequence[Row], instead: Path) -> None:
+    """Show `draw_predictions` in a window until it is closed; where there is no display, save it as `instead`."""
     import matplotlib.pyplot as plt
 
     if plt.get_backend().lower() == "agg":
-        save_figure(figure, instead)
+        save_figure(draw_predictions(rows), instead)
         logger.warning("There is no display for --viz: the picture is in %s", instead)
         return
+    figure = draw_predictions(rows, plt.figure)
     try:
         plt.show()
     finally:

@@ -168,7 +168,10 @@ def mask_image(classes: np.ndarray, mask_values: Sequence[int]) -> Image.Image:
         colours = np.stack([values >> 16 & 255, values >> 8 & 255, values & 255], axis=-1)
         colours[values < 256] = values[values < 256, None]  # greys among them
         return Image.fromarray(colours.astype(np.uint8)[classes])
-    return Image.fromarray(values.astype(np.uint8 if values.max() < 256 else np.uint16)[classes])
+    if values.max() >= 256:
+        return Image.fromarray(values.astype(np.uint16)[classes])
+    table = np.resize(values, 256)  # of which only the beginning is used; Pillow looks up faster than NumPy
+    return Image.fromarray(classes.astype(np.uint8, copy=False)).point(table.tolist())
 
 
 def save_png(path: Path | str, image: Image.Image | np.ndarray) -> None:
