@@ -210,13 +210,13 @@ def test_grey_png_is_written_as_it_is(
         assert np.array_equal(np.asarray(image), grey)
 
 
-def test_a_map_is_packed_about_as_well_as_by_pillow(tmp_path: Path):
+def test_a_map_is_packed_better_than_by_pillow(tmp_path: Path):
     y, x = np.mgrid[:300, :400]
     grey = Image.fromarray((255 / (1 + np.exp(np.hypot(x - 200, y - 150) / 7 - 11))).astype(np.uint8))
     save_png(tmp_path / "ours.png", grey)
-    grey.save(tmp_path / "pillow.png", compress_level=1)
+    grey.save(tmp_path / "pillow.png", compress_level=2)
     ours, pillow = ((tmp_path / name).stat().st_size for name in ("ours.png", "pillow.png"))
-    assert ours < 1.2 * pillow
+    assert ours < pillow
 
 
 def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path: Path):
