@@ -211,8 +211,8 @@ def test_grey_png_is_written_as_it_is(
 
 
 def test_a_map_is_packed_better_than_by_pillow(tmp_path: Path):
-    y, x = np.mgrid[:300, :400]
-    grey = Image.fromarray((255 / (1 + np.exp(np.hypot(x - 200, y - 150) / 7 - 11))).astype(np.uint8))
+    y, x = np.mgrid[:900, :1200]
+    grey = Image.fromarray((255 / (1 + np.exp(np.hypot(x - 600, y - 450) / 21 - 11))).astype(np.uint8))
     save_png(tmp_path / "ours.png", grey)
     grey.save(tmp_path / "pillow.png", compress_level=2)
     ours, pillow = ((tmp_path / name).stat().st_size for name in ("ours.png", "pillow.png"))
@@ -233,11 +233,12 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path: Path):
 
 def test_npy_in_pieces(tmp_path: Path):
     array = np.random.default_rng(0).random((5, 2, 30, 40)).astype(np.float32)
-    pieces = [(t, c, row, 0) for t in range(5) for c in range(2) for row in range(0, 30, 10)]
+    pieces = [(t, c, row) for t in range(5) for c in range(2) for row in range(0, 30, 10)]
     with npy_file(tmp_path / "x.npy", array.shape) as write, ThreadPoolExecutor(4) as pool:
-        for t, c, row, _ in reversed(pieces):
+        for t, c, row in reversed(pieces):
             piece = array[t, c, row : row + 10]
-            pool.submit(write, piece.T.copy().T, (t, c, row, 0))  # pieces need not be contiguous
+            begin = np.ravel_multi_index((t, c, row, 0), array.shape)
+            pool.submit(write, piece.T.copy().T, begin)  # pieces need not be contiguous
     read = np.load(tmp_path / "x.npy")
     assert read.dtype == np.float32
     assert np.array_equal(read, array)
@@ -256,7 +257,7 @@ def test_npy_on_a_full_disk_says_so_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP), raising=False)
     with npy_file(tmp_path / "x.npy", (2, 3)) as write:
-        write(np.ones((2, 3)), (0, 0))
+        write(np.ones((2, 3)), 0)
     assert np.load(tmp_path / "x.npy").sum() == 6
 
 

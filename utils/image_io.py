@@ -237,7 +237,7 @@ def remove_unfinished(folders: Iterable[Path]) -> None:
 
 
 @contextmanager
-def npy_file(path: Path | str, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray, Sequence[int]], None]]:
+def npy_file(path: Path | str, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray, int], None]]:
     """A float32 .npy file that is written piece by piece, so that the array need not fit into memory.
 
     Args:
@@ -245,15 +245,14 @@ def npy_file(path: Path | str, shape: tuple[int, ...]) -> Iterator[Callable[[np.
         shape: of the whole array.
 
     Yields:
-        The function that writes a piece, given the index of its first value; all its values follow each other in the
-        array. It may be called in threads.
+        The function that writes a piece, given where in the flattened array it begins; it may be called in threads.
     """
     lock = threading.Lock()
 
-    def write(piece: np.ndarray, first: Sequence[int]) -> None:
+    def write(piece: np.ndarray, begin: int) -> None:
         values = np.ascontiguousarray(piece, dtype="<f4")
         with lock:
-            file.seek(start + values.itemsize * int(np.ravel_multi_index(first, shape)))
+            file.seek(start + values.itemsize * begin)
             file.write(values.data)
 
     with whole_file(path) as file:

@@ -136,7 +136,7 @@ def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, 
     files = {beside(output, f"{ending}.npy"): values.cpu().numpy() for ending, values in arrays.items()}
     for path, array in files.items():
         with npy_file(path, array.shape) as write:
-            write(array, [0] * array.ndim)
+            write(array, 0)
     return list(files)
 
 
@@ -152,19 +152,17 @@ def saving_passes(
     Yields:
         The function that writes pass t, 0 <= t < T; it may be called in threads.
     """
-    passes, n_classes = single_samples(samples), samples[0].logits.shape[1]
+    passes, n_classes = single_samples(samples), 1 if one_class else samples[0].logits.shape[1]
     width, height = size
-    classes = [1] if one_class else range(n_classes)
-    shape = (len(passes), height, width) if one_class else (len(passes), n_classes, height, width)
+    shape = (len(passes), *([] if one_class else [n_classes]), height, width)
 
     def save(t: int) -> None:
         torch.get_num_threads()  # a new thread takes over their number when it is asked for it
-        greys = np.empty((len(classes), height, width), dtype=np.uint8)
+        greys = np.empty((n_classes, height, width), dtype=np.uint8)
         for rows, maps in strips([passes[t]], size, statistics=()):
-            for c, grey in enumerate(greys):
-                probs = maps.probs[classes[c]]
-                write(probs.cpu().numpy(), (t, rows.start, 0) if one_class else (t, c, rows.start, 0))
-                grey[rows] = to_grey(probs)
+            for c, probs in enumerate(maps.probs[-n_classes:]):
+                write(probs.cpu().numpy(), begin=((t * n_classes + c) * height + rows.start) * width)
+                greys[c, rows] = to_grey(probs)
         for c, grey in enumerate(greys):
             save_png(beside(output, f"_mc{t:02d}_c{c}.png"), grey)
 
