@@ -50,7 +50,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NAMED = 3  # empty masks
-_READERS = 2  # threads; Pillow decodes without Python's lock
 _NO_MORE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
 
 
@@ -390,6 +389,7 @@ def predict_folder(
             )
 
     at_once = 1 if model.device.type == "cpu" else max(1, sampler.batch_size // sampler.inputs_per_image)
+    readers = max(2, torch.get_num_threads() // 2)  # threads; Pillow decodes without Python's lock
     of_thread = threading.local()
 
     def predict(group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction]]:
@@ -414,7 +414,7 @@ def predict_folder(
             progress(total=len(own), unit="image") as bar,
             one_thread_each(model.device) as threads,
             BackgroundWriter() as writer,
-            closing(_groups(_ahead(read, own, _READERS, at_once + _READERS), at_once)) as groups,
+            closing(_groups(_ahead(read, own, readers, at_once + readers), at_once)) as groups,
             closing(_ahead(predict, groups, threads, threads - 1)) as predictions,
         ):
             for group, predicting in predictions:

@@ -150,8 +150,24 @@ def starts(repeats: int) -> None:
         print(f"| {script.name} | {spread(over)} |", flush=True)
 
 
-def training(imgs: Path, masks: Path, work: Path) -> None:
-    """What part of an epoch's time, from the second one on, is the network's."""
+def throughput(imgs: Path, work: Path, flags: list[str]) -> None:
+    """Images a second of a folder that is long enough for the start not to matter much."""
+    many = work / "many"
+    many.mkdir()
+    for copy in range(10):
+        for path in imgs.iterdir():
+            os.link(path, many / f"{copy}_{path.name}")
+    n = len(list(many.iterdir()))
+    print("\n| whole process | images a second |\n|---|---|")
+    for script in (["predict_prob_bayesian.py", "--mc", "50"], SCRIPTS["tta"]):
+        seconds, _ = run([sys.executable, *script, "--input-dir", many, "--output-dir", work / "m", *flags])
+        print(f"| `{' '.join(script)}`, {n} images | {n / seconds:.1f} |", flush=True)
+
+
+def training(imgs: Path, masks: Path, work: Path, device: torch.device, amp: bool) -> None:
+    """What part of an epoch's time, from the second one on, is the network's, and what part of that convolutions'."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
     from torch.utils.data import DataLoader
 
     from unet import BayesianUNet
@@ -176,15 +192,30 @@ def training(imgs: Path, masks: Path, work: Path) -> None:
     decoded = decode_pairs(pairs, (128, 128), work / "cache")
     dataset = SegmentationDataset(decoded, range(len(pairs)), decoded.mask_values(2), TrainingTransforms("light"))
     batches = Timed(dataset, batch_sampler=training.SeededBatches(len(pairs), 4, seed=0))
-    network = BayesianUNet().to(memory_format=torch.channels_last)
-    state = training.training_state(network, 1e-3, 3 * len(batches))
+    network = BayesianUNet().to(device, memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if amp else None
+    state = training.training_state(network, 1e-3, 4 * len(batches), dtype=dtype)
     shares = []
     for _ in range(3):
         batches.waited, started = 0.0, time.perf_counter()
-        training.train_one_epoch(state, batches, torch.device("cpu"))
+        training.train_one_epoch(state, batches, device, dtype)
         shares.append(1 - batches.waited / (time.perf_counter() - started))
         state.add_epoch({})
     print(f"\nTraining on full-size JPEGs, part of an epoch's time in the network: {spread(shares[1:], 3)}")
+
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+        training.train_one_epoch(state, batches, device, dtype)
+    times = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in profiled.key_averages()
+        if event.device_type == DeviceType.CPU  # operations, to which the time of a GPU's kernels is put down, too
+    }
+    total = sum(times.values())
+    convolutions = sum(spent for name, spent in times.items() if "conv" in name)
+    print(f"Part of the time of the {device.type.upper()} in convolutions: {convolutions / total:.2f}. The most:")
+    for name in sorted(times, key=times.get, reverse=True)[:8]:
+        print(f"  {name}: {times[name] / total:.3f}")
 
 
 def train(imgs: Path, masks: Path, work: Path, flags: list[str]) -> None:
@@ -228,8 +259,10 @@ def main() -> None:
             return
         growth(make, work, flags, args.quick)
         starts(3)
-        pictures = make(n, megapixels)
-        training(pictures, pictures.parent / "masks", work)
+        pictures, device = make(n, megapixels), torch.device(args.device)
+        if device.type == "cuda":
+            throughput(pictures, work, flags)
+        training(pictures, pictures.parent / "masks", work, device, args.amp)
         if args.imgs_dir and args.masks_dir:
             train(args.imgs_dir, args.masks_dir, work, flags)
 
