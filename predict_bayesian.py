@@ -12,7 +12,7 @@ from typing import Any
 from utils import batch, cli, figures
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
-from utils.image_io import BackgroundWriter, list_images, mask_image, read_image, save_png
+from utils.image_io import list_images, mask_image, read_image, save_png
 from utils.metrics import segmentation_scores
 from utils.probability import STATISTICS, MCDropout, Sampler, Softmax, calibrate
 from utils.results import beside, pictures, predict_full_size, read_summary, save_arrays, saving_passes, write_summary
@@ -121,14 +121,18 @@ def look_at(
         if args.save_mean_std or args.save_npy:
             save_arrays(output, prediction.maps, entropies=args.save_npy, one_class=one_class)
         prediction.maps = None  # as large as a pass
-        passes = saving_passes(output, samples, image.size, one_class) if args.save_prob else nullcontext()
-        with batch.one_thread_each(model.device), passes as save_pass, BackgroundWriter() as writer:
+        saving = saving_passes(output, samples, image.size, one_class) if args.save_prob else nullcontext(())
+        with (
+            batch.one_thread_each(model.device) as threads,
+            saving as passes,
+            batch.BackgroundWriter(max(2, threads)) as writer,
+        ):
             writer.submit(lambda: figures.save_figure(figures.draw_predictions([row]), beside(output, "_figure.png")))
             writer.submit(save_png, output, mask_image(classes, model.mask_values))
             for ending, grey in prediction.pictures.items():
                 writer.submit(save_png, beside(output, f"{ending}.png"), grey)
-            for t in range(sampler.inputs_per_image if args.save_prob else 0):
-                writer.submit(save_pass, t)
+            for save_pass in passes:
+                writer.submit(save_pass)
         level, endings = logging.INFO if len(args.input) < MANY else logging.DEBUG, [*prediction.pictures, "_figure"]
         logger.log(level, "%s: the mask, and beside it %s", output, ", ".join(f"{e}.png" for e in endings))
     if args.viz:

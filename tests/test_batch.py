@@ -3,6 +3,9 @@
 import csv
 import errno
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +17,11 @@ import sklearn.metrics
 import torch
 from PIL import Image
 
-from tests.conftest import lively_network, make_folders, make_picture
-from utils.batch import find_items, predict_folder, predict_probabilities
+from tests.conftest import ROOT, lively_network, make_folders, make_picture
+from utils.batch import BackgroundWriter, find_items, predict_folder, predict_probabilities
 from utils.checkpoint import TrainedModel
 from utils.errors import InputError
-from utils.image_io import IMAGE_EXTENSIONS, BackgroundWriter, read_image
+from utils.image_io import IMAGE_EXTENSIONS, read_image
 from utils.probability import MCDropout, Softmax, TestTimeAugmentation, predict, to_grey
 from utils.results import Prediction
 
@@ -183,6 +186,44 @@ def test_background_writer_runs_everything_and_holds_little():
             assert len(writer._pending) <= 3
     assert sorted(done) == list(range(50))
     assert max(most) == 2
+
+
+def test_background_writer_goes_on_beside_what_takes_long():
+    go_on, done = threading.Event(), []
+    with BackgroundWriter(2) as writer:
+        writer.submit(go_on.wait, 60)
+        for i in range(20):
+            writer.submit(done.append, i)  # would wait for the first
+        assert len(done) > 15
+        go_on.set()
+    assert done == list(range(20))
+
+
+CONVOLVE = """
+import os, threading, torch
+from utils.batch import BackgroundWriter, one_thread_each
+
+def others():  # threads of this process that are not Python's
+    return len(os.listdir("/proc/self/task")) - threading.active_count()
+
+def convolve():
+    before = others()
+    torch.nn.functional.conv2d(images, weights)  # the first that its thread has PyTorch do
+    print(others() - before)
+
+images, weights = torch.ones(8, 64, 128, 128), torch.ones(64, 64, 3, 3)
+torch.set_num_threads(2)
+with one_thread_each(torch.device("cpu")) as threads, BackgroundWriter(threads) as writer:
+    writer.submit(convolve)
+print(threads, torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists the threads of a process there")
+def test_threads_of_ours_have_none_of_pytorch():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    printed = subprocess.check_output([sys.executable, "-c", CONVOLVE], cwd=ROOT, env=environment, text=True)
+    assert printed.split() == ["0", "2", "2"]
 
 
 def test_background_writer_raises_the_first_error():

@@ -194,6 +194,14 @@ def test_masks_make_a_round_trip(tmp_path_factory: pytest.TempPathFactory, value
     assert np.array_equal(read_mask(path), np.array(values)[classes])
 
 
+def test_wrong_pixels_are_not_drawn(tmp_path: Path):
+    with pytest.raises(AssertionError, match="class without a value"):
+        mask_image(np.array([[0, 2]]), [0, 255])
+    with pytest.raises(AssertionError, match="uint16"):
+        save_png(tmp_path / "x.png", np.ones((2, 2), dtype=np.uint16))
+    assert not list(tmp_path.iterdir())
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99), st.booleans(), st.booleans())
 @example(16, 16, 0, False, False)
 def test_grey_png_is_written_as_it_is(

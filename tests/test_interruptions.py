@@ -166,3 +166,16 @@ def test_a_batch_without_space_says_what_is_missing(tmp_path: Path, model_file: 
         assert f"SKIN_00{i}.jpg: its result cannot be written (File too large)" in result.stderr
     assert (tmp_path / "o" / "SMALL_OUT_mean.npy").stat().st_size == 128 + 2 * 40 * 40 * 4
     assert not list((tmp_path / "o").glob("SKIN*.npy"))
+
+
+def test_passes_without_space_leave_no_array(tmp_path: Path, model_file: Path):
+    (imgs, _), out = make_folders(tmp_path, 2, (300, 200)), tmp_path / "o"
+    shutil.copy(make_folders(tmp_path / "small", 1, (40, 40))[0] / "SKIN_000.jpg", imgs / "SMALL.jpg")
+    arguments = ("-i", imgs, "--output-dir", out, "--mc", 5, "--save-prob", "-m", model_file)
+    result = limited(1_000_000, "predict_bayesian.py", *arguments)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for i in range(2):
+        assert f"SKIN_00{i}.jpg: its result cannot be written (File too large)" in result.stderr
+    assert [path.name for path in out.glob("*.npy")] == ["SMALL_probs.npy"]
+    assert not list(out.glob(".*"))

@@ -356,6 +356,17 @@ def test_overlaps_count_the_pixels_of_every_two_samples(c: int):
                 assert maps.overlaps[k - 1, i, j] == ((a == k) & (b == k)).sum()
 
 
+def test_a_pixel_that_is_no_number_leaves_the_overlaps_of_the_others():
+    samples = random_samples(t=4, c=2)
+    before = summarize(samples, (8, 8)).overlaps
+    for part in samples:
+        part.logits[..., 0] = math.nan
+    maps = summarize(samples, (8, 8))
+    assert 0 < maps.probs[1].isnan().sum() < 32
+    assert maps.overlaps.sum() > 0
+    assert (maps.overlaps <= before).all()
+
+
 def test_the_temperature_divides_the_logits():
     model = TrainedModel(lively_network(), (32, 32))
     image = make_picture(0)[0]

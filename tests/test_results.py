@@ -90,8 +90,8 @@ def test_a_prediction_strip_by_strip_is_that_of_whole_maps(t: int, c: int, monke
 def test_every_pass_is_written(tmp_path: Path, one_class: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("utils.probability._CPU_STRIP", 100)
     samples = [LogitSamples(torch.randn(3, 2, 5, 5)), LogitSamples(torch.randn(2, 2, 5, 5), 1.25)]
-    with saving_passes(tmp_path / "x.png", samples, (21, 17), one_class) as save, ThreadPoolExecutor(2) as pool:
-        list(pool.map(save, reversed(range(5))))
+    with saving_passes(tmp_path / "x.png", samples, (21, 17), one_class) as saves, ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda save: save(), reversed(saves)))
         assert not (tmp_path / "x_probs.npy").exists()
     every = np.stack([probs.numpy() for probs in full_size_probs(samples, (21, 17))])  # (5, 2, 17, 21)
     written = np.load(tmp_path / "x_probs.npy")

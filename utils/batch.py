@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,7 +24,6 @@ from utils.cli import GentleStop, progress
 from utils.data_loading import find_masks, mask_to_classes
 from utils.errors import InputError
 from utils.image_io import (
-    BackgroundWriter,
     list_images,
     read_image,
     read_mask,
@@ -445,10 +444,46 @@ def predict_folder(
     return report
 
 
+class BackgroundWriter:
+    """Runs functions in threads, few at a time, so that what they hold does not pile up in memory.
+
+    At the end of the `with` block all have run. The first error that one raised is raised there, or by `submit`.
+
+    Args:
+        threads: how many run at once; as many more may wait, and one.
+    """
+
+    def __init__(self, threads: int = 2) -> None:
+        self._threads, self._pool = threads, _pool(threads)
+        self._pending: set[Future] = set()
+
+    def submit(self, function: Callable, *args: Any) -> None:
+        """Run `function(*args)` soon; waits where too many are waiting already."""
+        while len(self._pending) > self._threads:
+            done = next(as_completed(self._pending))
+            self._pending.remove(done)
+            done.result()
+        self._pending.add(self._pool.submit(function, *args))
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        try:
+            for done in as_completed(self._pending if error_type is None else ()):
+                done.result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """So many threads; a new one takes over PyTorch's own number of threads when it is asked for it."""
+    return ThreadPoolExecutor(threads, initializer=torch.get_num_threads)
+
+
 def _ahead(function: Callable[[T], Any], things: Iterable[T], threads: int, ahead: int) -> Iterator[tuple[T, Future]]:
     """Each of the things with the future of `function(thing)`, in so many threads; `ahead` more are under way."""
-    # A new thread takes over PyTorch's number of threads when it is asked for it.
-    pool = ThreadPoolExecutor(threads, initializer=torch.get_num_threads)
+    pool = _pool(threads)
     waiting: deque[tuple[T, Future]] = deque()
     try:
         for thing in things:

@@ -11,9 +11,7 @@ import struct
 import threading
 import uuid
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +44,6 @@ _UNREADABLE = (
     Image.DecompressionBombError,
 )
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
-_WRITERS = 2  # threads; Pillow encodes without Python's lock
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
 
 
@@ -170,6 +167,7 @@ def mask_image(classes: np.ndarray, mask_values: Sequence[int]) -> Image.Image:
         return Image.fromarray(colours.astype(np.uint8)[classes])
     if values.max() >= 256:
         return Image.fromarray(values.astype(np.uint16)[classes])
+    assert classes.max(initial=0) < len(values), "a class without a value"
     table = np.resize(values, 256)  # of which only the beginning is used; Pillow looks up faster than NumPy
     return Image.fromarray(classes.astype(np.uint8, copy=False)).point(table.tolist())
 
@@ -193,6 +191,7 @@ def _grey_png(pixels: np.ndarray) -> bytes:
     In maps and masks that is long runs of nothing. Pillow tries five such filters for each row, takes three times as
     long, and makes larger files of them.
     """
+    assert pixels.dtype == np.uint8, pixels.dtype
     height, width = pixels.shape
     rows = np.empty((height, 1 + width), dtype=np.uint8)
     rows[:, 0] = 2  # the filter: "up"
@@ -200,11 +199,10 @@ def _grey_png(pixels: np.ndarray) -> bytes:
     np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])  # modulo 256
     header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
     packer = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    chunks = {b"IHDR": header, b"IDAT": packer.compress(rows) + packer.flush(), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", packer.compress(rows) + packer.flush()), (b"IEND", b"")):
+        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png
 
 
 @contextmanager
@@ -263,41 +261,16 @@ def npy_file(path: Path | str, shape: tuple[int, ...]) -> Iterator[Callable[[np.
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Ask for a file's room at once, so that a full disk says so first and room is not looked for piece by piece."""
+    """Ask for a file's room at once, so that a full disk says so first and room is not looked for piece by piece.
+
+    Where a file system cannot, the C library may write a byte into each block instead, or say so.
+    """
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-
-
-class BackgroundWriter:
-    """Runs functions in threads, few at a time, so that what they hold does not pile up in memory.
-
-    At the end of the `with` block all have run. The first error that one raised is raised there, or by `submit`.
-
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_WRITERS)
-        self._pending: deque[Future] = deque()
-
-    def submit(self, function: Callable, *args: Any) -> None:
-        """Run `function(*args)` soon; waits where too many are waiting already."""
-        while len(self._pending) > _WRITERS:
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(function, *args))
-
-    def __enter__(self) -> "BackgroundWriter":
-        return self
-
-    def __exit__(self, error_type: type | None, *_: object) -> None:
-        try:
-            while self._pending and error_type is None:
-                self._pending.popleft().result()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
 
 
 def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,31 +144,30 @@ def save_arrays(output: Path, maps: ProbabilityMaps, *, entropies: bool = True, 
 @contextmanager
 def saving_passes(
     output: Path, samples: Sequence[LogitSamples], size: tuple[int, int], one_class: bool = False
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[list[Callable[[], None]]]:
     """Write the probabilities of every pass, as pictures and as one float32 array of all.
 
     `NAME_mc00_c0.png` ... and `NAME_probs.npy`, (T, C, H, W); of a model with one class only the lesion's, (T, H, W).
     The array is there when the `with` block ends.
 
     Yields:
-        The function that writes pass t, 0 <= t < T; it may be called in threads.
+        For each pass the function that writes it; they may be called in threads.
     """
     passes, n_classes = single_samples(samples), 1 if one_class else samples[0].logits.shape[1]
     width, height = size
     shape = (len(passes), *([] if one_class else [n_classes]), height, width)
 
     def save(t: int) -> None:
-        torch.get_num_threads()  # a new thread takes over their number when it is asked for it
         greys = np.empty((n_classes, height, width), dtype=np.uint8)
         for rows, maps in strips([passes[t]], size, statistics=()):
             for c, probs in enumerate(maps.probs[-n_classes:]):
-                write(probs.cpu().numpy(), begin=((t * n_classes + c) * height + rows.start) * width)
+                write(probs.cpu().numpy(), ((t * n_classes + c) * height + rows.start) * width)
                 greys[c, rows] = to_grey(probs)
         for c, grey in enumerate(greys):
             save_png(beside(output, f"_mc{t:02d}_c{c}.png"), grey)
 
     with npy_file(beside(output, "_probs.npy"), shape) as write:
-        yield save
+        yield [partial(save, t) for t in range(len(passes))]
 
 
 def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:

@@ -20,7 +20,7 @@ def entropy(probs: Tensor) -> Tensor:
     """Entropy in nats (Shannon 1948) of probabilities.
 
     Args:
-        probs: (..., C, H, W); with C = 1 the probability of one of two classes.
+        probs: (..., C, H, W), without gradients; with C = 1 the probability of one of two classes.
 
     Returns:
         (..., H, W), from 0 to ln C (ln 2 for C = 1).
@@ -35,11 +35,11 @@ def entropy(probs: Tensor) -> Tensor:
 
 def _log(p: Tensor) -> Tensor:
     """The logarithm, finite at 0; for p ln p many times as fast as torch.special.entr."""
-    return _in_place("log", p.clamp(min=1e-38))
+    return _logarithm("log", p.clamp(min=1e-38))
 
 
-def _in_place(function: str, x: Tensor) -> Tensor:
-    """`log` or `log1p`, in place. On a CPU NumPy's is 3 times as fast as PyTorch's, or 40."""
+def _logarithm(function: str, x: Tensor) -> Tensor:
+    """`log` or `log1p`, in place, without gradients. NumPy's are 3 and 40 times as fast as PyTorch's on an x86 CPU."""
     if x.device.type != "cpu":
         return getattr(x, f"{function}_")()
     values = x.numpy()
@@ -69,7 +69,7 @@ class _ClassSums:
         self.inside += _sum(mask.mul_(probs))
         self.everywhere += _sum(probs)
         if not self.area:
-            self.log_absent += _sum(_in_place("log1p", probs.clamp(max=1 - 1e-7).neg_()))
+            self.log_absent += _sum(_logarithm("log1p", probs.clamp(max=1 - 1e-7).neg_()))
 
     def confidence(self) -> float:
         return 2 * self.inside / (self.everywhere + self.area) if self.area else math.exp(self.log_absent)
