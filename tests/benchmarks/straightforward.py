@@ -51,6 +51,7 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
                 for t, of_pass in enumerate(stack):
                     for c, p in enumerate(of_pass):
                         save(out / f"{path.stem}_mc{t:02d}_c{c}.png", p)
+                save_uncertainty(out, path.stem, image, stack)
             probs = torch.stack(passes).mean(dim=0)
         else:
             probs = probability(image)
@@ -59,8 +60,34 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
         save(out / (f"{path.stem}.png" if task == "single" else f"{path.stem}_OUT.png"), probs.numpy())
 
 
+def save_uncertainty(out: Path, name: str, image: Image.Image, stack: np.ndarray) -> None:
+    """Grey maps of what the passes, (T, 2, H, W), say of each pixel, and a figure."""
+    import matplotlib.pyplot as plt
+
+    mean = stack.mean(axis=0)  # (2, H, W)
+    total, expected = entropy(mean), np.mean([entropy(of_pass) for of_pass in stack], axis=0)
+    highest = np.log(2)
+    save(out / f"{name}_prob.png", mean[1])
+    save(out / f"{name}_std.png", stack[:, 1].std(axis=0) / 0.5)
+    save(out / f"{name}_entropy.png", total / highest)
+    save(out / f"{name}_expected_entropy.png", expected / highest)
+    save(out / f"{name}_mutual_information.png", (total - expected) / highest)
+
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3), layout="constrained")
+    axes[0].imshow(image)
+    axes[1].imshow(mean[1] > 0.5)
+    figure.colorbar(axes[2].imshow(mean[1], vmin=0, vmax=1), ax=axes[2])
+    figure.colorbar(axes[3].imshow(total, vmin=0, vmax=highest, cmap="inferno"), ax=axes[3])
+    figure.savefig(out / f"{name}_panels.png", dpi=110)
+
+
+def entropy(probs: np.ndarray) -> np.ndarray:
+    """In nats, of (2, H, W)."""
+    return -(probs * np.log(probs + 1e-12)).sum(axis=0)
+
+
 def save(path: Path, probs: np.ndarray) -> None:
-    Image.fromarray(np.round(probs * 255).astype(np.uint8)).save(path)
+    Image.fromarray(np.round(probs.clip(0, 1) * 255).astype(np.uint8)).save(path)
 
 
 if __name__ == "__main__":
