@@ -3,7 +3,7 @@
 `python tests/benchmarks/speed.py` makes its own pictures, runs both ways in turn as whole processes, sees that their
 results agree, and prints tables; `--quick` does it with few small pictures, `--amp` in mixed precision. The
 straightforward way is `straightforward.py`: an image after the other, a pass or view at a time, each at full size.
-Nothing else should run meanwhile. On a GPU, `--imgs-dir` and `--masks-dir` time a training of the default recipe, too.
+Nothing else should run meanwhile. `--imgs-dir` and `--masks-dir` time a training of the default recipe, too.
 """
 
 import argparse
