@@ -51,8 +51,9 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
                 for t, of_pass in enumerate(stack):
                     for c, p in enumerate(of_pass):
                         save(out / f"{path.stem}_mc{t:02d}_c{c}.png", p)
-                save_uncertainty(out, path.stem, image, stack)
-            probs = torch.stack(passes).mean(dim=0)
+                probs = torch.from_numpy(save_uncertainty(out, path.stem, image, stack))
+            else:
+                probs = torch.stack(passes).mean(dim=0)
         else:
             probs = probability(image)
         if task in ("mask", "single"):
@@ -60,8 +61,8 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
         save(out / (f"{path.stem}.png" if task == "single" else f"{path.stem}_OUT.png"), probs.numpy())
 
 
-def save_uncertainty(out: Path, name: str, image: Image.Image, stack: np.ndarray) -> None:
-    """Grey maps of what the passes, (T, 2, H, W), say of each pixel, and a figure."""
+def save_uncertainty(out: Path, name: str, image: Image.Image, stack: np.ndarray) -> np.ndarray:
+    """Grey maps of what the passes, (T, 2, H, W), say of each pixel, and a figure; returns the mean of class 1."""
     import matplotlib.pyplot as plt
 
     mean = stack.mean(axis=0)  # (2, H, W)
@@ -79,6 +80,7 @@ def save_uncertainty(out: Path, name: str, image: Image.Image, stack: np.ndarray
     figure.colorbar(axes[2].imshow(mean[1], vmin=0, vmax=1), ax=axes[2])
     figure.colorbar(axes[3].imshow(total, vmin=0, vmax=highest, cmap="inferno"), ax=axes[3])
     figure.savefig(out / f"{name}_panels.png", dpi=110)
+    return mean[1]
 
 
 def entropy(probs: np.ndarray) -> np.ndarray:
