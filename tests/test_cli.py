@@ -5,9 +5,11 @@ import logging
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 from utils import cli
 from utils.errors import InputError
@@ -37,6 +39,33 @@ def test_devices():
     for name in ("toaster", "cuda:99"):
         with pytest.raises(InputError, match=f"--device {name} .*cpu"):
             cli.choose_device(name)
+
+
+@pytest.mark.parametrize("name", [None, "cuda", "cuda:0"])
+def test_a_cuda_device_has_its_index(name: str | None, monkeypatch: pytest.MonkeyPatch):
+    """`torch.cuda.set_device` takes no device without one."""
+    chosen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append(_get_device_index(device)))
+    assert cli.choose_device(name) == torch.device("cuda:0")
+    assert chosen == [0]
+
+
+def test_a_device_that_cannot_be_set_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
+    def refuse(device: torch.device) -> None:
+        raise ValueError("Expected a torch.device with a specified index")
+
+    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("torch.cuda.set_device", refuse)
+    with pytest.raises(InputError, match="--device cuda"):
+        cli.choose_device("cuda")
+
+
+def test_several_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("utils.distributed.world_size", lambda: 2)
+    with pytest.raises(InputError, match="a GPU each"):
+        cli.choose_device("cuda:1")
 
 
 def test_mixed_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):

@@ -212,18 +212,19 @@ def choose_device(name: str | None = None) -> torch.device:
     """The device of that name; without one CUDA, MPS or the CPU, the first that there is.
 
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or one of several processes is given the GPU of another.
     """
+    if distributed.world_size() > 1 and (name or "").startswith("cuda:"):
+        raise InputError(f"--device {name}: several processes have a GPU each: give --device cuda, or none")
     if name in (None, "cuda") and distributed.world_size() > 1 and torch.cuda.is_available():
         name = f"cuda:{distributed.local_rank()}"
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        device = torch.empty(0, device=name).device  # with its index, which set_device requires
         if device.type == "cuda":
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         there += ["mps"] * torch.backends.mps.is_available()
         raise InputError(f"--device {name} is not to be had here; there is {', '.join([*there, 'cpu'])}") from error
