@@ -1,54 +1,59 @@
-"""Write a mask for each image of a folder, and compare the masks with the truth where there is one."""
+"""Write a mask for each image of a folder, and compare the masks with the ground truth if there is any."""
 
 import argparse
 from pathlib import Path
 
-from utils import batch, cli, figures
-from utils.image_io import mask_image, read_image, save_png
-from utils.probability import Softmax
-from utils.results import Prediction
+from utils import arguments, cli
+from utils.data.images import read_image, save_png
+from utils.data.masks import mask_to_image
+from utils.figures.predictions import prediction_row, show_predictions
+from utils.inference.predictor import MapOptions, Prediction
+from utils.inference.samplers import Softmax
+from utils.pipeline.folder_predictor import FolderPredictor
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item, find_items
+from utils.pipeline.journal import Journal
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        description=__doc__, parents=[cli.folder_parent(), cli.mask_parent(), cli.model_parent()]
+        description=__doc__, parents=[arguments.folder_parent(), arguments.mask_parent(), arguments.model_parent()]
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
-    model, dtype = cli.load_model(args)
-    truth = batch.Truth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
+    # The images, the model, and the ground truth
+    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    model, dtype = cli.model_from_args(args)
+    sampler = Softmax(args.batch_size, dtype)
+    ground_truth = None
+    if args.mask_dir:
+        ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, evaluate_probs=False)
 
-    def save(item: batch.Item, prediction: Prediction) -> list[Path]:
+    # What is done with each prediction
+    def save(item: Item, prediction: Prediction) -> list[Path]:
         if args.no_save:
             return []
-        save_png(item.output(args.output_dir), mask_image(prediction.classes, model.mask_values))
+        save_png(item.output(args.output_dir), mask_to_image(prediction.classes, model.mask_values))
         return [item.output(args.output_dir)]
 
-    def show(item: batch.Item, prediction: Prediction) -> None:
+    def show(item: Item, prediction: Prediction) -> None:
         classes = prediction.classes
-        true_classes = truth.read(item, classes.shape) if truth else None
-        row = figures.row(read_image(item.path), classes, prediction.maps, true_classes, title=str(item.name))
-        figures.show_predictions([row], instead=item.output(args.output_dir, "_figure.png"))
+        target = ground_truth.read(item, classes.shape) if ground_truth else None
+        row = prediction_row(read_image(item.path), classes, prediction.maps, target, caption=item.key)
+        show_predictions([row], fallback=item.output(args.output_dir, "_figure.png"))
 
-    sampler = Softmax(args.batch_size, dtype)
-    settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "weights": model.fingerprint()}
-    report = batch.predict_folder(
-        model,
-        sampler,
-        items,
-        save,
-        threshold=args.mask_threshold,
-        keep=("predictive_entropy",) if args.viz else (),
-        truth=truth,
-        judge_probabilities=False,
-        show=show if args.viz else None,
-        journal=None
-        if args.no_save
-        else batch.Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing),
-    )
-    report.write(None if args.no_save else args.output_dir, truth)
+    # The record of finished images, with what has to be equal for an interrupted run to be resumed
+    journal = None
+    if not args.no_save:
+        settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "weights": model.fingerprint()}
+        journal = Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing)
+
+    # Loop over the images, report
+    options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else ())
+    predictor = FolderPredictor(model, sampler, save, options, ground_truth, journal, show if args.viz else None)
+    report = predictor.run(items)
+    report.write(None if args.no_save else args.output_dir, ground_truth)
     return report.finish("" if args.no_save else f": {args.output_dir}")
 
 

@@ -2,23 +2,28 @@
 
 import argparse
 
-from utils import batch, cli
-from utils.probability import MCDropout
+from utils import arguments, cli
+from utils.inference.samplers import MCDropout
+from utils.pipeline.items import find_items
+from utils.pipeline.probability_maps import predict_probabilities
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[cli.folder_parent(), cli.probability_parent(), cli.model_parent()]
+        description=__doc__,
+        parents=[arguments.folder_parent(), arguments.probability_parent(), arguments.model_parent()],
     )
-    cli.add_defaulted(parser, "--mc", type=cli.whole_number(1), default=50, metavar="T", help="number of passes")
+    arguments.add_with_default(
+        parser, "--mc", type=arguments.integer(1), default=50, metavar="T", help="number of passes"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
-    model, dtype = cli.load_model(args)
+    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    model, dtype = cli.model_from_args(args)
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
-    return batch.predict_probabilities(model, sampler, items, args.output_dir, **cli.probability_options(args))
+    return predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
 
 
 if __name__ == "__main__":

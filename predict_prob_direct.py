@@ -1,22 +1,25 @@
-"""Write the probability map of each image of a folder: plain softmax, uncalibrated."""
+"""Write the probability map of each image of a folder: uncalibrated softmax of a single pass."""
 
 import argparse
 
-from utils import batch, cli
-from utils.probability import Softmax
+from utils import arguments, cli
+from utils.inference.samplers import Softmax
+from utils.pipeline.items import find_items
+from utils.pipeline.probability_maps import predict_probabilities
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        description=__doc__, parents=[cli.folder_parent(), cli.probability_parent(), cli.model_parent()]
+        description=__doc__,
+        parents=[arguments.folder_parent(), arguments.probability_parent(), arguments.model_parent()],
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
-    model, dtype = cli.load_model(args)
+    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    model, dtype = cli.model_from_args(args)
     sampler = Softmax(args.batch_size, dtype)
-    return batch.predict_probabilities(model, sampler, items, args.output_dir, **cli.probability_options(args))
+    return predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
 
 
 if __name__ == "__main__":

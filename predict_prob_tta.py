@@ -2,25 +2,33 @@
 
 import argparse
 
-from utils import batch, cli
-from utils.probability import TestTimeAugmentation
+from utils import arguments, cli
+from utils.inference.samplers import TestTimeAugmentation
+from utils.pipeline.items import find_items
+from utils.pipeline.probability_maps import predict_probabilities
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[cli.folder_parent(), cli.probability_parent(), cli.model_parent()]
+        description=__doc__,
+        parents=[arguments.folder_parent(), arguments.probability_parent(), arguments.model_parent()],
     )
-    cli.add_defaulted(
-        parser, "--shrink", type=cli.number(0.05, 1), default=0.8, metavar="S", help="size of the views on black"
+    arguments.add_with_default(
+        parser,
+        "--shrink",
+        type=arguments.number(0.05, 1),
+        default=0.8,
+        metavar="S",
+        help="scale of the downscaled and zero-padded views",
     )
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
-    items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
-    model, dtype = cli.load_model(args)
+    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    model, dtype = cli.model_from_args(args)
     sampler = TestTimeAugmentation(args.batch_size, dtype, shrink=args.shrink)
-    return batch.predict_probabilities(model, sampler, items, args.output_dir, **cli.probability_options(args))
+    return predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
 
 
 if __name__ == "__main__":

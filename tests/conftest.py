@@ -1,4 +1,4 @@
-"""What the tests share: pictures that they make, a small network that they train, the scripts as real processes."""
+"""Shared by the tests: synthetic images, a small trained network, the scripts as real processes."""
 
 import logging
 import multiprocessing
@@ -23,9 +23,12 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader
 
 from unet import BayesianUNet
-from utils import training
 from utils.checkpoint import TrainedModel, save_checkpoint
-from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
+from utils.data.cache import decode_pairs
+from utils.data.pairing import pair_files
+from utils.data_loading import SeededBatchSampler, SegmentationDataset
+from utils.training.loop import train_one_epoch
+from utils.training.state import new_training_state
 
 settings.register_profile("tests", deadline=None)  # machines are slow at times
 settings.load_profile("tests")
@@ -38,7 +41,7 @@ ENVIRONMENT = {
 }  # no test may reach for a display or a network
 
 
-def make_picture(seed: int, size: tuple[int, int] = (160, 120)) -> tuple[Image.Image, Image.Image]:
+def make_image(seed: int, size: tuple[int, int] = (160, 120)) -> tuple[Image.Image, Image.Image]:
     """A dark blot with a soft edge on pale skin, and its mask of 0 and 255."""
     rng = np.random.default_rng(seed)
     width, height = size
@@ -58,7 +61,7 @@ def make_folders(folder: Path, count: int, size: tuple[int, int] = (160, 120), s
     imgs.mkdir(parents=True)
     masks.mkdir()
     for i in range(count):
-        image, mask = make_picture(seed + i, size)
+        image, mask = make_image(seed + i, size)
         image.save(imgs / f"SKIN_{i:03d}.jpg", quality=92)
         mask.save(masks / f"SKIN_{i:03d}_Segmentation.png")
     return imgs, masks
@@ -78,17 +81,17 @@ def lively_network(seed: int = 0, **architecture) -> BayesianUNet:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """A network of 8 base channels that has learnt the pictures of `make_picture`."""
+    """A network of 8 base channels that has learnt the pictures of `make_image`."""
     pairs = pair_files(*make_folders(tmp_path_factory.mktemp("training"), 24, (64, 64), seed=1000))
     decoded = decode_pairs(pairs, (128, 128), cache_dir=None)
     dataset = SegmentationDataset(decoded, range(24), [0, 255])
     torch.manual_seed(0)
     network = BayesianUNet(base_channels=8).to(memory_format=torch.channels_last)
-    state = training.training_state(network, 5e-3, 10 * 6)
-    batches = DataLoader(dataset, batch_sampler=training.SeededBatches(24, 4, seed=0))
+    state = new_training_state(network, 5e-3, 10 * 6)
+    batches = DataLoader(dataset, batch_sampler=SeededBatchSampler(24, 4, seed=0))
     for _ in range(10):
-        training.train_one_epoch(state, batches, torch.device("cpu"))
-        state.add_epoch({})
+        train_one_epoch(state, batches)
+        state.complete_epoch({})
     return TrainedModel(network.eval(), epoch=10)
 
 

@@ -1,21 +1,22 @@
-"""The training transforms: image and mask stay together, and random choices repeat."""
+"""The training transforms: image and mask stay together, and a seed repeats the random choices."""
 
 import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
 
-from tests.conftest import make_picture
-from utils.augmentation import STRENGTHS, RandomChannelGain, TrainingTransforms
+from tests.conftest import make_image
+from utils.data.augmentation import STRENGTHS, RandomChannelGain, TrainingTransforms
 
 
-def picture() -> tuple[torch.Tensor, torch.Tensor]:
-    image, mask = make_picture(3, (128, 128))
+def example() -> tuple[torch.Tensor, torch.Tensor]:
+    image, mask = make_image(3, (128, 128))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask)) // 255
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_types_shapes_and_classes_stay(strength: str):
-    image, mask = picture()
+def test_types_shapes_and_classes_are_kept(strength: str):
+    image, mask = example()
     transform = TrainingTransforms(strength)
     for seed in range(20):
         torch.manual_seed(seed)
@@ -26,10 +27,10 @@ def test_types_shapes_and_classes_stay(strength: str):
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_the_mask_moves_with_the_image(strength: str):
-    image, mask = picture()
+def test_mask_moves_with_the_image(strength: str):
+    image, mask = example()
     transform = TrainingTransforms(strength)
-    moved = 0
+    n_moved = 0
     for seed in range(20):
         torch.manual_seed(seed)
         changed, changed_mask = transform(image, mask)
@@ -38,12 +39,12 @@ def test_the_mask_moves_with_the_image(strength: str):
         lesion, skin = changed_mask == 1, (changed_mask == 0) & (changed.amax(0) > 60)  # black came in from outside
         brightness = changed.float().mean(0)
         assert brightness[lesion].mean() + 20 < brightness[skin].mean()
-        moved += not torch.equal(mask, changed_mask)
-    assert moved >= 15
+        n_moved += not torch.equal(mask, changed_mask)
+    assert n_moved >= 15
 
 
-def test_the_same_seed_gives_the_same_picture():
-    image, mask = picture()
+def test_seed_repeats_the_transforms():
+    image, mask = example()
     transform = TrainingTransforms()
     results = []
     for seed in (1, 1, 2):
@@ -53,18 +54,16 @@ def test_the_same_seed_gives_the_same_picture():
     assert not torch.equal(results[0], results[2])
 
 
-def test_channel_gain_multiplies_channels_of_the_image_alone():
+def test_channel_gain_leaves_the_mask():
     image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
     gain = RandomChannelGain(0.2)
-    from torchvision import tv_tensors
-
-    seen = []
+    pixels = []
     for _ in range(50):
         changed, mask = gain(tv_tensors.Image(image), tv_tensors.Mask(image[0]))
         assert torch.equal(mask, image[0])
         assert all(len(channel.unique()) == 1 for channel in changed)
-        seen.append(changed[:, 0, 0])
-    values = torch.stack(seen).float()
+        pixels.append(changed[:, 0, 0])
+    values = torch.stack(pixels).float()
     assert values.min() >= 80
     assert values.max() <= 120
     assert (values.std(0) > 5).all()

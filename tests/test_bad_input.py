@@ -1,4 +1,4 @@
-"""A folder as it may come from anywhere: strange images are predicted, broken ones fail alone and are named."""
+"""A folder as it may come from anywhere: unusual images are predicted, broken ones fail alone and are named."""
 
 import ctypes
 import struct
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ENVIRONMENT, ROOT, make_folders, make_picture, run_module, run_script
+from tests.conftest import ENVIRONMENT, ROOT, make_folders, make_image, run_module, run_script
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG of that size, all that a decompression bomb needs to be recognised."""
+    """The beginning of a PNG of that size, enough for a decompression bomb to be recognised."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
 
@@ -25,8 +25,8 @@ def folder(tmp_path: Path) -> tuple[Path, dict[str, tuple[int, int]], set[str]]:
     """A folder, the sizes of the images in it that are to be predicted, and the names of those that cannot."""
     folder = tmp_path / "in put"
     folder.mkdir()
-    image = make_picture(3, (60, 40))[0]
-    good = {
+    image = make_image(3, (60, 40))[0]
+    variants = {
         "a name with spaces.jpg": image,
         "dots.in.the.name.v1.2.png": image,
         "Läsion_皮膚_🔬.png": image,
@@ -44,29 +44,29 @@ def folder(tmp_path: Path) -> tuple[Path, dict[str, tuple[int, int]], set[str]]:
         "pages.tif": image,
         "animated.png": image,
     }
-    for name, picture in good.items():
-        several = {"save_all": True, "append_images": [image.resize((5, 5))]} if name == "pages.tif" else {}
+    for name, variant in variants.items():
+        options = {"save_all": True, "append_images": [image.resize((5, 5))]} if name == "pages.tif" else {}
         if name == "animated.png":
-            several = {"save_all": True, "append_images": [image.rotate(90)]}
-        picture.save(folder / name, **several)
-    sizes = {name: picture.size for name, picture in good.items()}
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    image.save(folder / "turned.jpg", exif=turned)
-    sizes["turned.jpg"] = (40, 60)
+            options = {"save_all": True, "append_images": [image.rotate(90)]}
+        variant.save(folder / name, **options)
+    sizes = {name: variant.size for name, variant in variants.items()}
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    image.save(folder / "rotated.jpg", exif=rotated)
+    sizes["rotated.jpg"] = (40, 60)
 
     (folder / "empty.png").write_bytes(b"")
     (folder / "truncated.jpg").write_bytes((folder / "a name with spaces.jpg").read_bytes()[:400])
     (folder / "text.png").write_text("no image")
     (folder / "bomb.png").write_bytes(png_header(20_000, 20_000))
     (folder / "wide bomb.png").write_bytes(png_header(2**31 - 1, 1))
-    (folder / "folder.png").mkdir()  # passed over
+    (folder / "folder.png").mkdir()  # ignored
     (folder / "link.png").symlink_to("nowhere")
     return folder, sizes, {"empty.png", "truncated.jpg", "text.png", "bomb.png", "wide bomb.png", "link.png"}
 
 
 @pytest.mark.parametrize("script", ["predict.py", "predict_prob_tta.py"])
-def test_a_folder_of_everything(folder, script: str, tmp_path: Path, model_file: Path):
+def test_folder_of_everything(folder, script: str, tmp_path: Path, model_file: Path):
     inputs, sizes, broken = folder
     out = tmp_path / "o"
     result = run_script(script, "--input-dir", inputs, "--output-dir", out, "-m", model_file)
@@ -77,8 +77,8 @@ def test_a_folder_of_everything(folder, script: str, tmp_path: Path, model_file:
     assert failed == broken
     assert {path.name for path in out.glob("*.png")} == {f"{Path(name).stem}_OUT.png" for name in sizes}
     for name, size in sizes.items():
-        with Image.open(out / f"{Path(name).stem}_OUT.png") as picture:
-            assert (picture.size, picture.mode) == (size, "L"), name
+        with Image.open(out / f"{Path(name).stem}_OUT.png") as mask:
+            assert (mask.size, mask.mode) == (size, "L"), name
 
 
 def test_single_images_of_every_kind(folder, tmp_path: Path, model_file: Path):
@@ -92,12 +92,12 @@ def test_single_images_of_every_kind(folder, tmp_path: Path, model_file: Path):
     assert "Traceback" not in result.stderr
     assert "1 failed:" in result.stderr
     for name, output in zip(names[:-1], outputs[:-1], strict=True):
-        with Image.open(output) as picture:
-            assert picture.size == sizes[name]
+        with Image.open(output) as mask:
+            assert mask.size == sizes[name]
         assert output.with_name(f"{output.stem}_figure.png").is_file()
 
 
-def test_training_names_every_bad_pair(folder, tmp_path: Path):
+def test_training_lists_every_broken_pair(folder, tmp_path: Path):
     inputs, sizes, broken = folder
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -113,7 +113,7 @@ def test_training_names_every_bad_pair(folder, tmp_path: Path):
 
 
 def without_privileges() -> None:
-    """Have the next program obey the permissions of files, even one that is run by root."""
+    """Make the next program obey file permissions, even if root runs it."""
     if sys.platform != "linux":
         return
     prctl = ctypes.CDLL(None).prctl
@@ -121,7 +121,9 @@ def without_privileges() -> None:
         prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; refused to users who have no privileges anyway
 
 
-@pytest.mark.parametrize(("mode", "words"), [(0, "cannot be read (Permission denied)"), (0o500, "cannot be written")])
+@pytest.mark.parametrize(
+    ("mode", "words"), [(0, "the folder cannot be read (Permission denied)"), (0o500, "cannot be written")]
+)
 def test_folders_without_permission(mode: int, words: str, tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 2, (40, 30))
     out = tmp_path / "o"
@@ -146,8 +148,8 @@ def test_folders_without_permission(mode: int, words: str, tmp_path: Path, model
     assert not list(out.iterdir())
 
 
-def test_a_model_that_would_run_code_does_not(tmp_path: Path):
-    marker = tmp_path / "it ran"
+def test_model_file_runs_no_code(tmp_path: Path):
+    marker = tmp_path / "executed"
     (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch \"%s\"'\ntR." % str(marker).encode())
     result = run_module("utils.calibration", "-m", tmp_path / "evil.pth")
     assert result.returncode == 2

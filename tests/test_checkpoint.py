@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, the original project's files, and files that are none."""
+"""Checkpoints: round trips, the original project's files, and files that are not checkpoints."""
 
 import json
 import os
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, lively_network, make_picture
+from tests.conftest import ROOT, lively_network, make_image
 from unet import BayesianUNet, draw_dropout_masks, mc_dropout
 from unet.mc_dropout import active_dropout_layers
 from unet.unet_parts import ChannelDropout
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
-from utils.errors import InputError
-from utils.metrics import segmentation_scores
-from utils.probability import most_probable_class, predict
+from utils.inference.maps import most_probable_class
+from utils.inference.predictor import predict
+from utils.metrics.segmentation import segmentation_scores
+from utils.runtime.errors import InputError
 
 LAYOUTS = Path(__file__).parent / "original_checkpoint_layout.json"
 
@@ -39,37 +40,37 @@ def test_round_trip(tmp_path: Path, n_classes: int, placement: str):
     values = [0, 3, 8, 255][: max(2, n_classes)]
     model = TrainedModel(network, (96, 64), values, epoch=7, validation={"dice": 0.75}, settings={"seed": 3})
     save_checkpoint(tmp_path / "new" / "m.pth", model)
-    again = load_model(tmp_path / "new" / "m.pth")
-    assert again.network.architecture == network.architecture
-    assert (again.input_size, again.mask_values) == ((96, 64), values)
-    assert (again.epoch, again.validation, again.settings) == (7, {"dice": 0.75}, {"seed": 3})
-    assert not again.network.training
+    loaded = load_model(tmp_path / "new" / "m.pth")
+    assert loaded.network.architecture == network.architecture
+    assert (loaded.input_size, loaded.mask_values) == ((96, 64), values)
+    assert (loaded.epoch, loaded.validation, loaded.settings) == (7, {"dice": 0.75}, {"seed": 3})
+    assert not loaded.network.training
     x = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(again.network(x), network(x))
+        torch.testing.assert_close(loaded.network(x), network(x))
 
 
-def test_the_shipped_model_is_whole_and_knows_its_recipe():
+def test_shipped_model():
     model = load_model(ROOT / "pretrained_model.pth")
     assert model.network.architecture == BayesianUNet().architecture
     assert (model.input_size, model.mask_values) == ((128, 128), [0, 255])
     assert {"epochs", "augmentation", "learning_rate", "batch_size", "seed", "validation"} <= set(model.settings)
     assert model.epoch == model.settings["epochs"]
     dices = []
-    for seed in range(4):  # blots that it has never seen, on skin that it knows
-        image, mask = make_picture(seed, (400, 300))
+    for seed in range(4):
+        image, mask = make_image(seed, (400, 300))
         classes = most_probable_class(predict(model, image).probs)
         dices.append(segmentation_scores(classes, np.asarray(mask) > 127)["dice"])
     assert np.mean(dices) > 0.8
 
 
-def test_half_precision_files_load_in_single_precision(tmp_path: Path):
+def test_half_precision_file_loads_in_single_precision(tmp_path: Path):
     save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network().half()))
     assert {p.dtype for p in load_model(tmp_path / "m.pth").network.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("layout", ["transposed", "bilinear"])
-def test_files_of_the_original_project_load_as_they_are(tmp_path: Path, layout: str):
+def test_original_checkpoint(tmp_path: Path, layout: str):
     content = original_file(tmp_path / "o.pth", layout)
     model = load_model(tmp_path / "o.pth")
     assert model.network.architecture == {
@@ -84,30 +85,26 @@ def test_files_of_the_original_project_load_as_they_are(tmp_path: Path, layout: 
         assert torch.equal(value, content[name]), name
     assert not [m for m in model.network.inc.modules() if isinstance(m, ChannelDropout)]
     assert (model.input_size, model.mask_values) == ((128, 128), [0, 255])
-    assert load_model(tmp_path / "o.pth", input_size=(64, None)).input_size == (64, 128)
+    assert load_model(tmp_path / "o.pth", default_input_size=(64, 128)).input_size == (64, 128)
 
 
-def test_weights_of_other_versions_of_the_original(tmp_path: Path):
+def test_original_checkpoint_of_one_class(tmp_path: Path):
     one_class = {"outc.conv.weight": torch.rand(1, 32, 1, 1), "outc.conv.bias": torch.rand(1)}
     original_file(tmp_path / "o.pth", **one_class, mask_values=[0, 1])
     model = load_model(tmp_path / "o.pth")
     assert (model.network.n_classes, model.mask_values) == (1, [0, 1])
 
 
-@pytest.mark.parametrize(
-    ("belief", "flag"),
-    [
-        ({"n_classes": 3}, "--classes 3"),
-        ({"bilinear": True}, "--bilinear"),
-        ({"input_size": (64, None)}, "--newW 64"),
-        ({"input_size": (None, 64)}, "--newH 64"),
-    ],
-)
-def test_a_flag_that_contradicts_the_file_is_an_error(tmp_path: Path, belief: dict, flag: str):
-    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network()))
-    with pytest.raises(InputError, match=f"contradicts {flag}"):
-        load_model(tmp_path / "m.pth", **belief)
-    assert load_model(tmp_path / "m.pth", n_classes=2, bilinear=None, input_size=(128, 128)).input_size == (128, 128)
+def test_recorded_input_size_prevails(tmp_path: Path):
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (96, 64)))
+    assert load_model(tmp_path / "m.pth", default_input_size=(32, 32)).input_size == (96, 64)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 4])
+def test_number_of_classes(n_classes: int):
+    mask_values = list(range(max(2, n_classes)))
+    model = TrainedModel(BayesianUNet(n_classes=n_classes, base_channels=2), mask_values=mask_values)
+    assert (model.n_classes, model.one_class) == (len(mask_values), n_classes == 1)
 
 
 class Evil:
@@ -115,20 +112,20 @@ class Evil:
         return os.mkdir, ("evil-was-here",)
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_that_are_not_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     save_checkpoint("good.pth", TrainedModel(lively_network()))
     good = Path("good.pth").read_bytes()
     Path("empty.pth").touch()
     Path("text.pth").write_text("hello")
-    Path("cut.pth").write_bytes(good[: len(good) // 2])
+    Path("truncated.pth").write_bytes(good[: len(good) // 2])
     Path("flipped.pth").write_bytes(good[:1000] + bytes(1000) + good[2000:])
     Path("evil.pth").write_bytes(pickle.dumps(Evil()))
     torch.save({"network": Evil()}, "evil2.pth")
     torch.save([1, 2], "list.pth")
     torch.save({"a": 1}, "other.pth")
     torch.save(torch.nn.Linear(2, 2).state_dict(), "linear.pth")
-    for name in ("empty", "text", "cut", "flipped", "evil", "evil2", "list", "other", "linear", "missing"):
+    for name in ("empty", "text", "truncated", "flipped", "evil", "evil2", "list", "other", "linear", "missing"):
         with pytest.raises(InputError, match=rf"{name}\.pth"):
             load_model(f"{name}.pth")
     assert not Path("evil-was-here").exists()
@@ -136,7 +133,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, monkeypatch: pytest.Monke
         load_model(tmp_path)
 
 
-def test_contents_that_do_not_fit_together(tmp_path: Path):
+def test_inconsistent_content(tmp_path: Path):
     def changed(**changes) -> Path:
         save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network()))
         content = read_checkpoint(tmp_path / "m.pth")
@@ -152,7 +149,7 @@ def test_contents_that_do_not_fit_together(tmp_path: Path):
         "dropout": {"architecture": {"dropout": 1.5}},
         "size mismatch": {"network": {"up1.up.bias": torch.zeros(3)}},
         "Unexpected": {"network": {"stranger": torch.zeros(3)}},
-        "16x16": {"input_size": [8, 128]},
+        "8x128, smaller than 16x16": {"input_size": [8, 128]},
         "of 4 channels": {
             "network": {"inc.double_conv.0.weight": torch.zeros(8, 4, 3, 3)},
             "architecture": {"n_channels": 4},
@@ -168,7 +165,7 @@ def test_contents_that_do_not_fit_together(tmp_path: Path):
         load_model(tmp_path / "m.pth")
 
 
-def test_a_failed_save_leaves_the_file_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_save_leaves_the_existing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "m.pth"
     save_checkpoint(path, TrainedModel(lively_network()))
     before = path.read_bytes()
@@ -179,13 +176,13 @@ def test_a_failed_save_leaves_the_file_from_before(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_twin_shares_the_weights_and_nothing_else():
+def test_replica_shares_only_the_weights():
     model = TrainedModel(lively_network())
-    twin = model.twin()
-    ours, theirs = model.network.state_dict(), twin.network.state_dict()
+    replica = model.replica()
+    ours, theirs = model.network.state_dict(), replica.network.state_dict()
     assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
-    assert set(model.network.modules()).isdisjoint(twin.network.modules())
+    assert set(model.network.modules()).isdisjoint(replica.network.modules())
     with mc_dropout(model.network, draw_dropout_masks(model.network, 1, seed=0)):
-        assert not any(module.training for module in twin.network.modules())
-        assert all(layer.mask is None for layer in active_dropout_layers(twin.network))
-    assert twin.mask_values == model.mask_values
+        assert not any(module.training for module in replica.network.modules())
+        assert all(layer.mask is None for layer in active_dropout_layers(replica.network))
+    assert replica.mask_values == model.mask_values

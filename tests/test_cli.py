@@ -1,169 +1,142 @@
-"""What the scripts share: argument types, devices, exit codes."""
+"""What the flags name, the exit codes, and errors in one line."""
 
 import argparse
 import logging
-import signal
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from torch.cuda._utils import _get_device_index
 
+from tests.conftest import lively_network
+from unet import BayesianUNet
 from utils import cli
-from utils.errors import InputError
+from utils.arguments import model_parent, training_parent
+from utils.checkpoint import TrainedModel, save_checkpoint
+from utils.runtime.errors import InputError
+
+# -- the model ---------------------------------------------------------------------------------------------------------
 
 
-def test_whole_numbers():
-    parse = cli.whole_number(1, 10)
-    assert (parse("1"), parse("10")) == (1, 10)
-    for text in ("0", "11", "-1", "1.5", "nan", "", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 10"):
-            parse(text)
-    with pytest.raises(argparse.ArgumentTypeError, match="of 3 or more"):
-        cli.whole_number(3)("2")
-
-
-def test_numbers():
-    parse = cli.number(0, 1)
-    assert (parse("1"), parse("1e-3")) == (1.0, 0.001)
-    for text in ("0", "-1", "1.01", "nan", "inf", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="above 0 and up to 1"):
-            parse(text)
-
-
-def test_devices():
-    assert cli.choose_device("cpu") == torch.device("cpu")
-    assert cli.choose_device().type in ("cuda", "mps", "cpu")
-    for name in ("toaster", "cuda:99"):
-        with pytest.raises(InputError, match=f"--device {name} .*cpu"):
-            cli.choose_device(name)
-
-
-@pytest.mark.parametrize("name", [None, "cuda", "cuda:0"])
-def test_a_cuda_device_has_its_index(name: str | None, monkeypatch: pytest.MonkeyPatch):
-    """`torch.cuda.set_device` takes no device without one."""
-    chosen = []
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
-    monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append(_get_device_index(device)))
-    assert cli.choose_device(name) == torch.device("cuda:0")
-    assert chosen == [0]
-
-
-def test_a_device_that_cannot_be_set_is_one_clear_error(monkeypatch: pytest.MonkeyPatch):
-    def refuse(device: torch.device) -> None:
-        raise ValueError("Expected a torch.device with a specified index")
-
-    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
-    monkeypatch.setattr("torch.cuda.set_device", refuse)
-    with pytest.raises(InputError, match="--device cuda"):
-        cli.choose_device("cuda")
-
-
-def test_several_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("utils.distributed.world_size", lambda: 2)
-    with pytest.raises(InputError, match="a GPU each"):
-        cli.choose_device("cuda:1")
-
-
-def test_mixed_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    cpu = torch.device("cpu")
-    assert cli.amp_dtype(cpu, False) is None
-    monkeypatch.setattr(cli, "_cpu_has_bfloat16", lambda: True)
-    assert cli.amp_dtype(cpu, True) is torch.bfloat16
-    assert not caplog.text
-    monkeypatch.setattr(cli, "_cpu_has_bfloat16", lambda: False)
-    assert cli.amp_dtype(cpu, True) is None
-    assert "gain nothing on this CPU" in caplog.text
-
-
-def test_mixed_precision_on_cuda(monkeypatch: pytest.MonkeyPatch):
-    cuda = torch.device("cuda")
-    for has, dtype in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
-        assert cli.amp_dtype(cuda, True) is dtype
+def parsed(*arguments: object) -> argparse.Namespace:
+    return argparse.ArgumentParser(parents=[model_parent()]).parse_args([*map(str, arguments), "--device", "cpu"])
 
 
 @pytest.mark.parametrize(
-    ("outcome", "code", "words"),
+    ("flags", "value"),
+    [
+        (("--classes", 3), "2"),
+        (("--bilinear",), "False"),
+        (("--newW", 64), "128"),
+        (("--newH", 64), "128"),
+    ],
+)
+def test_contradicting_flag(tmp_path: Path, flags: tuple, value: str):
+    path = tmp_path / "m.pth"
+    model = TrainedModel(lively_network())
+    save_checkpoint(path, model)
+    message = rf"m\.pth contradicts {' '.join(map(str, flags))}: the model has {value}\. Omit the flag"
+    with pytest.raises(InputError, match=message):
+        cli.check_model_flags(parsed(*flags), path, model)
+    with pytest.raises(InputError, match=message):
+        cli.model_from_args(parsed("-m", path, *flags))
+
+
+def test_agreeing_flags(tmp_path: Path):
+    path = tmp_path / "m.pth"
+    save_checkpoint(path, TrainedModel(lively_network(bilinear=True)))
+    flags = ("--classes", 2, "--bilinear", "--newW", 128, "--newH", 128)
+    for given in (flags, ()):
+        model, dtype = cli.model_from_args(parsed("-m", path, *given))
+        cli.check_model_flags(parsed(*given), path, model)
+        assert (model.input_size, model.network.architecture["bilinear"], dtype) == ((128, 128), True, None)
+    cli.check_model_flags(argparse.Namespace(), path, model)  # of a command without these flags
+
+
+def test_flags_complete_a_file_without_an_input_size(tmp_path: Path):
+    weights = lively_network(dropout_placement="block").state_dict()
+    torch.save({**weights, "mask_values": [0, 255]}, tmp_path / "original.pth")
+    for flags, size in (((), (128, 128)), (("--newW", 64), (64, 128)), (("--newH", 32), (128, 32))):
+        assert cli.model_from_args(parsed("-m", tmp_path / "original.pth", *flags))[0].input_size == size
+
+
+def test_network_to_train(tmp_path: Path):
+    def training_flags(*arguments: object) -> argparse.Namespace:
+        return argparse.ArgumentParser(parents=[training_parent()]).parse_args([*map(str, arguments)])
+
+    new = cli.network_from_args(training_flags("--classes", 3, "--bilinear"))
+    assert new.architecture == BayesianUNet(n_classes=3, bilinear=True).architecture
+    assert cli.network_from_args(training_flags()).architecture == BayesianUNet().architecture
+    network = lively_network(n_classes=3)
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(network, mask_values=[0, 1, 2]))
+    loaded = cli.network_from_args(training_flags("--load", tmp_path / "m.pth"))
+    assert loaded.architecture == network.architecture
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+    with pytest.raises(InputError, match=r"m\.pth contradicts --classes 2: the model has 3"):
+        cli.network_from_args(training_flags("--load", tmp_path / "m.pth", "--classes", 2))
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exit_code_of(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """The exit code of a script whose `main` returns or raises a given outcome."""
+
+    def exit_code(outcome: object, parser: argparse.ArgumentParser | None = None) -> int:
+        def main(args: argparse.Namespace) -> int | None:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr("sys.argv", ["script"])
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        with pytest.raises(SystemExit) as error:
+            cli.run(main, parser or argparse.ArgumentParser())
+        return error.value.code
+
+    return exit_code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
     [
         (None, 0, ""),
         (1, 1, ""),
         (InputError("what was wrong"), 2, "Error: what was wrong\n"),
         (OSError(13, "Permission denied", "x.png"), 2, "Error: x.png: Permission denied\n"),
-        (OSError(28, "No space left on device", "x.png"), 2, "Error: x.png: No space left on device; make room"),
+        (OSError(28, "No space left on device", "x.png"), 2, "Error: x.png: No space left on device; free some space"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
     ],
 )
-def test_exit_codes(
-    outcome: object, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    def main(args: argparse.Namespace) -> int | None:
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-    monkeypatch.setattr("sys.argv", ["script"])
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit) as error:
-        cli.run(main, argparse.ArgumentParser())
-    assert error.value.code == code
-    assert words in capsys.readouterr().err
+def test_exit_codes(outcome: object, code: int, message: str, exit_code_of: Callable, capsys: pytest.CaptureFixture):
+    assert exit_code_of(outcome) == code
+    assert message in capsys.readouterr().err
 
 
-def test_errors_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_is_one_line(exit_code_of: Callable, capsys: pytest.CaptureFixture):
+    assert exit_code_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("Error: Out of memory")
+    assert stderr.endswith("\n")
+    assert len(stderr.splitlines()) == 1
+    for word in ("--batch-size", "--device cpu"):
+        assert word in stderr
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--skip-existing"])
+def test_full_disk_names_the_flag_to_continue_with(flag: str, exit_code_of: Callable, capsys: pytest.CaptureFixture):
+    parser = argparse.ArgumentParser()
+    parser.add_argument(flag, action="store_true")
+    assert exit_code_of(OSError(28, "No space left on device", "x.png"), parser) == 2
+    expected = f"Error: x.png: No space left on device; free some space and run it again with {flag}\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_internal_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["script"])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda args: 1 // 0, argparse.ArgumentParser())
-
-
-def test_a_first_signal_waits_for_the_step_and_a_second_does_not():
-    def work(gentle: bool) -> None:
-        with cli.GentleStop() as stop:
-            assert not stop()
-            signal.raise_signal(signal.SIGINT)
-            assert stop()
-            if gentle:
-                stop.leave()
-            signal.raise_signal(signal.SIGINT)
-            raise AssertionError("the second one was not obeyed")
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
-    try:
-        for gentle in (True, False):
-            with pytest.raises(KeyboardInterrupt):
-                work(gentle)
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(lambda: cli.GentleStop().__enter__()()).result() is False
-
-
-def test_a_log_file_gets_a_line_from_time_to_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    caplog.set_level(logging.INFO)
-    with cli.progress(total=10, desc="Epoch 1/2", unit="batch") as bar:
-        bar.mininterval = 0
-        for _ in range(10):
-            bar.update()
-    lines = caplog.text.splitlines()
-    assert any("Epoch 1/2: 4 of 10 batches, about 1 s left" in line for line in lines)
-    assert not any("10 of 10" in line for line in lines)
-    caplog.clear()
-    caplog.set_level(logging.WARNING)
-    with cli.progress(range(3), unit="image") as bar:
-        bar.mininterval = 0
-        assert list(bar) == [0, 1, 2]
-    assert caplog.text == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.2, "1 s"), (45, "45 s"), (100, "2 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min")]
-)
-def test_durations(seconds: float, words: str):
-    assert cli.duration(seconds) == words

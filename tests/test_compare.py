@@ -1,4 +1,4 @@
-"""Methods side by side, and how many passes are enough: as a user runs them."""
+"""The comparison of methods, and of numbers of passes, as a user runs them."""
 
 import csv
 import json
@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_one_clear_line, make_folders, run_module, run_script
-from utils.compare import pick, read_results, tabulate
-from utils.errors import InputError
+from utils.compare import format_table, read_results, spread_over_confidence
+from utils.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
-    """Pictures, and what the three methods say of them."""
+    """Images with masks, and what the three methods have written for them."""
     folder = tmp_path_factory.mktemp("compare")
     imgs, masks = make_folders(folder, 6, (70, 50), seed=300)
     common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file]
@@ -31,7 +31,7 @@ def compare(project: Path, out: Path, *more: object):
     return run_module("utils.compare", *(project / m for m in ("direct", "bayesian", "tta")), *folders, *more)
 
 
-def test_one_table_and_three_pictures(project: Path, tmp_path: Path):
+def test_table_and_figures(project: Path, tmp_path: Path):
     result = compare(project, tmp_path / "d", "--rows", 3)
     assert result.returncode == 0, result.stderr
     assert "| softmax | MC dropout, 5 passes | test-time augmentation |" in result.stdout
@@ -43,31 +43,33 @@ def test_one_table_and_three_pictures(project: Path, tmp_path: Path):
         assert list(content.values())[i] == metrics
         assert rows["Dice, mean"][i].rstrip(" |") == f"{metrics['segmentation']['dice']['value']:.4f}"
         assert rows["NLL (nats)"][i].rstrip(" |") == f"{metrics['calibration']['nll']['value']:.4f}"
-    assert rows["AURC, pairwise Dice"][0] == ""  # one sample has no pairs
+        for title, name in (("AURC, oracle", "oracle"), ("AURC, random", "random")):
+            assert rows[title][i].rstrip(" |") == f"{metrics['selective'][name]['aurc']:.4f}"
+    assert rows["AURC, pairwise Dice"][0] == ""  # a single sample has no pairs
     sizes = {}
     for name in ("reliability", "risk_coverage", "UQ_compare"):
-        with Image.open(tmp_path / "d" / f"{name}.png") as picture:
-            sizes[name] = picture.size
-            assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+        with Image.open(tmp_path / "d" / f"{name}.png") as image:
+            sizes[name] = image.size
+            assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert compare(project, tmp_path / "e", "--images", "SKIN_004.jpg").returncode == 0
-    with Image.open(tmp_path / "e" / "UQ_compare.png") as picture:
-        assert picture.height < sizes["UQ_compare"][1] / 2
+    with Image.open(tmp_path / "e" / "UQ_compare.png") as image:
+        assert image.height < sizes["UQ_compare"][1] / 2
 
 
-def test_rows_from_the_least_to_the_most_certain(project: Path):
+def test_images_are_spread_over_confidence(project: Path):
     with open(project / "direct" / "summary.csv", newline="") as file:
         names = [row["image"] for row in csv.DictReader(file)]
-    assert pick(project / "direct" / "summary.csv", 3) == [names[0], names[2], names[5]]
-    assert pick(project / "direct" / "summary.csv", 50) == names
+    assert spread_over_confidence(project / "direct" / "summary.csv", 3) == [names[0], names[2], names[5]]
+    assert spread_over_confidence(project / "direct" / "summary.csv", 50) == names
     with pytest.raises(InputError, match="is missing"):
-        pick(project / "summary.csv", 3)
+        spread_over_confidence(project / "summary.csv", 3)
 
 
-def test_folders_that_cannot_be_compared(project: Path, tmp_path: Path):
+def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
     shutil.copytree(project / "direct", tmp_path / "other")
     results = read_results([project / "direct", tmp_path / "other"])
     assert list(results) == [f"softmax ({project / 'direct'})", f"softmax ({tmp_path / 'other'})"]
-    assert f"softmax ({tmp_path / 'other'})" in tabulate(results)
+    assert f"softmax ({tmp_path / 'other'})" in format_table(results)
     with pytest.raises(InputError, match="given twice"):
         read_results([project / "direct", project / "direct"])
     content = json.loads((tmp_path / "other" / "metrics.json").read_text())
@@ -75,17 +77,17 @@ def test_folders_that_cannot_be_compared(project: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"of different images: .*direct of 6, .*other of 5"):
         read_results([project / "direct", tmp_path / "other"])
     (tmp_path / "other" / "metrics.json").write_text("[1]")
-    with pytest.raises(InputError, match="no file of metrics"):
+    with pytest.raises(InputError, match="was not written by a predict_prob script"):
         read_results([tmp_path / "other"])
     (tmp_path / "other" / "metrics.json").unlink()
-    with pytest.raises(InputError, match="--mask-dir makes"):
+    with pytest.raises(InputError, match="when run with --mask-dir"):
         read_results([tmp_path / "other"])
     result = compare(project, tmp_path / "d", "--images", "nothing.jpg")
     assert_one_clear_line(result, "nothing.jpg: there is no such file")
     assert not (tmp_path / "d").exists()
 
 
-def test_passes_end_where_the_batch_script_is(project: Path, tmp_path: Path, model_file: Path):
+def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, model_file: Path):
     common = ["--input-dir", project / "imgs", "--mask-dir", project / "masks", "-m", model_file]
     result = run_module("utils.passes", *common, "--output-dir", tmp_path, "--mc", 5)
     assert result.returncode == 0, result.stderr
@@ -101,5 +103,5 @@ def test_passes_end_where_the_batch_script_is(project: Path, tmp_path: Path, mod
     assert float(rows[-1]["AURC"]) == pytest.approx(aurc, abs=1e-4)
     assert (tmp_path / "passes.png").is_file()
     assert_one_clear_line(
-        run_module("utils.passes", *common[:2], "--output-dir", tmp_path, "-m", model_file), "--mask-dir is needed"
+        run_module("utils.passes", *common[:2], "--output-dir", tmp_path, "-m", model_file), "--mask-dir is required"
     )

@@ -16,7 +16,7 @@ def test_dice_by_hand():
     assert dice_coefficient(prediction, target).item() == pytest.approx(2 * 1 / (2 + 3))
 
 
-def test_dice_of_empty_masks_and_of_a_batch():
+def test_dice_of_empty_masks_in_a_batch():
     a = torch.zeros(3, 4, 4)
     b = torch.zeros(3, 4, 4)
     a[1], b[1], a[2] = 1, 1, 1
@@ -28,7 +28,7 @@ def test_soft_dice_by_hand():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
-def test_dice_is_symmetric_and_between_0_and_1(pixels: list[tuple[bool, bool]]):
+def test_dice_is_symmetric_and_in_the_unit_interval(pixels: list[tuple[bool, bool]]):
     a, b = (torch.tensor([[p[i] for p in pixels]]) for i in (0, 1))
     dice = dice_coefficient(a, b).item()
     assert 0 <= dice <= 1
@@ -43,22 +43,22 @@ def test_dice_loss_by_hand():
     assert segmentation_loss(logits, target).item() == pytest.approx(0.5 + math.log(2))
 
 
-def test_dice_loss_is_the_mean_over_classes_but_the_background():
+def test_dice_loss_is_the_mean_over_foreground_classes():
     target = torch.tensor([[[0, 1, 2, 2]]])
     perfect = 50 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
     assert dice_loss(perfect, target).item() == pytest.approx(0, abs=1e-6)
-    missed = perfect.clone()
-    missed[:, :, :, 2:] = torch.tensor([50.0, 0, 0]).view(1, 3, 1, 1)  # class 2 is taken for background
-    assert dice_loss(missed, target).item() == pytest.approx(0.5, abs=1e-6)
+    wrong = perfect.clone()
+    wrong[:, :, :, 2:] = torch.tensor([50.0, 0, 0]).view(1, 3, 1, 1)  # class 2 is predicted as background
+    assert dice_loss(wrong, target).item() == pytest.approx(0.5, abs=1e-6)
 
 
-def test_loss_of_one_class_is_binary_cross_entropy():
+def test_sigmoid_loss_is_binary_cross_entropy():
     z = torch.randn(2, 1, 5, 5)
     target = torch.randint(0, 2, (2, 5, 5))
     pair = torch.cat([torch.zeros_like(z), z], dim=1)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(z[:, 0], target.float())
-    got = segmentation_loss(pair, target) - dice_loss(pair, target)
-    torch.testing.assert_close(got, expected)
+    cross_entropy = segmentation_loss(pair, target) - dice_loss(pair, target)
+    torch.testing.assert_close(cross_entropy, expected)
 
 
 def test_loss_can_be_minimised():

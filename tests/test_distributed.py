@@ -1,4 +1,4 @@
-"""Several processes: batch norm over all of them, and the scripts under torchrun against one process."""
+"""Several processes: collectives, batch norm over all of them, and the scripts under torchrun against one process."""
 
 import csv
 import multiprocessing
@@ -12,19 +12,19 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import ENVIRONMENT, ROOT, make_folders, run_script
-from utils import distributed
 from utils.checkpoint import read_checkpoint
-from utils.distributed import SynchronisedBatchNorm
+from utils.runtime import distributed
+from utils.training.data_parallel import SynchronisedBatchNorm, data_parallel
 
 
 def torchrun_command(processes: int, script: str, *arguments: object) -> list[str]:
-    """The command that runs a script in several processes, as the README has it."""
+    """The command that runs a script in several processes, as in the README."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     return [*map(str, command), str(ROOT / script), *map(str, arguments)]
 
 
 def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a script in several processes to its end."""
+    """Run a script in several processes, to its end."""
     return subprocess.run(
         torchrun_command(processes, script, *arguments),
         capture_output=True,
@@ -36,7 +36,7 @@ def torchrun(processes: int, script: str, *arguments: object) -> subprocess.Comp
 
 
 def in_processes(work, sizes: list[int], folder: Path) -> list:
-    """What `work(rank, size)` returns in each of a group of forked processes."""
+    """The results of `work(rank, size)` in a group of forked processes."""
     context = multiprocessing.get_context("fork")
 
     def run(rank: int, size: int) -> None:
@@ -55,7 +55,7 @@ def in_processes(work, sizes: list[int], folder: Path) -> list:
 
 
 @pytest.mark.parametrize("sizes", [[3, 3], [4, 2], [5, 0]])
-def test_batch_norm_is_that_of_all_images(tmp_path: Path, sizes: list[int]):
+def test_batch_norm_over_all_processes(tmp_path: Path, sizes: list[int]):
     torch.manual_seed(0)
     x, weight = torch.randn(sum(sizes), 4, 5, 6) * 3 + 1, torch.randn(sum(sizes), 4, 5, 6)
 
@@ -72,47 +72,47 @@ def test_batch_norm_is_that_of_all_images(tmp_path: Path, sizes: list[int]):
         return [*results, layer.running_mean, layer.running_var]
 
     layer = torch.nn.BatchNorm2d(4)
-    whole = forward(layer, slice(None))
+    expected = forward(layer, slice(None))
     parts = in_processes(work, sizes, tmp_path)
     for i in range(2):
-        torch.testing.assert_close(torch.cat([part[i] for part in parts]), whole[i], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(torch.cat([part[i] for part in parts]), expected[i], atol=1e-5, rtol=1e-4)
     for part in parts:
         torch.testing.assert_close(part[2], layer.running_mean)
         torch.testing.assert_close(part[3], layer.running_var)
 
 
-def test_what_processes_have_together(tmp_path: Path):
+def test_collectives(tmp_path: Path):
     def work(rank: int, size: int) -> dict:
         return {
             "gathered": distributed.gather({"rank": rank}),
-            "total": distributed.total(torch.tensor([1.0, rank])).tolist(),
-            "any": [distributed.any_of(rank == 1), distributed.any_of(False)],
+            "sum": distributed.sum_over_processes(torch.tensor([1.0, rank])).tolist(),
+            "any": [distributed.any_process(rank == 1), distributed.any_process(False)],
             "main": distributed.is_main(),
         }
 
     first, second = in_processes(work, [0, 0], tmp_path)
     assert first.pop("main")
     assert not second.pop("main")
-    assert first == second == {"gathered": [{"rank": 0}, {"rank": 1}], "total": [2.0, 1.0], "any": [True, False]}
+    assert first == second == {"gathered": [{"rank": 0}, {"rank": 1}], "sum": [2.0, 1.0], "any": [True, False]}
 
 
-def test_alone_everything_is_the_obvious():
+def test_single_process():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.gather(5) == [5]
-    assert distributed.total(torch.tensor(3)) == 3
+    assert distributed.sum_over_processes(torch.tensor(3)) == 3
     network = torch.nn.BatchNorm2d(3)
-    assert distributed.data_parallel(network) is network
+    assert data_parallel(network) is network
 
 
-def test_two_processes_train_as_one_does_also_when_they_are_stopped(tmp_path: Path):
-    imgs, masks = make_folders(tmp_path, 8, (48, 40))  # six for training: batches of 5 and of 1, so one has no part
+def test_two_processes_train_and_resume_like_one(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 8, (48, 40))  # 6 for training, in batches of 5 and 1: one process gets none
     data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
     common = [*data, "--validation", 25, "--batch-size", 5, "--epochs", 2]
     result = run_script("train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "one")
     assert result.returncode == 0, result.stderr
     result = torchrun(2, "train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "two")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("Training on 6 images, validating on another 2") == 1  # one of them speaks
+    assert result.stderr.count("Training on 6 images, validating on another 2") == 1  # one of them logs
     assert "Warning" not in result.stderr
     rows = []
     for name in ("one", "two"):
@@ -125,26 +125,26 @@ def test_two_processes_train_as_one_does_also_when_they_are_stopped(tmp_path: Pa
     assert difference < 5e-3 * sum(value.double().norm() ** 2 for value in one.values()) ** 0.5
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
 
-    stopped = tmp_path / "stopped"
-    command = torchrun_command(2, "train_bayesian.py", *common, "--checkpoint-dir", stopped)
+    interrupted = tmp_path / "interrupted"
+    command = torchrun_command(2, "train_bayesian.py", *common, "--checkpoint-dir", interrupted)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT) as process:
-        said = ""
+        logged = ""
         for line in process.stderr:
-            said += line
+            logged += line
             if "Epoch 1/2" in line:
-                process.terminate()  # torchrun hands it on to its processes
+                process.terminate()  # torchrun forwards it to its processes
     assert process.returncode != 0
-    assert said.count("What --resume needs is in ") == 1
-    assert "Epoch 2/2" not in said
-    result = torchrun(2, "train_bayesian.py", *common, "--checkpoint-dir", stopped, "--resume")
+    assert logged.count(f"Saved {interrupted / 'last.pth'}; continue with --resume") == 1
+    assert "Epoch 2/2" not in logged
+    result = torchrun(2, "train_bayesian.py", *common, "--checkpoint-dir", interrupted, "--resume")
     assert result.returncode == 0, result.stderr
-    three = read_checkpoint(stopped / "last.pth")["training"]["network"]
+    three = read_checkpoint(interrupted / "last.pth")["training"]["network"]
     assert all(torch.equal(value, three[name]) for name, value in two.items())
-    assert (stopped / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
+    assert (interrupted / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
 
 
 @pytest.mark.parametrize("script", ["predict.py", "predict_prob_bayesian.py"])
-def test_two_processes_predict_what_one_does(script: str, tmp_path: Path, model_file: Path):
+def test_two_processes_predict_like_one(script: str, tmp_path: Path, model_file: Path):
     imgs, masks = make_folders(tmp_path, 7, (50, 40))
     more = ["--mc", 3] if "bayes" in script else []
     common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file, *more]

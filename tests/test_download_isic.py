@@ -1,4 +1,4 @@
-"""The download of the challenge's images, from a server that serves, breaks off, and lies."""
+"""The download of the challenge's images, from a server that serves files, breaks connections, and lies."""
 
 import io
 import threading
@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.conftest import assert_one_clear_line, run_module
 from utils import download_isic
-from utils.download_isic import ARCHIVES, Archive, fetch, get_args_parser, main, unpack
-from utils.errors import InputError
+from utils.download_isic import ARCHIVES, Archive, download_file, get_args_parser, main, unpack
+from utils.runtime.errors import InputError
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -25,32 +25,32 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def picture(kind: str) -> bytes:
+def encoded_image(kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB" if kind == "jpeg" else "L", (8, 6), 200).save(buffer, kind)
     return buffer.getvalue()
 
 
 def archives(n_training: int, n_test: int) -> dict[str, bytes]:
-    """The four archives of the challenge, by their names, with so many small pairs."""
+    """The four archives of the challenge, by their names, each with that many small files."""
     content = {}
     for archive, n in zip(ARCHIVES, (n_training, n_training, n_test, n_test), strict=True):
-        kind, ending = ("jpeg", ".jpg") if archive.folder.startswith("imgs") else ("png", "_Segmentation.png")
+        kind, suffix = ("jpeg", ".jpg") if archive.folder.startswith("imgs") else ("png", "_Segmentation.png")
         folder = archive.name.removesuffix(".zip")
-        files = {f"{folder}/ISIC_{i:07d}{ending}": picture(kind) for i in range(n)}
-        content[archive.name] = zipped({f"__MACOSX/{folder}/._ISIC_0000000{ending}": b"", **files})
+        files = {f"{folder}/ISIC_{i:07d}{suffix}": encoded_image(kind) for i in range(n)}
+        content[archive.name] = zipped({f"__MACOSX/{folder}/._ISIC_0000000{suffix}": b"", **files})
     return content
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`, and does what the other attributes say.
+    """Serves `files`, in the way that the other attributes determine.
 
     Attributes:
         requests: the path and the Range header of each request.
-        break_after: bytes of an answer, after which the connection is cut; None for never.
-        lie: is added to every Content-Length.
-        ranges: whether parts are served.
-        status: of every answer, unless it is None.
+        break_after: number of bytes after which the connection is closed; None for never.
+        lie: added to every Content-Length.
+        ranges: whether ranges are served.
+        status: of every response, unless it is None.
     """
 
     def __init__(self) -> None:
@@ -68,13 +68,13 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        server, wanted = self.server, self.headers.get("Range")
-        server.requests.append((self.path, wanted))
+        server, requested = self.server, self.headers.get("Range")
+        server.requests.append((self.path, requested))
         content = server.files.get(self.path.lstrip("/"))
         if content is None or server.status:
             self.send_error(server.status or 404)
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
+        start = int(requested.removeprefix("bytes=").removesuffix("-")) if requested and server.ranges else 0
         if start and start >= len(content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -102,8 +102,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(download_isic, "_WAIT", 0)
+def server() -> Iterator[Server]:
     with serving({}) as server:
         yield server
 
@@ -112,7 +111,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_whole_challenge_and_nothing_twice(server: Server, tmp_path: Path):
+def test_whole_challenge_and_nothing_twice(server: Server, tmp_path: Path):
     server.files = archives(900, 379)
     command = ("utils.download_isic", "--data-dir", tmp_path / "data", "--url", server.url)
     result = run_module(*command)
@@ -120,88 +119,86 @@ def test_the_whole_challenge_and_nothing_twice(server: Server, tmp_path: Path):
     assert "Every image has its mask" in result.stderr
     for archive in ARCHIVES:
         assert len(list((tmp_path / "data" / archive.folder).iterdir())) == archive.count
-    assert (tmp_path / "data" / "masks_test" / "ISIC_0000378_Segmentation.png").read_bytes() == picture("png")
+    assert (tmp_path / "data" / "masks_test" / "ISIC_0000378_Segmentation.png").read_bytes() == encoded_image("png")
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"imgs", "masks", "imgs_test", "masks_test"}
     assert len(server.requests) == 4
     again = run_module(*command)
     assert again.returncode == 0
-    assert again.stderr.count("are there already") == 4
+    assert again.stderr.count("files already exist") == 4
     assert len(server.requests) == 4
 
 
-def test_a_broken_connection_is_taken_up_again(server: Server, tmp_path: Path):
+def test_broken_connection_is_resumed(server: Server, tmp_path: Path):
     content = bytes(range(256)) * 40
     server.files, server.break_after = {"a.zip": content}, 3000
-    fetch(f"{server.url}/a.zip", tmp_path / "a.zip")
+    download_file(f"{server.url}/a.zip", tmp_path / "a.zip", retry_delay=0)
     assert (tmp_path / "a.zip").read_bytes() == content
-    assert [wanted for _, wanted in server.requests] == [None, *(f"bytes={start}-" for start in (3000, 6000, 9000))]
+    ranges = [requested for _, requested in server.requests]
+    assert ranges == [None, *(f"bytes={start}-" for start in (3000, 6000, 9000))]
     assert names(tmp_path) == ["a.zip"]
 
 
-def test_what_an_earlier_call_has_got_is_kept(server: Server, tmp_path: Path):
+def test_partial_file_is_resumed(server: Server, tmp_path: Path):
     content = bytes(range(256)) * 40
     server.files = {"a.zip": content}
     (tmp_path / "a.zip.part").write_bytes(content[:7000])
-    fetch(f"{server.url}/a.zip", tmp_path / "a.zip")
+    download_file(f"{server.url}/a.zip", tmp_path / "a.zip", retry_delay=0)
     assert (tmp_path / "a.zip").read_bytes() == content
     assert server.requests == [("/a.zip", "bytes=7000-")]
-    (tmp_path / "b.zip.part").write_bytes(content)  # whole already
+    (tmp_path / "b.zip.part").write_bytes(content)  # already complete
     server.files = {"b.zip": content, "c.zip": content}
-    fetch(f"{server.url}/b.zip", tmp_path / "b.zip")
+    download_file(f"{server.url}/b.zip", tmp_path / "b.zip", retry_delay=0)
     assert (tmp_path / "b.zip").read_bytes() == content
-    (tmp_path / "c.zip.part").write_bytes(content + b"more than there is")
-    fetch(f"{server.url}/c.zip", tmp_path / "c.zip")
+    (tmp_path / "c.zip.part").write_bytes(content + b"more than the server has")
+    download_file(f"{server.url}/c.zip", tmp_path / "c.zip", retry_delay=0)
     assert (tmp_path / "c.zip").read_bytes() == content
     (tmp_path / "b.zip.part").write_bytes(b"something else")
     server.ranges = False
-    fetch(f"{server.url}/b.zip", tmp_path / "b.zip")
+    download_file(f"{server.url}/b.zip", tmp_path / "b.zip", retry_delay=0)
     assert (tmp_path / "b.zip").read_bytes() == content
 
 
-@pytest.mark.parametrize(("lie", "words"), [(10, "5120 of 5130 bytes came"), (10**15, "of free space")])
-def test_more_bytes_are_promised_than_come(server: Server, tmp_path: Path, lie: int, words: str):
+@pytest.mark.parametrize(("lie", "words"), [(10, "5120 of 5130 bytes received"), (10**15, "of free space")])
+def test_content_length_is_too_large(server: Server, tmp_path: Path, lie: int, words: str):
     server.files, server.lie = {"a.zip": bytes(5120)}, lie
     server.ranges = False
     with pytest.raises(InputError, match=words):
-        fetch(f"{server.url}/a.zip", tmp_path / "a.zip")
+        download_file(f"{server.url}/a.zip", tmp_path / "a.zip", retry_delay=0)
     assert not (tmp_path / "a.zip").exists()
     assert len(server.requests) == (5 if lie == 10 else 1)
 
 
-def test_fewer_bytes_are_promised_than_there_are(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    monkeypatch.setattr(download_isic, "ARCHIVES", [archive._replace(count=2) for archive in ARCHIVES])
+def test_content_length_is_too_small(server: Server, tmp_path: Path):
+    small = [archive._replace(count=2) for archive in ARCHIVES]
     server.files, server.lie = archives(2, 2), -100
     arguments = get_args_parser().parse_args(["--data-dir", str(tmp_path), "--url", server.url])
     with pytest.raises(InputError, match=r"is damaged .* and has been removed"):
-        main(arguments)
+        main(arguments, small, retry_delay=0)
     assert not list(tmp_path.rglob("*.zip*"))
     server.lie = 0
-    main(arguments)
+    main(arguments, small, retry_delay=0)
     assert names(tmp_path / "imgs") == ["ISIC_0000000.jpg", "ISIC_0000001.jpg"]
     assert len(names(tmp_path)) == 8
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 5)])
-def test_a_server_that_refuses(server: Server, tmp_path: Path, status: int, requests: int):
+def test_server_refuses(server: Server, tmp_path: Path, status: int, requests: int):
     server.files, server.status = {"a.zip": b"content"}, status
-    with pytest.raises(InputError, match=r"cannot be fetched .* by hand"):
-        fetch(f"{server.url}/a.zip", tmp_path / "a.zip")
+    with pytest.raises(InputError, match=r"cannot be downloaded .* by hand"):
+        download_file(f"{server.url}/a.zip", tmp_path / "a.zip", retry_delay=0)
     assert len(server.requests) == requests
 
 
-def test_no_server_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(download_isic, "_WAIT", 0)
+def test_no_server(tmp_path: Path):
     with pytest.raises(InputError, match="refused"):
-        fetch("http://127.0.0.1:1/a.zip", tmp_path / "a.zip")
+        download_file("http://127.0.0.1:1/a.zip", tmp_path / "a.zip", retry_delay=0)
 
 
-def test_nothing_leaves_its_folder(tmp_path: Path):
+def test_no_file_leaves_its_folder(tmp_path: Path):
     evil = {
-        "../../ISIC_0000001.jpg": picture("jpeg"),
-        "/tmp/ISIC_0000002.jpg": picture("jpeg"),
-        "..\\..\\ISIC_0000003.jpg": picture("jpeg"),
+        "../../ISIC_0000001.jpg": encoded_image("jpeg"),
+        "/tmp/ISIC_0000002.jpg": encoded_image("jpeg"),
+        "..\\..\\ISIC_0000003.jpg": encoded_image("jpeg"),
         "../../evil.sh": b"#!/bin/sh",
         "x/../../../etc/passwd": b"",
     }
@@ -217,13 +214,13 @@ def test_nothing_leaves_its_folder(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize("damage", ["count", "picture", "crc", "cut", "text"])
-def test_damaged_archives_bring_nothing_and_are_removed(damage: str, tmp_path: Path):
-    files = {f"ISIC_000000{i}.jpg": picture("jpeg") for i in range(3)}
+@pytest.mark.parametrize("damage", ["count", "image", "crc", "cut", "text"])
+def test_damaged_archives_are_removed(damage: str, tmp_path: Path):
+    files = {f"ISIC_000000{i}.jpg": encoded_image("jpeg") for i in range(3)}
     if damage == "count":
         files.popitem()
-    if damage == "picture":
-        files["ISIC_0000001.jpg"] = b"no picture"
+    if damage == "image":
+        files["ISIC_0000001.jpg"] = b"no image"
     content = zipped(files)
     if damage == "crc":
         content = content.replace(b"JFIF", b"JFIX", 1)
@@ -235,7 +232,7 @@ def test_damaged_archives_bring_nothing_and_are_removed(damage: str, tmp_path: P
     assert not (tmp_path / "imgs").exists()
 
 
-def test_images_of_somebody_elses_are_left_alone(server: Server, tmp_path: Path):
+def test_other_images_are_left_alone(server: Server, tmp_path: Path):
     (tmp_path / "imgs").mkdir()
     (tmp_path / "imgs" / "mine.jpg").write_bytes(b"")
     result = run_module("utils.download_isic", "--data-dir", tmp_path, "--url", server.url)
@@ -244,7 +241,7 @@ def test_images_of_somebody_elses_are_left_alone(server: Server, tmp_path: Path)
     assert names(tmp_path) == ["imgs/mine.jpg"]
 
 
-def test_the_archives_are_those_of_the_challenge():
+def test_archives_are_those_of_the_challenge():
     assert Archive("ISBI2016_ISIC_Part1_Training_Data.zip", "imgs", 900) in ARCHIVES
     assert [archive.count for archive in ARCHIVES] == [900, 900, 379, 379]
     assert download_isic.URL == "https://isic-challenge-data.s3.amazonaws.com/2016"

@@ -1,4 +1,4 @@
-"""Broken and hostile input in great numbers: nothing but the documented errors may come of it.
+"""Broken and hostile input in large numbers: only the documented errors may result.
 
 Each test tries a few hundred inputs; `FUZZ_EXAMPLES=25000 python -m pytest tests/test_fuzzing.py` tries that many.
 """
@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import make_picture
+from tests.conftest import make_image
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
-from utils.errors import InputError
-from utils.image_io import image_size, read_image, read_mask
+from utils.data.images import image_size, read_image
+from utils.data.masks import read_mask
+from utils.runtime.errors import InputError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 fuzzed = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
@@ -38,7 +39,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 def originals() -> list[bytes]:
     """Small images of all kinds."""
-    image, mask = make_picture(0, (21, 17))
+    image, mask = make_image(0, (21, 17))
     made = [encoded(image, kind) for kind in ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "TGA")]
     made += [encoded(image.convert(mode), "TIFF") for mode in ("CMYK", "LAB", "L", "1", "F", "I")]
     made += [encoded(mask.convert(mode), "PNG") for mode in ("P", "L", "1", "RGBA", "LA")]
@@ -64,7 +65,7 @@ IMAGES, CHECKPOINTS = originals(), checkpoints()
 
 @st.composite
 def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
-    """A file with bytes changed, cut out, put in, or cut off; or no such file at all."""
+    """A file with bytes changed, removed, inserted, repeated or cut off; or random bytes."""
     content = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(0, 6))):
         at = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -84,11 +85,11 @@ def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
 
 @contextmanager
 def attempt(folder: Path, content: bytes) -> Iterator[Path]:
-    """A file of that content, which may be refused by an error that names it and by no other."""
+    """A file of that content, which may be refused only by an `InputError` that names it."""
     path = folder / "fuzzed"
     path.write_bytes(content)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's words about damaged files
+        warnings.simplefilter("ignore")  # Pillow's, about damaged files
         try:
             yield path
         except InputError as error:
@@ -97,7 +98,7 @@ def attempt(folder: Path, content: bytes) -> Iterator[Path]:
 
 @fuzzed
 @given(damaged(IMAGES))
-def test_any_file_is_an_image_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+def test_images(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     with attempt(tmp_path_factory.getbasetemp(), content) as path:
         image = read_image(path)
         assert (image.mode, image.size) == ("RGB", image_size(path))
@@ -105,16 +106,16 @@ def test_any_file_is_an_image_or_a_clear_error(tmp_path_factory: pytest.TempPath
 
 @fuzzed
 @given(damaged(IMAGES))
-def test_any_file_is_a_mask_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+def test_masks(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     with attempt(tmp_path_factory.getbasetemp(), content) as path:
         mask = read_mask(path)
         assert (mask.dtype, mask.ndim) == (np.int32, 2)
 
 
 @fuzzed
-@example(b"J")  # once a struct.error
+@example(b"J")  # was a struct.error
 @given(damaged(CHECKPOINTS))
-def test_any_file_is_a_model_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes):
+def test_models(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     with attempt(tmp_path_factory.getbasetemp(), content) as path:
         model = load_model(path)
         assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
@@ -190,7 +191,7 @@ VALUES = st.one_of(
 
 @fuzzed
 @given(st.sampled_from(SCRIPTS + COMMANDS), st.lists(st.one_of(st.sampled_from(FLAGS), VALUES), max_size=8))
-def test_any_command_line_is_understood_or_refused(script: str, arguments: list[str]):
+def test_command_lines(script: str, arguments: list[str]):
     parser = importlib.import_module(script).get_args_parser()
     stderr, stdout = sys.stderr, sys.stdout
     sys.stderr = sys.stdout = io.StringIO()

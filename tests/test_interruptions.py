@@ -1,4 +1,4 @@
-"""Batches that are stopped and continued, and disks that are full."""
+"""Runs that are interrupted and resumed, and full disks."""
 
 import json
 import resource
@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, run_script, start_script
-from utils.results import read_summary
+from utils.pipeline.summary import read_summary
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The content of all files of a folder but the hidden ones."""
+    """The contents of all files of a folder except hidden ones."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("[!.]*") if p.is_file()}
 
 
@@ -29,86 +29,85 @@ def files(folder: Path) -> dict[str, bytes]:
         ("predict_prob_bayesian.py", ["--mc", "2"], [9]),
     ],
 )
-def test_a_killed_batch_goes_on_to_the_same_files(
-    script: str, more: list[str], kills: list[int], tmp_path: Path, model_file: Path
-):
+def test_resume_after_a_kill(script: str, more: list[str], kills: list[int], tmp_path: Path, model_file: Path):
     imgs, masks = make_folders(tmp_path, 30, (90, 70))
     common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file, *more]
-    whole = run_script(script, *common, "--output-dir", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    uninterrupted = run_script(script, *common, "--output-dir", tmp_path / "uninterrupted")
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
     out = tmp_path / "out"
     arguments = [*common, "--output-dir", out, "--skip-existing"]
-    for enough in kills:
+    for n_files in kills:
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
-        while len(list(out.glob("*.png"))) < enough and process.poll() is None:
+        while len(list(out.glob("*.png"))) < n_files and process.poll() is None:
             time.sleep(0.001)
         process.kill()
         process.wait()
         done = files(out)
         assert 0 < len([name for name in done if name.endswith(".png")]) < 30
-        assert all(content == files(tmp_path / "whole")[name] for name, content in done.items())
+        assert all(content == files(tmp_path / "uninterrupted")[name] for name, content in done.items())
     last = run_script(script, *arguments)
     assert last.returncode == 0, last.stderr
-    assert files(out) == files(tmp_path / "whole")
-    assert last.stdout == whole.stdout
-    again = run_script(script, *arguments)  # nothing is left to do
-    assert "30 of 30 images are done already" in again.stderr
-    assert files(out) == files(tmp_path / "whole")
+    assert files(out) == files(tmp_path / "uninterrupted")
+    assert last.stdout == uninterrupted.stdout
+    again = run_script(script, *arguments)  # nothing remains to be done
+    assert "30 of 30 images are already done" in again.stderr
+    assert files(out) == files(tmp_path / "uninterrupted")
 
 
-def test_going_on_makes_what_is_missing_and_refuses_other_settings(tmp_path: Path, model_file: Path):
+def test_resume_restores_missing_files_and_refuses_other_settings(tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 5, (50, 40))
     common = ["--input-dir", imgs, "--output-dir", tmp_path / "o", "-m", model_file, "--skip-existing"]
     assert run_script("predict_prob_tta.py", *common).returncode == 0
     before = files(tmp_path / "o")
     (tmp_path / "o" / "SKIN_003_OUT.png").unlink()
     (tmp_path / "o" / "summary.csv").unlink()
-    left_over = tmp_path / "o" / f".{uuid.uuid4().hex}.part"  # of a file that was being written
-    left_over.touch()
+    partial = tmp_path / "o" / f".{uuid.uuid4().hex}.part"  # of a file that was being written
+    partial.touch()
     with open(tmp_path / "o" / ".progress-0.jsonl", "a") as file:
         file.write('{"row": {"image": "SKIN_00')  # a line that a kill has cut off
     result = run_script("predict_prob_tta.py", *common)
-    assert "4 of 5 images are done already" in result.stderr
-    assert not left_over.exists()
+    assert "4 of 5 images are already done" in result.stderr
+    assert not partial.exists()
     assert files(tmp_path / "o") == before
     result = run_script("predict_prob_tta.py", *common, "--shrink", 0.7)
-    assert_one_clear_line(result, "with shrink = 0.8, and this run has 0.7", "--skip-existing")
+    assert_one_clear_line(result, "with shrink = 0.8, this run has 0.7", "without skipping existing results")
     assert files(tmp_path / "o") == before
-    result = run_script("predict_prob_tta.py", *common[:-1], "--shrink", 0.7)  # without it a batch begins anew
+    result = run_script("predict_prob_tta.py", *common[:-1], "--shrink", 0.7)  # a new run
     assert result.returncode == 0
     assert files(tmp_path / "o") != before
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_batch_ends_with_its_code_and_whole_files(signum: int, code: int, tmp_path: Path, model_file: Path):
+def test_interrupted_folder(signum: int, code: int, tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 40, (300, 200))
     out = tmp_path / "o"
     with start_script("predict_prob_tta.py", "--input-dir", imgs, "-m", model_file, "--output-dir", out) as process:
         while not list(out.glob("*.png")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signum)
-        said = process.stderr.read()
+        logged = process.stderr.read()
     assert process.returncode == code
-    assert "Stopping in a moment" in said
-    assert "Traceback" not in said
-    noted = [json.loads(line) for line in (out / ".progress-0.jsonl").read_text().splitlines() if '"row"' in line]
-    assert sorted(file for entry in noted for file in entry["files"]) == sorted(path.name for path in out.glob("*.png"))
+    assert "Stopping after this step" in logged
+    assert "Traceback" not in logged
+    recorded = [json.loads(line) for line in (out / ".progress-0.jsonl").read_text().splitlines() if '"row"' in line]
+    recorded_files = sorted(file for entry in recorded for file in entry["files"])
+    assert recorded_files == sorted(path.name for path in out.glob("*.png"))
     assert all(content.endswith(b"IEND\xaeB`\x82") for name, content in files(out).items() if name.endswith(".png"))
     assert not [path for path in out.iterdir() if path.suffix not in (".png", ".jsonl")]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_single_images_keep_their_summary(signum: int, code: int, tmp_path: Path, model_file: Path):
+def test_interrupted_single_images_keep_their_summary(signum: int, code: int, tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 20, (60, 40))
     out = tmp_path / "o"
     with start_script("predict_bayesian.py", "-i", imgs, "-m", model_file, "--mc", 2, "--output-dir", out) as process:
         while not list(out.glob("*_figure.png")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signum)
-        said = process.stderr.read()
+        logged = process.stderr.read()
     assert process.returncode == code
-    assert "Traceback" not in said
+    assert "Traceback" not in logged
     done = {path.name.removesuffix("_figure.png") for path in out.glob("*_figure.png")}
     assert 0 < len(done) < 20
     assert {Path(row["image"]).stem for row in read_summary(out / "summary.csv")} == done
@@ -117,7 +116,7 @@ def test_stopped_single_images_keep_their_summary(signum: int, code: int, tmp_pa
 
 
 def limited(limit: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a script that can write no file of more than so many bytes."""
+    """Run a script that cannot write files of more than `limit` bytes."""
 
     def limit_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -129,7 +128,7 @@ def limited(limit: int, script: str, *arguments: object) -> subprocess.Completed
     )
 
 
-def test_a_training_without_space_keeps_the_checkpoint_of_before(tmp_path: Path):
+def test_training_on_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path):
     imgs, masks = make_folders(tmp_path, 4, (40, 40))
     out = tmp_path / "checkpoints"
     common = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
@@ -145,7 +144,7 @@ def test_a_training_without_space_keeps_the_checkpoint_of_before(tmp_path: Path)
     assert not list(out.rglob(".*"))
 
 
-def test_a_batch_without_space_says_what_is_missing(tmp_path: Path, model_file: Path):
+def test_folder_on_a_full_disk_lists_what_is_missing(tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 2, (600, 500))
     (small, _) = make_folders(tmp_path / "small", 1, (40, 40))
     shutil.copy(small / "SKIN_000.jpg", imgs / "SMALL.jpg")
@@ -168,7 +167,7 @@ def test_a_batch_without_space_says_what_is_missing(tmp_path: Path, model_file: 
     assert not list((tmp_path / "o").glob("SKIN*.npy"))
 
 
-def test_passes_without_space_leave_no_array(tmp_path: Path, model_file: Path):
+def test_passes_on_a_full_disk_leave_no_array(tmp_path: Path, model_file: Path):
     (imgs, _), out = make_folders(tmp_path, 2, (300, 200)), tmp_path / "o"
     shutil.copy(make_folders(tmp_path / "small", 1, (40, 40))[0] / "SKIN_000.jpg", imgs / "SMALL.jpg")
     arguments = ("-i", imgs, "--output-dir", out, "--mc", 5, "--save-prob", "-m", model_file)

@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: what is switched on, and that everything is switched back."""
+"""Monte Carlo dropout: which layers it activates, its masks, and that every mode is restored."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_only_dropout_is_in_training_mode():
             assert module.training == isinstance(module, nn.Dropout2d)
 
 
-def test_passes_differ_and_buffers_stay():
+def test_passes_differ_and_buffers_are_unchanged():
     network = lively_network()
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     x = torch.rand(2, 3, 32, 32)
@@ -31,7 +31,7 @@ def test_passes_differ_and_buffers_stay():
     assert torch.equal(network(x), network(x))
 
 
-def test_every_mode_is_restored_also_after_an_exception():
+def test_modes_are_restored_after_an_exception():
     network = BayesianUNet(base_channels=4).eval()
     network.down2.train()
     network.up1.conv.double_conv[1].train()
@@ -46,12 +46,12 @@ def test_every_mode_is_restored_also_after_an_exception():
 
 
 @pytest.mark.parametrize("model", [nn.Conv2d(1, 1, 1), nn.Dropout(0.0), BayesianUNet(dropout=0, base_channels=4)])
-def test_a_model_without_active_dropout_is_refused(model: nn.Module):
+def test_model_without_active_dropout(model: nn.Module):
     with pytest.raises(ValueError, match="no dropout"), mc_dropout(model):
         pass
 
 
-def test_any_network_with_dropout_will_do():
+def test_any_network_with_dropout():
     model = nn.Sequential(nn.Linear(50, 50), nn.Dropout(0.5)).eval()
     x = torch.ones(1, 50)
     with mc_dropout(model):
@@ -59,7 +59,7 @@ def test_any_network_with_dropout_will_do():
     assert torch.equal(model(x), model(x))
 
 
-def test_masks_repeat_and_fewer_are_the_beginning_of_more():
+def test_fewer_masks_are_a_prefix_of_more():
     network = lively_network()
     few, many = draw_dropout_masks(network, 3, seed=7), draw_dropout_masks(network, 50, seed=7)
     for a, b in zip(few, many, strict=True):
@@ -68,7 +68,7 @@ def test_masks_repeat_and_fewer_are_the_beginning_of_more():
     assert not all(torch.equal(a, b) for a, b in zip(few, other, strict=True))
 
 
-def test_masks_drop_as_often_as_they_should_and_keep_the_mean():
+def test_dropout_rate_and_scale_of_masks():
     network = BayesianUNet(base_channels=4, dropout=0.3)
     values = torch.cat([mask.flatten() for mask in draw_dropout_masks(network, 400, seed=0)])
     n = len(values)
@@ -76,20 +76,20 @@ def test_masks_drop_as_often_as_they_should_and_keep_the_mean():
     assert abs((values == 0).float().mean() - 0.3) < 5 * (0.3 * 0.7 / n) ** 0.5
 
 
-def test_given_masks_are_used_for_each_pass():
+def test_each_pass_applies_its_mask():
     network = lively_network()
     masks = draw_dropout_masks(network, 4, seed=1)
     x = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         with mc_dropout(network, masks):
-            together = network(x.expand(4, -1, -1, -1))
+            batch = network(x.expand(4, -1, -1, -1))
         for t in range(4):
             with mc_dropout(network, [mask[t : t + 1] for mask in masks]):
-                torch.testing.assert_close(network(x)[0], together[t], atol=1e-5, rtol=0)
-    assert not torch.equal(together[0], together[1])
+                torch.testing.assert_close(network(x)[0], batch[t], atol=1e-5, rtol=0)
+    assert not torch.equal(batch[0], batch[1])
 
 
-def test_masks_need_layers_that_take_them():
+def test_masks_require_channel_dropout():
     with pytest.raises(ValueError, match="ChannelDropout"):
         draw_dropout_masks(nn.Sequential(nn.Dropout2d(0.2)), 1, 0)
     network = lively_network()

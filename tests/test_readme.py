@@ -1,4 +1,4 @@
-"""Every command of the README, as it stands there, on small data."""
+"""The documents: every command as it stands there, on small data; links; the tree of files."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,55 +17,89 @@ from PIL import Image
 from tests.conftest import ENVIRONMENT, ROOT, make_folders
 from tests.test_download_isic import archives, serving
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-STEPS = [block.splitlines() for kind, block in BLOCKS if kind == "bash"]  # a block's commands build on each other
+FOLDERS = (".", "data", "diagram/isic2016", "utils", "tests/benchmarks")
+DOCUMENTS = {path: path.read_text(encoding="utf-8") for folder in FOLDERS for path in (ROOT / folder).glob("README.md")}
+README, ARCHITECTURE = DOCUMENTS[ROOT / "README.md"], DOCUMENTS[ROOT / "utils" / "README.md"]
+
+
+def code_blocks(language: str) -> list[str]:
+    """The contents of all fenced code blocks of that language, document by document."""
+    pattern = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", flags=re.MULTILINE)
+    blocks = [block for text in DOCUMENTS.values() for block in pattern.findall(text)]
+    return [content for of_block, content in blocks if of_block == language]
+
+
+STEPS = [block.splitlines() for block in code_blocks("bash")]  # a block's commands build on each other
 COMMANDS = [command for block in STEPS for command in block]
 
+# Each command belongs to one test.
+QUICK_START = COMMANDS[:2]
+OWN_DATA = [block for block in STEPS if "--classes 3" in block[0]]
+COMPARISONS = [block for block in STEPS if "utils.compare" in block[-1]]
+REMAINING = [c for block in STEPS if block not in (*OWN_DATA, *COMPARISONS) for c in block if c not in QUICK_START]
+PREDICTIONS = [c for c in REMAINING if re.match(r"python predict\w*\.py ", c)]
+TRAININGS = [c for c in REMAINING if "train_bayesian.py" in c]
+DOWNLOADS, PASSES, CALIBRATIONS, SAMPLES = (
+    [c for c in REMAINING if c.startswith(f"python -m utils.{module}")]
+    for module in ("download_isic", "passes", "calibration", "sample_data")
+)
 
-# A command that predicts with the shipped model.
-PREDICTION = re.compile(r"^python predict\w*\.py (?!.*my_data)")
+
+def test_no_command_is_forgotten():
+    of_blocks = [c for block in (*OWN_DATA, *COMPARISONS) for c in block]
+    single = [QUICK_START, PREDICTIONS, TRAININGS, DOWNLOADS, PASSES, CALIBRATIONS, SAMPLES]
+    assert sorted([*of_blocks, *(c for commands in single for c in commands)]) == sorted(COMMANDS)
 
 
-def test_the_commands_are_found():
+def test_quick_start():
     assert len(COMMANDS) >= 9
-    assert COMMANDS[:2] == [
+    assert QUICK_START == [
         "pip install -r requirements.txt && python predict_bayesian.py -i data/samples/imgs "
         "--mask-dir data/samples/masks --output-dir data/samples_uq --figure data/samples_uq/all.png",
         "pip install -r requirements-dev.txt && python -m pytest",
     ]
+    assert all(command in README for command in QUICK_START)
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
-    """A folder as a user's clone is, with a small model and a few pictures in it."""
+    """A folder like a user's clone, with a small model and a few small images."""
     project = tmp_path_factory.mktemp("project")
-    for path in (*ROOT.glob("*.py"), *ROOT.glob("unet/*.py"), *ROOT.glob("utils/*.py")):
-        (project / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, project / path.relative_to(ROOT))
+    for path in source_files():
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, project / path)
     make_folders(project / "data", 4, (64, 48))
     imgs, masks = make_folders(project / "test", 1, (64, 48))
-    for folder, ending in ((imgs, ".jpg"), (masks, "_Segmentation.png")):
+    for folder, suffix in ((imgs, ".jpg"), (masks, "_Segmentation.png")):
         target = project / "data" / f"{folder.name}_test"
         shutil.move(folder, target)
-        (target / f"SKIN_000{ending}").rename(target / f"ISIC_0000023{ending}")
+        (target / f"SKIN_000{suffix}").rename(target / f"ISIC_0000023{suffix}")
     shutil.copy(model_file, project / "pretrained_model.pth")
     imgs, masks = make_folders(project / "my_data", 4, (64, 48))
     for path in masks.iterdir():  # three classes
         mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)
         mask[24:] *= 2
         Image.fromarray(mask).save(path)
-    for i in (0, 2, 8):  # of the built-in samples those that the README names, made small
-        for folder, ending in (("imgs", ".jpg"), ("masks", "_Segmentation.png")):
+    for i in (0, 2, 8):  # the built-in images that README.md names, resized
+        for folder, suffix in (("imgs", ".jpg"), ("masks", "_Segmentation.png")):
             (project / "data/samples" / folder).mkdir(parents=True, exist_ok=True)
-            name = f"data/samples/{folder}/SAMPLE_{i:02d}{ending}"
+            name = f"data/samples/{folder}/SAMPLE_{i:02d}{suffix}"
             with Image.open(ROOT / name) as image:
                 image.resize((64, 48), Image.Resampling.NEAREST).save(project / name)
     return project
 
 
-def run(command: str, project: Path) -> None:
-    """Run a command with this Python, its installation taken for done."""
+def source_files() -> list[Path]:
+    """The modules and scripts of the project, relative to its root."""
+    paths = (*ROOT.glob("*.py"), *ROOT.glob("unet/**/*.py"), *ROOT.glob("utils/**/*.py"))
+    return [path.relative_to(ROOT) for path in paths]
+
+
+def run(command: str, project: Path) -> str:
+    """Run a command with this Python, without installing anything; returns its standard output."""
     command = re.sub(r"^pip install -r \S+ && ", "", command)
     result = subprocess.run(
         command,
@@ -76,9 +111,19 @@ def run(command: str, project: Path) -> None:
         timeout=400,
     )
     assert result.returncode == 0, f"{command}\n{result.stderr}"
+    return result.stdout
 
 
-@pytest.mark.parametrize("command", [c for block in STEPS if len(block) < 4 for c in block if PREDICTION.search(c)])
+def test_built_in_images(project: Path):
+    run(QUICK_START[0], project)
+    results = project / "data" / "samples_uq"
+    assert (results / "all.png").is_file()
+    for i in (0, 2, 8):
+        for suffix in ("", "_prob", "_entropy", "_mutual_information", "_figure"):
+            assert (results / f"SAMPLE_{i:02d}{suffix}.png").is_file()
+
+
+@pytest.mark.parametrize("command", PREDICTIONS)
 def test_predictions(command: str, project: Path):
     run(command, project)
     match = re.search(r"(?:--figure|--output-dir|-o) (\S+)", command)
@@ -87,17 +132,8 @@ def test_predictions(command: str, project: Path):
     assert result.suffix == ".png" or "image,soft_dice_confidence" in (result / "summary.csv").read_text()
 
 
-def test_the_built_in_pictures_in_one_command(project: Path):
-    run(COMMANDS[0], project)
-    results = project / "data" / "samples_uq"
-    assert (results / "all.png").is_file()
-    for i in (0, 2, 8):
-        for ending in ("", "_prob", "_entropy", "_mutual_information", "_figure"):
-            assert (results / f"SAMPLE_{i:02d}{ending}.png").is_file()
-
-
 def test_own_data_of_three_classes(project: Path):
-    (commands,) = [block for block in STEPS if "--classes 3" in block[0]]
+    (commands,) = OWN_DATA
     for command in commands:
         run(command, project)
     assert len(list((project / "my_data" / "probs").glob("*_OUT.png"))) == 4
@@ -106,19 +142,30 @@ def test_own_data_of_three_classes(project: Path):
     shutil.rmtree(project / "my_data" / "checkpoints")  # a checkpoint is 31 MB
 
 
-def test_the_data_in_one_command(project: Path, tmp_path: Path):
-    """From a server on this machine, since no test may reach for the network."""
-    (command,) = [c for c in COMMANDS if "download_isic" in c]
+def test_download(project: Path, tmp_path: Path):
+    """From a server on this machine, since no test may access the network."""
+    (command,) = DOWNLOADS
     with serving(archives(900, 379)) as server:
         run(f"{command} --data-dir {tmp_path} --url {server.url}", project)
     assert len(list((tmp_path / "imgs").iterdir())) == 900
 
 
-@pytest.mark.parametrize("commands", [block for block in STEPS if "utils.compare" in block[-1]])
+def test_synthetic_images(project: Path):
+    (command,) = SAMPLES
+    run(command, project)
+    folder = project / re.search(r"--output-dir (\S+)", command)[1]
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == [
+        *(f"imgs/SAMPLE_{i:02d}.jpg" for i in range(2)),
+        *(f"masks/SAMPLE_{i:02d}_Segmentation.png" for i in range(2)),
+    ]
+
+
+@pytest.mark.parametrize("commands", COMPARISONS)
 def test_comparisons(commands: list[str], project: Path):
+    folder = project / re.search(r"utils\.compare .*--output-dir (\S+)", commands[-1])[1]
+    shutil.rmtree(folder, ignore_errors=True)  # the results of other commands
     for command in commands:
         run(command, project)
-    folder = project / re.search(r"utils\.compare .*--output-dir (\S+)", commands[-1])[1]
     assert {path.name for path in folder.iterdir()} == {
         "comparison.md",
         "comparison.json",
@@ -128,58 +175,115 @@ def test_comparisons(commands: list[str], project: Path):
     }
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "utils.passes" in c])
+@pytest.mark.parametrize("command", PASSES)
 def test_passes(command: str, project: Path):
     run(command, project)
     assert (project / re.search(r"--output-dir (\S+)", command)[1] / "passes.png").is_file()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "utils.calibration" in c])
+@pytest.mark.parametrize("command", CALIBRATIONS)
 def test_calibration(command: str, project: Path):
     run(command, project)
     run("python predict_prob_direct.py --input-dir data/imgs_test --output-dir calibrated --calibrated", project)
 
 
-def test_no_command_is_forgotten():
-    modules = ("compare", "passes", "calibration", "download_isic")
-    tested = ("predict", "train_bayesian.py", "pytest", *(f"utils.{module}" for module in modules))
-    assert [c for c in COMMANDS if not any(word in c for word in tested)] == []
-
-
 def test_trainings_in_their_order(project: Path):
-    trainings = [c for c in COMMANDS if "train_bayesian.py" in c and "my_data" not in c]
-    assert len(trainings) >= 3
+    assert len(TRAININGS) >= 3
     trained = shutil.copytree(project, project.parent / "trained")
-    for command in trainings:
+    for command in TRAININGS:
         run(command, trained)
         assert (trained / "checkpoints" / "best.pth").is_file()
     shutil.rmtree(trained)  # a checkpoint is 31 MB
 
 
-@pytest.mark.parametrize("command", re.findall(r"torchrun .*?(\w+\.py .*)$", README, flags=re.MULTILINE))
-def test_the_flags_of_several_processes(command: str):
-    """They cannot be run here as they stand, with 8 GPUs; test_distributed.py runs the same with two processes."""
+def test_training_of_the_shipped_model(project: Path):
+    """Its commands, but for one epoch in place of 60."""
+    (block,) = [block for block in code_blocks("") if "half()" in block]
+    trained = shutil.copytree(project, project.parent / "shipped")
+    for command in block.replace("60", "1").splitlines():
+        run(command, trained)
+    assert (trained / "pretrained_model.pth").stat().st_mtime > (project / "pretrained_model.pth").stat().st_mtime
+    shutil.rmtree(trained)
+
+
+TORCHRUN = re.compile(r"torchrun .*?(\w+\.py .*)$", flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for text in DOCUMENTS.values() for command in TORCHRUN.findall(text)])
+def test_flags_of_several_processes(command: str):
+    """They cannot be run here, with 8 GPUs; test_distributed.py runs the same with two processes."""
     script, *flags = shlex.split(command)
     module = importlib.import_module(script.removesuffix(".py"))
     module.get_args_parser().parse_args(flags)
 
 
-def test_nothing_is_left_to_write():
-    assert "TODO" not in README
+def test_several_processes_are_documented():
+    assert TORCHRUN.search(README)
+    assert TORCHRUN.search(ARCHITECTURE)
 
 
-def test_the_python_example(project: Path):
-    (example,) = [block for kind, block in BLOCKS if kind == "python"]
+def test_python_example(project: Path):
+    (example,) = code_blocks("python")
+    assert example in ARCHITECTURE
     (project / "example.py").write_text(example, encoding="utf-8")
-    run("python example.py", project)
+    assert "[2, 48, 64]" in run("python example.py", project)
 
 
-def test_the_tree_is_the_one_in_the_readme():
-    files = {path.name for folder in (ROOT, ROOT / "unet", ROOT / "utils") for path in folder.glob("*.py")}
-    listed = set(re.findall(r"^ *(\w+\.py) ", README, flags=re.MULTILINE))
-    assert files - {"__init__.py"} == listed
+# -- the text ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_packages_are_the_known_ones():
+def headings(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a document."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+def relative_links() -> Iterator[tuple[Path, str]]:
+    """The links and images of each document, other than those to the web."""
+    for document, text in DOCUMENTS.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not link.startswith(("https://", "http://")):
+                yield document.relative_to(ROOT), link
+
+
+@pytest.mark.parametrize(("document", "link"), list(relative_links()), ids=str)
+def test_relative_links(document: Path, link: str):
+    name, _, anchor = link.partition("#")
+    target = (ROOT / document.parent / name).resolve() if name else ROOT / document
+    assert target.exists()
+    assert target.is_relative_to(ROOT)
+    assert not anchor or anchor in headings(target.read_text(encoding="utf-8"))
+
+
+def test_links_are_found():
+    assert {document.as_posix() for document, _ in relative_links()} >= {"README.md", "diagram/isic2016/README.md"}
+
+
+def test_length():
+    assert len(README.splitlines()) <= 220
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_is_left_to_write(document: Path):
+    assert "TODO" not in DOCUMENTS[document]
+
+
+def test_tree():
+    files = {path.as_posix() for path in source_files() if path.name != "__init__.py"}
+    assert len({Path(file).name for file in files}) == len(files)  # names are unique
+    (tree,) = [block for block in code_blocks("") if "unet/" in block]
+    listed, folders = [], []
+    for line in tree.splitlines():
+        indentation, name = re.match(r"( *)(\S+)", line).groups()
+        del folders[len(indentation) // 2 :]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            listed.append("".join(folders) + name)
+    assert sorted(listed) == sorted(files)
+
+
+def test_requirements():
     names = [re.split(r"[<>=~]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert names == ["torch", "torchvision", "numpy", "Pillow", "tqdm", "wandb", "matplotlib"]

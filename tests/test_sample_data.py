@@ -1,4 +1,4 @@
-"""The made pictures: always the same, and like what they stand for."""
+"""The synthetic images: reproducible, and like dermoscopy images."""
 
 from pathlib import Path
 
@@ -8,20 +8,23 @@ from PIL import Image
 
 from tests.conftest import ROOT, run_module
 from utils.checkpoint import load_model
-from utils.image_io import read_image, read_mask
-from utils.metrics import segmentation_scores
-from utils.probability import Softmax, most_probable_class, predict
+from utils.data.images import read_image
+from utils.data.masks import read_mask
+from utils.inference.maps import most_probable_class
+from utils.inference.predictor import predict
+from utils.inference.samplers import Softmax
+from utils.metrics.segmentation import segmentation_scores
 from utils.sample_data import make_sample
 
 SAMPLES = sorted((ROOT / "data" / "samples" / "imgs").iterdir())
 
 
-def mask_of(path: Path) -> np.ndarray:
+def sample_mask(path: Path) -> np.ndarray:
     return read_mask(path.parent.parent / "masks" / f"{path.stem}_Segmentation.png")
 
 
 @pytest.mark.parametrize("seed", range(20, 24))
-def test_pictures_are_of_their_seed(seed: int):
+def test_samples_depend_on_their_seed_only(seed: int):
     image, mask = make_sample(seed, (120, 90))
     again, mask_again = make_sample(seed, (120, 90))
     other, _ = make_sample(seed + 1, (120, 90))
@@ -36,21 +39,21 @@ def test_pictures_are_of_their_seed(seed: int):
     assert pixels[lesion].mean() < pixels[~lesion].mean()  # a lesion is darker than skin
 
 
-def test_the_built_in_samples_are_what_the_command_makes(tmp_path: Path):
+def test_built_in_samples_are_reproducible(tmp_path: Path):
     assert run_module("utils.sample_data", "--output-dir", tmp_path, "--count", 2).returncode == 0
     assert len(SAMPLES) == 9
     for path in SAMPLES[:2]:
-        made = np.asarray(read_image(tmp_path / "imgs" / path.name)).astype(int)
-        assert abs(made - np.asarray(read_image(path))).mean() < 1  # another version of a JPEG encoder may round
-        new_mask = read_mask(tmp_path / "masks" / f"{path.stem}_Segmentation.png")
-        assert (new_mask != mask_of(path)).mean() < 1e-3
+        image = np.asarray(read_image(tmp_path / "imgs" / path.name)).astype(int)
+        assert abs(image - np.asarray(read_image(path))).mean() < 1  # another version of a JPEG encoder may round
+        mask = read_mask(tmp_path / "masks" / f"{path.stem}_Segmentation.png")
+        assert (mask != sample_mask(path)).mean() < 1e-3
 
 
-def test_the_shipped_model_segments_most_of_them():
+def test_shipped_model_segments_most_samples():
     model = load_model(ROOT / "pretrained_model.pth")
     dices = []
     for path in SAMPLES:
         with Image.open(path) as image:
             classes = most_probable_class(predict(model, image, Softmax()).probs)
-        dices.append(segmentation_scores(classes, mask_of(path) // 255)["dice"])
+        dices.append(segmentation_scores(classes, sample_mask(path) // 255)["dice"])
     assert np.median(dices) > 0.9

@@ -1,4 +1,4 @@
-"""Weights & Biases: which mode, and that nothing of it can stop a training."""
+"""Weights & Biases: its mode, what is logged, and that its failures never stop a training."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.tracking import WandbRun, has_login, panel
+from utils.training.tracking import WandbRun, has_login, panel_name
 
 EXAMPLE = ([np.zeros((4, 4, 3), np.uint8)], [np.zeros((4, 4), np.uint8)], np.zeros((1, 4, 4), np.uint8))
 
@@ -28,7 +28,7 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.Log
 def fake_wandb(monkeypatch: pytest.MonkeyPatch, **functions) -> None:
     module = types.ModuleType("wandb")
     module.Settings = dict
-    module.Image = lambda *_, **__: "picture"
+    module.Image = lambda *_, **__: "image"
     for name, function in functions.items():
         setattr(module, name, function)
     monkeypatch.setitem(sys.modules, "wandb", module)
@@ -38,7 +38,7 @@ def raising(*_: object, **__: object) -> None:
     raise RuntimeError("out of order")
 
 
-def test_a_login_is_found_in_the_environment_and_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_login_in_environment_and_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert not has_login()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
     assert has_login()
@@ -51,11 +51,11 @@ def test_a_login_is_found_in_the_environment_and_in_netrc(monkeypatch: pytest.Mo
     assert not has_login()
 
 
-def test_the_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    asked = []
+def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    modes = []
 
     def init(**options):
-        asked.append(options["mode"])
+        modes.append(options["mode"])
         raise RuntimeError
 
     fake_wandb(monkeypatch, init=init)
@@ -66,21 +66,19 @@ def test_the_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     WandbRun(None, {}, tmp_path)
     WandbRun("disabled", {}, tmp_path)
-    assert asked == ["offline", "online", "offline", "offline"]
+    assert modes == ["offline", "online", "offline", "offline"]
 
 
-def test_a_missing_wandb_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_missing_wandb_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     monkeypatch.setitem(sys.modules, "wandb", None)  # what makes an import fail
     run = WandbRun(None, {}, tmp_path)
     run.log({"epoch": 1}, *EXAMPLE)
     run.finish()
-    assert caplog.text.count("going on without it") == 1
+    assert caplog.text.count("continuing without it") == 1
 
 
 @pytest.mark.parametrize("broken", ["init", "define_metric", "log", "finish"])
-def test_a_broken_wandb_is_a_warning(
+def test_broken_wandb_is_a_warning(
     broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     functions = {name: (lambda *_, **__: None) for name in ("define_metric", "log", "finish")}
@@ -94,7 +92,7 @@ def test_a_broken_wandb_is_a_warning(
     assert caplog.text.count("out of order") == 1
 
 
-def test_pictures_that_wandb_cannot_take_cost_no_numbers(
+def test_numbers_are_logged_without_the_images(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     logged = []
@@ -105,10 +103,10 @@ def test_pictures_that_wandb_cannot_take_cost_no_numbers(
     for epoch in (1, 2):
         tracked.log({"epoch": epoch, "val_dice": 0.5}, *EXAMPLE)
     assert logged == [{"epoch": 1, "val/dice": 0.5}, {"epoch": 2, "val/dice": 0.5}]
-    assert caplog.text.count("cannot take the example predictions") == 1
+    assert caplog.text.count("cannot log the example predictions") == 1
 
 
-def test_what_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_logged_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     logged = []
     functions = {name: (lambda *_, **__: None) for name in ("define_metric", "finish")}
     run = types.SimpleNamespace(dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
@@ -116,12 +114,12 @@ def test_what_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog:
     tracked = WandbRun("offline", {}, tmp_path)
     tracked.log({"epoch": 1, "val_dice": 0.5}, *EXAMPLE)
     tracked.finish()
-    assert logged == [{"epoch": 1, "val/dice": 0.5, "val/examples": ["picture"]}]
-    assert f"wandb sync {tmp_path / 'run'}" in caplog.text  # said at the start, for those who stop it
+    assert logged == [{"epoch": 1, "val/dice": 0.5, "val/examples": ["image"]}]
+    assert f"wandb sync {tmp_path / 'run'}" in caplog.text  # logged at the start, in case the run is stopped
 
 
-def test_panels_are_grouped():
-    assert [panel(name) for name in ("epoch", "train_loss", "val_dice", "val_accuracy_all_background")] == [
+def test_panel_names():
+    assert [panel_name(name) for name in ("epoch", "train_loss", "val_dice", "val_accuracy_all_background")] == [
         "epoch",
         "train/loss",
         "val/dice",
@@ -133,7 +131,7 @@ OFFLINE_RUN = """
 import sys
 from pathlib import Path
 import numpy as np
-from utils.tracking import WandbRun
+from utils.training.tracking import WandbRun
 run = WandbRun("offline", {"epochs": 3, "augmentation": "light"}, Path(sys.argv[1]))
 image, mask = np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.uint8)
 for epoch, dice in ((1, 0.25), (2, 0.75), (3, 0.5)):
@@ -143,27 +141,27 @@ run.finish()
 
 
 def records(path: Path) -> list:
-    """The records of an offline run's file, which is a log of LevelDB's: pieces in blocks of 32 kB, after a header."""
+    """The records of an offline run's file, a LevelDB log: fragments in blocks of 32 kB, after a header."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = path.read_bytes()
     assert content[:4] == b":W&B"
-    found, whole, at = [], b"", 7
+    found, record, at = [], b"", 7
     while at + 7 <= len(content):
-        if at % 32768 > 32768 - 7:  # no room for another piece in this block
+        if at % 32768 > 32768 - 7:  # no room for another fragment in this block
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        whole += content[at + 7 : at + 7 + length]
+        record += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # the only piece of a record, or its last one
-            found.append(Record.FromString(whole))
-            whole = b""
+        if kind in (1, 4):  # the only fragment of a record, or its last one
+            found.append(Record.FromString(record))
+            record = b""
     return found
 
 
-def test_an_offline_run_holds_what_was_logged(tmp_path: Path):
-    """With the wandb that is installed, for real."""
+def test_offline_run(tmp_path: Path):
+    """The file that the installed wandb writes."""
     environment = {**os.environ, "WANDB_MODE": "offline"}
     root = Path(__file__).resolve().parent.parent
     subprocess.run(
@@ -187,5 +185,5 @@ def test_an_offline_run_holds_what_was_logged(tmp_path: Path):
             summary |= values(record.summary.update)
     assert summary.get("val/dice") == {"max": 0.75} or summary.get("val/dice/max") == 0.75  # by version
     masks = list(tmp_path.glob("wandb/offline-run-*/files/media/images/mask/**/*.mask.png"))
-    assert len({mask.read_bytes() for mask in masks}) == 2  # truth and prediction
+    assert len({mask.read_bytes() for mask in masks}) == 2  # ground truth and prediction
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/**/*.png"))

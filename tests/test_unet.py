@@ -1,4 +1,4 @@
-"""The network: its shape, its size, where its dropout stands."""
+"""The network: shapes, number of parameters, placement of dropout."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from unet import BayesianUNet, class_logits
 from unet.unet_parts import ChannelDropout, DoubleConv, Up
 
 
-def test_default_network_has_the_known_number_of_parameters():
+def test_number_of_parameters():
     assert sum(p.numel() for p in BayesianUNet().parameters()) == 7_763_074
 
 
-def test_levels_have_half_the_filters_of_the_paper():
+def test_half_the_filters_of_the_paper():
     network = BayesianUNet()
     down = [network.down1, network.down2, network.down3, network.down4]
     widths = [block.maxpool_conv[1].double_conv[3].out_channels for block in down]
@@ -22,12 +22,12 @@ def test_levels_have_half_the_filters_of_the_paper():
 
 @pytest.mark.parametrize("bilinear", [False, True])
 @pytest.mark.parametrize("size", [(128, 128), (16, 16), (50, 37), (17, 31)])
-def test_output_has_the_size_of_the_input(bilinear: bool, size: tuple[int, int]):
+def test_output_size_is_input_size(bilinear: bool, size: tuple[int, int]):
     network = BayesianUNet(n_channels=3, n_classes=4, bilinear=bilinear, base_channels=4).eval()
     assert network(torch.rand(2, 3, *size)).shape == (2, 4, *size)
 
 
-def test_every_convolutional_layer_ends_with_dropout():
+def test_each_convolutional_layer_ends_with_dropout():
     network = BayesianUNet(base_channels=4)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     dropouts = [m for m in network.modules() if isinstance(m, ChannelDropout)]
@@ -40,7 +40,7 @@ def test_every_convolutional_layer_ends_with_dropout():
         assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, ChannelDropout] * 2
 
 
-def test_block_placement_is_that_of_the_original_project():
+def test_block_placement():
     network = BayesianUNet(base_channels=4, dropout_placement="block")
     blocks = {name: m for name, m in network.named_modules() if isinstance(m, DoubleConv)}
     assert len(blocks) == 9
@@ -50,16 +50,16 @@ def test_block_placement_is_that_of_the_original_project():
         assert not dropouts or list(block.modules())[-1] is dropouts[0]
 
 
-def test_no_dropout_layers_without_dropout():
+def test_no_dropout_layers_at_rate_0():
     assert not [m for m in BayesianUNet(dropout=0, base_channels=4).modules() if isinstance(m, nn.Dropout2d)]
 
 
 def test_architecture_rebuilds_the_network():
     network = lively_network(n_classes=3, bilinear=True, dropout=0.4, dropout_placement="block")
-    again = BayesianUNet(**network.architecture).eval()
-    again.load_state_dict(network.state_dict())
+    rebuilt = BayesianUNet(**network.architecture).eval()
+    rebuilt.load_state_dict(network.state_dict())
     x = torch.rand(1, 3, 32, 32)
-    assert torch.equal(network(x), again(x))
+    assert torch.equal(network(x), rebuilt(x))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_architecture_rebuilds_the_network():
         ({"bilinear": True, "base_channels": 3}, "even"),
     ],
 )
-def test_impossible_architectures_are_refused(arguments: dict, word: str):
+def test_invalid_architecture(arguments: dict, word: str):
     with pytest.raises(ValueError, match=word):
         BayesianUNet(**arguments)
 
@@ -82,7 +82,7 @@ def test_up_pads_to_the_skip_connection():
     assert up(torch.rand(1, 8, 3, 4), torch.rand(1, 4, 7, 9)).shape == (1, 4, 7, 9)
 
 
-def test_a_sigmoid_logit_becomes_a_softmax_pair():
+def test_sigmoid_logit_becomes_a_softmax_pair():
     z = torch.tensor([[[[-2.0, 0.0, 3.0]]]])  # (1, 1, 1, 3)
     pair = class_logits(z)
     assert pair.shape == (1, 2, 1, 3)
@@ -91,7 +91,7 @@ def test_a_sigmoid_logit_becomes_a_softmax_pair():
     assert class_logits(two) is two
 
 
-def test_dropout_drops_whole_channels_and_takes_masks():
+def test_dropout_drops_whole_channels_or_applies_a_mask():
     layer = ChannelDropout(0.5, channels=4).train()
     x = torch.ones(64, 4, 3, 3)
     per_channel = layer(x).flatten(2)  # (64, 4, 9)

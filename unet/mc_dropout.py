@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: dropout on, batch norm still, for as long as a `with` block lasts."""
+"""Monte Carlo dropout: a `with` block in which dropout is active and batch norm is not."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,13 +11,13 @@ from unet.unet_parts import ChannelDropout
 
 
 def active_dropout_layers(model: nn.Module) -> list[_DropoutNd]:
-    """The dropout layers of a model that drop anything (p > 0), in the order of `model.modules()`."""
+    """The dropout layers of a model with p > 0, in the order of `model.modules()`."""
     return [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
 
 
 @contextmanager
 def dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[None]:
-    """Have the dropout layers use given masks for as long as the block lasts.
+    """Have the dropout layers apply given masks within the `with` block.
 
     Args:
         model: any network with dropout.
@@ -37,16 +37,16 @@ def dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[None]:
 def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Iterator[None]:
     """Run a network with its dropout layers in training mode and everything else in evaluation mode.
 
-    Batch norm uses its running statistics and does not update them. At the end, also after an exception,
-    every module is back in the mode that it had before (Gal and Ghahramani, ICML 2016).
+    Batch norm uses its running statistics and does not update them. On exit, also after an exception, every module
+    is restored to its previous mode (Gal and Ghahramani, ICML 2016).
 
     Args:
         model: any network with dropout.
-        masks: what `draw_dropout_masks` returns, to repeat the same passes; without them, each forward pass
-            draws its own from PyTorch's global random state.
+        masks: what `draw_dropout_masks` returns, for reproducible passes; if None, each forward pass draws its own
+            from PyTorch's global random state.
 
     Raises:
-        ValueError: the model has no active dropout, so that all passes would be the same.
+        ValueError: the model has no active dropout layer, so that all passes would be equal.
     """
     layers = active_dropout_layers(model)
     if not layers:
@@ -66,9 +66,9 @@ def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Itera
 
 
 def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Tensor]:
-    """Masks for `mc_dropout`, equal for equal seeds on every device and for every split into batches.
+    """Masks for `mc_dropout`, which depend on the seed alone, not on the device or the batch size.
 
-    The first k masks are the same whatever `num_samples`, so fewer passes are the beginning of more.
+    The first k masks do not depend on `num_samples`: fewer passes are a prefix of more.
 
     Args:
         model: a network whose active dropout layers are all `ChannelDropout`.
@@ -79,17 +79,17 @@ def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Te
         For each active dropout layer a (T, C, 1, 1) float32 tensor of 0 and 1 / (1 - p), on the CPU.
 
     Raises:
-        ValueError: a dropout layer is of another kind, whose masks cannot be given.
+        ValueError: a dropout layer is of another type, which takes no masks.
     """
     layers = active_dropout_layers(model)
     for layer in layers:
         if not isinstance(layer, ChannelDropout):
-            raise ValueError(f"masks can be given to ChannelDropout layers only, not to a {type(layer).__name__}")
+            raise ValueError(f"only ChannelDropout layers take masks, not a {type(layer).__name__}")
     if not layers:
         return []
     channels = [layer.channels for layer in layers]
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(num_samples, sum(channels), generator=generator)  # a row per pass
+    uniform = torch.rand(num_samples, sum(channels), generator=generator)  # one row per pass
     return [
         ((part >= layer.p).float() / (1 - layer.p))[:, :, None, None]
         for layer, part in zip(layers, uniform.split(channels, dim=1), strict=True)

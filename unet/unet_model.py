@@ -14,7 +14,7 @@ DROPOUT_PLACEMENTS = ("layer", "block")
 
 
 class BayesianUNet(nn.Module):
-    """Vanilla U-Net with channel-wise dropout, to be kept on in testing by `mc_dropout`.
+    """Vanilla U-Net with channel-wise dropout, which `mc_dropout` keeps active in testing.
 
     Args:
         n_channels: channels of the image.
@@ -22,9 +22,8 @@ class BayesianUNet(nn.Module):
         bilinear: upsample bilinearly, not by transposed convolutions.
         dropout: probability that a channel is dropped, in [0, 1).
         base_channels: channels of the first level, doubled at each of the four levels below.
-        dropout_placement: "layer" has dropout at the end of every convolutional layer; "block" only at the
-            end of each double convolution and none in the first one, as the original project's
-            checkpoints were trained.
+        dropout_placement: "layer" for dropout at the end of every convolutional layer; "block" for dropout only at
+            the end of each double convolution but the first, as in the original project's checkpoints.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -59,7 +58,7 @@ class BayesianUNet(nn.Module):
             "dropout": dropout,
             "base_channels": base_channels,
             "dropout_placement": dropout_placement,
-        }  # what rebuilds this network: BayesianUNet(**architecture)
+        }  # rebuilds this network: BayesianUNet(**architecture)
 
         per_layer = dropout_placement == "layer"
         d = (dropout if per_layer else 0.0, dropout)
@@ -104,7 +103,7 @@ def class_logits(logits: Tensor) -> Tensor:
         logits: (N, C, h, w) output of the network, C >= 1.
 
     Returns:
-        (N, max(C, 2), h, w). What comes after this need not know of one-class models.
+        (N, max(C, 2), h, w), so that the rest of the code does not distinguish one-class models.
     """
     if logits.shape[1] > 1:
         return logits

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ChannelDropout(nn.Dropout2d):
-    """`nn.Dropout2d` for a known number of channels, which uses given masks in place of random ones.
+    """`nn.Dropout2d` for a known number of channels, which can apply a given mask in place of a random one.
 
     Args:
         p: probability that a channel of a sample is set to zero, in [0, 1).
@@ -28,7 +28,7 @@ class ChannelDropout(nn.Dropout2d):
 
 
 def _conv_layer(in_channels: int, out_channels: int, dropout: float) -> list[nn.Module]:
-    """3x3 convolution, batch norm, ReLU with the dropout behind it: three modules of a Sequential."""
+    """3x3 convolution, batch norm, and ReLU followed by dropout: three modules of a Sequential."""
     activation: nn.Module = nn.ReLU(inplace=True)
     if dropout > 0:
         activation = nn.Sequential(activation, ChannelDropout(dropout, out_channels))
@@ -47,8 +47,8 @@ class DoubleConv(nn.Module):
         mid_channels: channels between the two layers; `out_channels` if not given.
         dropout: dropout probabilities at the end of the first and of the second layer, in [0, 1).
 
-    The dropout shares a module with its ReLU, so the names of the weights (`double_conv.0`, `.1`, `.3`,
-    `.4`) are those of a U-Net without dropout, wherever the dropout stands.
+    The dropout shares a module with its ReLU, so that the names of the weights (`double_conv.0`, `.1`, `.3`, `.4`)
+    are those of a U-Net without dropout, for every placement of the dropout.
     """
 
     def __init__(

@@ -1,19 +1,19 @@
-"""Save and load; reads the original project's files too.
+"""Save and load checkpoints; reads the original project's files too.
 
-A checkpoint is one dict of tensors and plain values, read with `weights_only=True`, so a file from a stranger cannot
-run code:
+A checkpoint is a dict of tensors and plain values, read with `weights_only=True`, so an untrusted file cannot run
+code:
 
     network       weights, by name
-    architecture  what rebuilds the network: BayesianUNet(**architecture)
+    architecture  the arguments of the network: BayesianUNet(**architecture)
     input_size    [width, height] of the network's input
     mask_values   the mask value of class 0, 1, ...
-    epoch         number of epochs behind it
+    epoch         number of epochs trained
     validation    scores on the validation images, by name
-    temperatures  by which logits are divided to be calibrated, by method of prediction; empty before they are fitted
+    temperatures  divisors of the logits, by method of prediction; empty before they are fitted
     settings      how it was trained, by name
-    training      only in last.pth: all that resuming needs
+    training      only in last.pth: the state of the training, for resuming
 
-A checkpoint of the original project is one flat dict of weights and `mask_values`.
+A checkpoint of the original project is a flat dict of weights and `mask_values`.
 """
 
 import copy
@@ -31,14 +31,15 @@ import torch
 from torch import Tensor
 
 from unet import BayesianUNet
-from utils.errors import InputError
-from utils.image_io import whole_file
+from utils.runtime.atomic_files import atomic_file
+from utils.runtime.errors import InputError
 
 DEFAULT_INPUT_SIZE = (128, 128)
+_MIN_SIDE = 16  # pixels of the network's input, of which four poolings leave one
 _FIRST, _LAST, _UPSAMPLING = "inc.double_conv.0.weight", "outc.conv.weight", "up1.up.weight"
 
-# What torch.load and the checks below raise on files that are no checkpoints, or broken ones.
-_UNREADABLE = (
+# What torch.load and the checks below raise on files that are not checkpoints, or are damaged.
+_LOADING_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     RuntimeError,
@@ -57,16 +58,16 @@ _UNREADABLE = (
 
 @dataclass
 class TrainedModel:
-    """A network and what has to be known to use it.
+    """A network and what is needed to use it.
 
     Attributes:
-        network: the network, in evaluation mode when it was loaded.
+        network: the network; in evaluation mode after loading.
         input_size: width and height of its input.
-        mask_values: the value that class 0, 1, ... has in masks, as `utils.image_io.read_mask` returns it.
-        epoch: number of epochs that it was trained.
+        mask_values: the value of class 0, 1, ... in masks, as `utils.data.masks.read_mask` returns it.
+        epoch: number of epochs trained.
         validation: scores on the validation images, by name.
         settings: how it was trained, by name.
-        temperatures: by which logits are divided to be calibrated, by `Sampler.method`.
+        temperatures: divisors of the logits that calibrate the probabilities, by `Sampler.method`.
     """
 
     network: BayesianUNet
@@ -79,16 +80,26 @@ class TrainedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's weights lie."""
+        """The device of the network's weights."""
         return next(self.network.parameters()).device
 
-    def twin(self) -> "TrainedModel":
+    @property
+    def n_classes(self) -> int:
+        """The number of classes that predictions distinguish: 2 for a one-class (sigmoid) network, too."""
+        return len(self.mask_values)
+
+    @property
+    def one_class(self) -> bool:
+        """Whether the network has a single sigmoid output."""
+        return self.network.n_classes == 1
+
+    def replica(self) -> "TrainedModel":
         """The same model for another thread: it shares the weights, but not the modes and masks of the layers."""
         shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
         return replace(self, network=copy.deepcopy(self.network, shared))
 
     def fingerprint(self) -> str:
-        """A short text that differs from that of any model with other weights."""
+        """A digest of the weights."""
         digest = hashlib.blake2b(digest_size=12)
         for name, value in self.network.state_dict().items():
             digest.update(name.encode())
@@ -97,15 +108,15 @@ class TrainedModel:
 
 
 def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint, atomically.
 
     Args:
-        path: of the file; its folder is made where it is missing.
+        path: of the file; its folder is created if it does not exist.
         model: what is saved.
-        training: what resuming needs, of tensors, numbers, strings, lists and dicts.
+        training: the state of the training, of tensors, numbers, strings, lists and dicts.
 
     Raises:
-        OSError: the file cannot be written; one from before is as it was.
+        OSError: the file cannot be written; an existing file of that name is unchanged.
     """
     content = {
         "network": model.network.state_dict(),
@@ -123,49 +134,32 @@ def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str
 
 
 def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:
-    """Write the content of a checkpoint, whole or not at all.
+    """Write the content of a checkpoint, atomically.
 
     Raises:
-        OSError: the file cannot be written; one from before is as it was.
+        OSError: the file cannot be written; an existing file of that name is unchanged.
     """
-    buffer = io.BytesIO()  # torch.save reports a full disk as anything but an OSError
+    buffer = io.BytesIO()  # torch.save does not report a full disk as an OSError
     torch.save(dict(content), buffer)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(buffer.getbuffer())
 
 
 def load_model(
-    path: Path | str,
-    device: torch.device | str = "cpu",
-    *,
-    n_classes: int | None = None,
-    bilinear: bool | None = None,
-    input_size: tuple[int | None, int | None] = (None, None),
+    path: Path | str, device: torch.device | str = "cpu", default_input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
 ) -> TrainedModel:
     """Load a model of this project, or of the original one, ready to predict.
 
     Args:
         path: of the checkpoint.
-        device: where the network is to be.
-        n_classes, bilinear, input_size: what the user believes of the model, None for no opinion. A file of the
-            original project does not know its input size: it is the one given, or 128x128.
+        device: of the network.
+        default_input_size: width and height for a file of the original project, which does not record them.
 
     Raises:
-        InputError: the file is missing or no checkpoint of such a network, or contradicts what the user believes.
+        InputError: the file does not exist or is not a checkpoint of such a network.
     """
-    model = model_from_checkpoint(read_checkpoint(path), path, input_size)
-    architecture = model.network.architecture
-    believed = {
-        "--classes": (n_classes, architecture["n_classes"]),
-        "--bilinear": (bilinear, architecture["bilinear"]),
-        "--newW": (input_size[0], model.input_size[0]),
-        "--newH": (input_size[1], model.input_size[1]),
-    }
-    for flag, (belief, truth) in believed.items():
-        if belief is not None and belief != truth:
-            given = flag if belief is True else f"{flag} {belief}"
-            raise InputError(f"{path} contradicts {given}: the model has {truth}. Leave the flag out")
-    model.network.to(device, memory_format=torch.channels_last)  # the layout that convolutions like best
+    model = model_from_checkpoint(read_checkpoint(path), path, default_input_size)
+    model.network.to(device, memory_format=torch.channels_last)  # the fastest layout for convolutions
     return model
 
 
@@ -173,68 +167,52 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint file.
 
     Raises:
-        InputError: there is no such file, or it is not a dict of tensors and plain values.
+        InputError: there is no such file, or it does not contain a dict of tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such model file; train_bayesian.py writes them (.pth)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except _LOADING_ERRORS as error:
         raise InputError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or no PyTorch file, or holds other things than "
-            f"weights, which are not loaded because they could run code ({type(error).__name__})"
+            f"{path} cannot be read as a checkpoint: it is damaged, or not a PyTorch file, or contains objects other "
+            f"than weights, which are not loaded because they could run code ({type(error).__name__})"
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is no checkpoint of a U-Net: it holds a {type(content).__name__}, not a dict")
+        raise InputError(f"{path} is not a checkpoint of a U-Net: it contains a {type(content).__name__}, not a dict")
     return content
 
 
 def model_from_checkpoint(
-    content: Mapping[str, Any], name: Path | str, input_size: tuple[int | None, int | None] = (None, None)
+    content: Mapping[str, Any], name: Path | str, default_input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
 ) -> TrainedModel:
     """Rebuild the model of a checkpoint.
 
     Args:
         content: what `read_checkpoint` returned.
         name: of the file, for messages.
-        input_size: width and height, used only for a file that does not tell.
+        default_input_size: width and height for a file that does not record them.
 
     Raises:
         InputError: it is not the checkpoint of such a network, or its weights are not finite.
     """
     try:
         if "architecture" in content:
-            weights, told = content["network"], dict(content["architecture"])
+            weights, recorded = content["network"], dict(content["architecture"])
             size = content["input_size"]
         else:
             weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-            told = {"dropout": 0.2, "dropout_placement": "block"}
-            size = [given or default for given, default in zip(input_size, DEFAULT_INPUT_SIZE, strict=True)]
-        n_classes = weights[_LAST].shape[0]
-        seen = {
-            "n_channels": weights[_FIRST].shape[1],
-            "n_classes": n_classes,
-            "bilinear": _UPSAMPLING not in weights,
-            "base_channels": weights[_FIRST].shape[0],
-        }
-        if any(told.get(key, value) != value for key, value in seen.items()):
-            raise ValueError(f"its weights are those of {seen}, not of {told}")
-        if seen["n_channels"] != 3:
-            raise ValueError(f"it is for images of {seen['n_channels']} channels, not of 3")
-        not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-        if not_finite:
-            raise ValueError(f"{not_finite[0]} and {len(not_finite) - 1} more hold values that are not finite")
-        network = BayesianUNet(**{**told, **seen})
-        network.load_state_dict(weights)
-        network.eval()
-        default_values = [0, 255] if n_classes <= 2 else list(range(n_classes))
+            recorded = {"dropout": 0.2, "dropout_placement": "block"}
+            size = default_input_size
+        network = _rebuild_network(weights, recorded)
+        default_values = [0, 255] if network.n_classes <= 2 else list(range(network.n_classes))
         mask_values = [int(value) for value in content.get("mask_values", default_values)]
-        if len(mask_values) != max(n_classes, 2):
-            raise ValueError(f"it has {len(mask_values)} mask values for {n_classes} classes")
+        if len(mask_values) != max(network.n_classes, 2):
+            raise ValueError(f"it has {len(mask_values)} mask values for {network.n_classes} classes")
         width, height = (int(length) for length in size)
-        if min(width, height) < 16:
-            raise ValueError(f"its input size is {width}x{height}, and 16x16 is the least")
+        if min(width, height) < _MIN_SIDE:
+            raise ValueError(f"its input size is {width}x{height}, smaller than {_MIN_SIDE}x{_MIN_SIDE}")
         return TrainedModel(
             network,
             (width, height),
@@ -244,9 +222,29 @@ def model_from_checkpoint(
             settings=dict(content.get("settings", {})),
             temperatures=_temperatures(content.get("temperatures", {})),
         )
-    except _UNREADABLE as error:
+    except _LOADING_ERRORS as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise InputError(f"{name} is not the checkpoint of a U-Net of this project: {reason[:300]}") from error
+        raise InputError(f"{name} is not a checkpoint of a U-Net of this project: {reason[:300]}") from error
+
+
+def _rebuild_network(weights: Mapping[str, Tensor], recorded: Mapping[str, Any]) -> BayesianUNet:
+    """The network with these weights, in evaluation mode; the shapes of the weights complete what is recorded."""
+    inferred = {
+        "n_channels": weights[_FIRST].shape[1],
+        "n_classes": weights[_LAST].shape[0],
+        "bilinear": _UPSAMPLING not in weights,
+        "base_channels": weights[_FIRST].shape[0],
+    }
+    if any(recorded.get(key, value) != value for key, value in inferred.items()):
+        raise ValueError(f"its weights are those of {inferred}, not of {recorded}")
+    if inferred["n_channels"] != 3:
+        raise ValueError(f"it is for images of {inferred['n_channels']} channels, not of 3")
+    not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if not_finite:
+        raise ValueError(f"{not_finite[0]} and {len(not_finite) - 1} more contain values that are not finite")
+    network = BayesianUNet(**{**recorded, **inferred})
+    network.load_state_dict(weights)
+    return network.eval()
 
 
 def _temperatures(content: Mapping[str, Any]) -> dict[str, float]:

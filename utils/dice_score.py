@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def dice_coefficient(prediction: Tensor, target: Tensor) -> Tensor:
-    """Dice coefficient 2 sum(p t) / (sum p + sum t) over the last two dimensions; 1 where both are empty.
+    """Dice coefficient 2 sum(p t) / (sum p + sum t) over the last two dimensions; 1 if both are empty.
 
     Args:
         prediction: (..., H, W) in [0, 1], binary or soft.
@@ -26,19 +26,19 @@ def dice_coefficient(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - soft Dice coefficient, averaged over the images and over the classes but the background.
+    """1 - soft Dice coefficient, averaged over the images and the classes but the background.
 
     Args:
         logits: (N, C, H, W), C >= 2.
         target: (N, H, W) integer classes.
     """
     probs = logits.float().softmax(dim=1)[:, 1:]  # (N, C - 1, H, W)
-    truth = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)[:, 1:]
-    return 1 - dice_coefficient(probs, truth).mean()
+    one_hot = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)[:, 1:]
+    return 1 - dice_coefficient(probs, one_hot).mean()
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy plus Dice loss, the mean over a batch.
+    """Cross-entropy plus Dice loss, averaged over the batch.
 
     Args:
         logits: (N, C, H, W), C >= 2.

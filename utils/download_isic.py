@@ -1,8 +1,7 @@
-"""Fetch the images and masks of the ISIC 2016 challenge, part 1 (Gutman et al., arXiv:1605.01397).
+"""Download the images and masks of the ISIC 2016 challenge, part 1 (Gutman et al., arXiv:1605.01397).
 
-`python -m utils.download_isic` puts 900 pairs into data/imgs and data/masks, 379 into data/imgs_test and
-data/masks_test. What is there already is not fetched again, and an interrupted download goes on where it stopped, which
-torchvision's own does not.
+`python -m utils.download_isic` writes 900 pairs to data/imgs and data/masks, 379 to data/imgs_test and data/masks_test.
+Existing files are not downloaded again, and an interrupted download is resumed, which torchvision's own cannot do.
 """
 
 import argparse
@@ -16,16 +15,19 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from utils import cli
-from utils.data_loading import pair_files
-from utils.errors import InputError
-from utils.image_io import READABLE_EXTENSIONS, read_image, whole_file
+from utils import arguments, cli
+from utils.data.images import READABLE_EXTENSIONS, read_image
+from utils.data.pairing import pair_files
+from utils.runtime.atomic_files import atomic_file
+from utils.runtime.console import progress
+from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ PAGE = "https://challenge.isic-archive.com/data/#2016"
 
 
 class Archive(NamedTuple):
-    """A zip file of the challenge, the folder that its files go to, and how many there are."""
+    """A zip file of the challenge, the folder for its files, and their number."""
 
     name: str
     folder: str
@@ -50,46 +52,46 @@ ARCHIVES = (
 
 _NAME = re.compile(r"ISIC_\d{7}(_Segmentation)?\.(jpg|png)")
 _UNRELIABLE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-_ATTEMPTS = 5  # in a row that bring nothing
-_WAIT = 2.0  # seconds before the second one, twice as many before the next
+_ATTEMPTS = 5  # in a row without progress
+RETRY_DELAY = 2.0  # seconds before the second attempt; doubled before each further one
 _CHUNK = 2**18  # bytes
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m utils.download_isic", description=__doc__)
-    cli.add_defaulted(
+    arguments.add_with_default(
         parser,
         "--data-dir",
         type=Path,
         default=Path("data"),
         metavar="DIR",
-        help="gets imgs, masks, imgs_test, masks_test",
+        help="folder for imgs, masks, imgs_test, masks_test",
     )
-    cli.add_defaulted(parser, "--url", default=URL, help="of the folder that holds the archives")
+    arguments.add_with_default(parser, "--url", default=URL, help="address of the folder of the archives")
     return parser
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, archives: Sequence[Archive] = ARCHIVES, retry_delay: float = RETRY_DELAY) -> None:
     if not args.url.startswith(("http://", "https://")):
         raise InputError(f"--url {args.url}: an address that begins with https:// was expected")
-    download = args.data_dir / ".download"
-    for archive in ARCHIVES:
+    downloads = args.data_dir / ".download"
+    for archive in archives:
         folder = args.data_dir / archive.folder
         count = count_images(folder)
         if count > archive.count:
             raise InputError(
-                f"{folder} holds {count} images, the challenge's are {archive.count}: move the others away"
+                f"{folder} contains {count} images, the challenge has {archive.count}: move the others away"
             )
         if count == archive.count:
-            logger.info("%s: all %d files are there already", folder, archive.count)
+            logger.info("%s: all %d files already exist", folder, archive.count)
             continue
-        path = download / archive.name
+        path = downloads / archive.name
         if not path.exists():
-            fetch(f"{args.url.rstrip('/')}/{archive.name}", path)
+            download_file(f"{args.url.rstrip('/')}/{archive.name}", path, retry_delay)
         unpack(path, archive.count, folder)
         path.unlink()
         logger.info("%s: %d files", folder, archive.count)
-    shutil.rmtree(download, ignore_errors=True)
+    shutil.rmtree(downloads, ignore_errors=True)
     for imgs, masks in (("imgs", "masks"), ("imgs_test", "masks_test")):
         pair_files(args.data_dir / imgs, args.data_dir / masks)
     logger.info("Every image has its mask")
@@ -105,49 +107,54 @@ def count_images(folder: Path) -> int:
     others = [path.name for path in paths if not _NAME.fullmatch(path.name)]
     if others:
         raise InputError(
-            f"{folder} holds images that do not belong to the challenge, such as {min(others)}: move them away, or "
+            f"{folder} contains images that do not belong to the challenge, such as {min(others)}: move them away, or "
             "choose another --data-dir"
         )
     return sum(path.stat().st_size > 0 for path in paths)
 
 
-def fetch(url: str, path: Path) -> None:
-    """Fetch a file. What an earlier call has got of it is kept, and a connection that breaks is taken up again.
+def download_file(url: str, path: Path, retry_delay: float = RETRY_DELAY) -> None:
+    """Download a file; resume the partial file of an earlier call, and retry after connection errors.
+
+    Args:
+        url: of the file.
+        path: where it is written.
+        retry_delay: seconds before the second attempt; doubled before each further one.
 
     Raises:
-        InputError: it is not to be had.
+        InputError: it is not available.
     """
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     failures = 0
-    with cli.progress(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    with progress(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
         while True:
             before = part.stat().st_size
             try:
-                _fetch_rest(url, part, bar)
+                _download_rest(url, part, bar)
                 break
             except _UNRELIABLE as error:
                 if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    raise _out_of_reach(url, error) from error
+                    raise _not_available(url, error) from error
                 failures = 1 if part.stat().st_size > before else failures + 1
                 if failures == _ATTEMPTS:
-                    raise _out_of_reach(url, error) from error
-                logger.info("%s: %s; trying again", path.name, getattr(error, "reason", error))
-                time.sleep(_WAIT * 2 ** (failures - 1))
+                    raise _not_available(url, error) from error
+                logger.info("%s: %s; retrying", path.name, getattr(error, "reason", error))
+                time.sleep(retry_delay * 2 ** (failures - 1))
     part.rename(path)
 
 
-def _out_of_reach(url: str, error: Exception) -> InputError:
+def _not_available(url: str, error: Exception) -> InputError:
     reason = getattr(error, "reason", None) or error
     return InputError(
-        f"{url} cannot be fetched ({reason}). The next call goes on from here; by hand: {PAGE}, images and masks into "
-        "the folders that the README names"
+        f"{url} cannot be downloaded ({reason}). Run the command again to resume; to download by hand: {PAGE}, with "
+        "images and masks into the folders that the README names"
     )
 
 
-def _fetch_rest(url: str, part: Path, bar: tqdm) -> None:
-    """Append to a file what it lacks."""
+def _download_rest(url: str, part: Path, bar: tqdm) -> None:
+    """Append the missing bytes to a partial file."""
     start = part.stat().st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -156,13 +163,13 @@ def _fetch_rest(url: str, part: Path, bar: tqdm) -> None:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         if error.headers.get("Content-Range") == f"bytes */{start}":
-            return  # it is whole
+            return  # it is complete
         part.write_bytes(b"")
         raise ConnectionError("the file has changed on the server") from error
     with response:
-        goes_on = (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-")
-        if not (response.status == http.client.PARTIAL_CONTENT and goes_on):
-            start = 0  # the server sends it from the beginning
+        resumes = (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-")
+        if not (response.status == http.client.PARTIAL_CONTENT and resumes):
+            start = 0  # the server sends the whole file
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         free = shutil.disk_usage(part.parent).free
@@ -175,33 +182,33 @@ def _fetch_rest(url: str, part: Path, bar: tqdm) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
     if total not in (None, part.stat().st_size):
-        raise ConnectionError(f"{part.stat().st_size} of {total} bytes came")
+        raise ConnectionError(f"{part.stat().st_size} of {total} bytes received")
 
 
 def unpack(path: Path, count: int, folder: Path) -> None:
-    """Unpack the images of an archive, whatever folders they are in, once all of them have been seen to open.
+    """Extract the images of an archive, from whatever folders in it, once every one of them can be read.
 
     Raises:
-        InputError: it is damaged, and has been removed; or it holds another number of images.
+        InputError: the archive is damaged or has another number of images, and has been removed.
     """
     building = path.with_suffix("")
     shutil.rmtree(building, ignore_errors=True)
     try:
         with zipfile.ZipFile(path) as archive:
-            # A name, not a path, so that nothing leaves the folder.
+            # Names without their paths, so that nothing is written outside the folder.
             members = {PureWindowsPath(info.filename).name: info for info in archive.infolist()}
             members = {name: info for name, info in members.items() if _NAME.fullmatch(name)}
             if len(members) != count:
-                raise InputError(f"{path} holds {len(members)} images, {count} were expected")
-            for name, info in cli.progress(members.items(), desc=f"Unpacking {path.name}", unit="file"):
-                with archive.open(info) as source, whole_file(building / name) as target:
+                raise InputError(f"{path} contains {len(members)} images, {count} were expected")
+            for name, info in progress(members.items(), desc=f"Unpacking {path.name}", unit="file"):
+                with archive.open(info) as source, atomic_file(building / name) as target:
                     shutil.copyfileobj(source, target)
                 read_image(building / name)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, InputError) as error:
         with suppress(OSError):
             path.unlink()
         raise InputError(
-            f"{path.name} is damaged ({error}) and has been removed: the next call fetches it again"
+            f"{path.name} is damaged ({error}) and has been removed: run the command again to download it again"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     for name in members:

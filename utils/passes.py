@@ -1,6 +1,7 @@
-"""How many passes of MC dropout are enough: calibration, triage and Dice against their number, in one run of many.
+"""How many MC dropout passes are enough: calibration, selective prediction and Dice against their number.
 
-`python -m utils.passes --input-dir … --mask-dir … --output-dir …` prints a table and writes it with a picture.
+`python -m utils.passes --input-dir … --mask-dir … --output-dir …` evaluates the first 1, 2, 3, … of many passes, prints
+a table and writes it as CSV and as a figure.
 """
 
 import argparse
@@ -10,60 +11,80 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils import batch, cli, figures
+from utils import arguments, cli
 from utils.checkpoint import TrainedModel
-from utils.errors import InputError
-from utils.image_io import read_image, write_csv
-from utils.metrics import PIXEL_METRICS, PixelCounts, aurc, pixel_counts, segmentation_scores
-from utils.probability import MCDropout, full_size_probs, most_probable_class
-from utils.uncertainty import ScoreSums, entropy
+from utils.data.images import read_image
+from utils.figures.curves import draw_passes
+from utils.figures.grid import save_figure
+from utils.inference.maps import full_size_probs, most_probable_class
+from utils.inference.predictor import draw_samples
+from utils.inference.samplers import MCDropout
+from utils.metrics.pixel_counts import PixelCounts, count_pixels
+from utils.metrics.pixel_metrics import PIXEL_METRICS
+from utils.metrics.segmentation import segmentation_scores
+from utils.metrics.selective import aurc
+from utils.metrics.uncertainty import ImageScores, entropy
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item, find_items
+from utils.pipeline.report import Report
+from utils.runtime.atomic_files import write_csv
+from utils.runtime.console import progress
+from utils.runtime.errors import InputError
 
-STEPS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+NUMBERS_OF_PASSES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.passes", description=__doc__, parents=[cli.folder_parent(), cli.model_parent()]
+        prog="python -m utils.passes",
+        description=__doc__,
+        parents=[arguments.folder_parent(), arguments.model_parent()],
     )
-    cli.add_defaulted(parser, "--mc", type=cli.whole_number(1), default=100, metavar="T", help="most passes")
+    arguments.add_with_default(
+        parser, "--mc", type=arguments.integer(1), default=100, metavar="T", help="largest number of passes"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     if args.mask_dir is None:
-        raise InputError("--mask-dir is needed: the passes are judged against true masks")
-    items = batch.find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
-    model, dtype = cli.load_model(args)
-    truth = batch.Truth(items, args.mask_dir, model.mask_values)
+        raise InputError("--mask-dir is required: the passes are evaluated against ground truth")
+    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    model, dtype = cli.model_from_args(args)
+    ground_truth = GroundTruth(items, args.mask_dir, model.mask_values)
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     sampler.check(model)
-    steps = [step for step in STEPS if step < args.mc] + [args.mc]
+    numbers = [t for t in NUMBERS_OF_PASSES if t < args.mc] + [args.mc]
 
-    report, curves = batch.Report(), []
-    sums: list[PixelCounts] = []  # for each number of passes
-    for item in cli.progress(items, unit="image"):
-        with report.failing_alone(str(item.name)):
-            points = curve(model, sampler, item, truth, steps)
-            sums = [a + b.counts for a, b in zip(sums, points, strict=True)] if sums else [p.counts for p in points]
+    # Each image after each number of passes; the pixel counts are summed over the images
+    report, curves = Report(), []
+    totals: list[PixelCounts] = []  # for each number of passes
+    for item in progress(items, unit="image"):
+        with report.isolating(item.key):
+            points = evaluate_passes(model, sampler, item, ground_truth, numbers)
+            counts = [point.counts for point in points]
+            totals = [a + b for a, b in zip(totals, counts, strict=True)] if totals else counts
             curves.append(points)
-            report.rows.append({"image": item.name.as_posix()})
+            report.rows.append({"image": item.key})
+
+    # The set after each number of passes: a table and a figure
     if curves:
-        table = [summary(step, sums[i], [points[i] for points in curves]) for i, step in enumerate(steps)]
+        table = [table_row(t, totals[i], [points[i] for points in curves]) for i, t in enumerate(numbers)]
         for row in table:
             print("   ".join(f"{name} {value:.4f}" if name != "T" else f"T {value:<4}" for name, value in row.items()))
         write_csv(args.output_dir / "passes.csv", table)
-        panels = {name: (steps, [row[name] for row in table]) for name in table[0] if name != "T"}
-        figures.save_figure(figures.draw_passes(panels), args.output_dir / "passes.png")
+        panels = {name: (numbers, [row[name] for row in table]) for name in table[0] if name != "T"}
+        save_figure(draw_passes(panels), args.output_dir / "passes.png", dpi=150)
     return report.finish(f": {args.output_dir}")
 
 
-class Point(NamedTuple):
-    """What an image's first T passes say.
+class PassesPoint(NamedTuple):
+    """The evaluation of the first T passes of an image.
 
     Attributes:
         counts: of its pixels.
         dice: of the mask of their mean.
-        confidence: its soft Dice confidence.
+        confidence: the soft Dice confidence of that mask.
     """
 
     counts: PixelCounts
@@ -72,35 +93,32 @@ class Point(NamedTuple):
 
 
 @torch.inference_mode()
-def curve(
-    model: TrainedModel, sampler: MCDropout, item: batch.Item, truth: batch.Truth, steps: Sequence[int]
-) -> list[Point]:
-    """A point for each number of passes in `steps`, which rise."""
+def evaluate_passes(
+    model: TrainedModel, sampler: MCDropout, item: Item, ground_truth: GroundTruth, numbers: Sequence[int]
+) -> list[PassesPoint]:
+    """Evaluate an image after each of these numbers of passes, which are increasing."""
     image = read_image(item.path)
-    true_classes = truth.read(item, (image.height, image.width))
-    inputs = sampler.inputs(image, model.input_size)
-    samples = sampler.sample(model, [inputs], [item.name.as_posix()])[0]
+    target = ground_truth.read(item, (image.height, image.width))
+    samples = draw_samples(model, image, sampler, item.key)
     points, total = [], 0.0
     for t, probs in enumerate(full_size_probs(samples, image.size), start=1):
-        total = total + probs.to(model.device)
-        if t in steps:
+        total = total + probs
+        if t in numbers:
             mean = total / t
-            classes = most_probable_class(mean)
-            entropy_of_mean, sums = entropy(mean), ScoreSums()
-            predicted, true = (torch.from_numpy(c).to(mean.device) for c in (classes, true_classes))
-            sums.add(mean, entropy_of_mean, predicted)
-            counts = pixel_counts(mean, entropy_of_mean, true).coarse()
-            dice = segmentation_scores(classes, true_classes, len(mean))["dice"]
-            points.append(Point(counts, dice, sums.soft_dice_confidence))
+            entropy_of_mean, classes, scores = entropy(mean), most_probable_class(mean), ImageScores()
+            scores.add(mean, entropy_of_mean, torch.from_numpy(classes).to(mean.device))
+            counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).coarse()
+            dice = segmentation_scores(classes, target, len(mean))["dice"]
+            points.append(PassesPoint(counts, dice, scores.soft_dice_confidence))
     return points
 
 
-def summary(step: int, counts: PixelCounts, points: Sequence[Point]) -> dict[str, float]:
-    """The metrics of the set after so many passes."""
+def table_row(t: int, counts: PixelCounts, points: Sequence[PassesPoint]) -> dict[str, float]:
+    """The metrics of a set after t passes."""
     dice = np.array([point.dice for point in points])
     confidence = np.array([point.confidence for point in points])
     return {
-        "T": step,
+        "T": t,
         "ECE, top-label": float(PIXEL_METRICS["ece_top_label"](counts)),
         "NLL": float(PIXEL_METRICS["nll"](counts)),
         "AURC": aurc(confidence, 1 - dice),

@@ -1,4 +1,4 @@
-"""Made pictures like those of a dermatoscope, with their masks: to try everything out without any data.
+"""Synthetic dermoscopy images with masks, to try everything out without any data.
 
 `python -m utils.sample_data --output-dir data/samples --count 9` writes the built-in ones, always the same.
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from utils import cli
-from utils.image_io import save_png, whole_file
+from utils import arguments, cli
+from utils.data.images import save_png
+from utils.runtime.atomic_files import atomic_file
+from utils.runtime.console import progress
 
 logger = logging.getLogger(__name__)
 
@@ -20,72 +22,97 @@ SIZE = (512, 384)
 
 
 def make_sample(seed: int, size: tuple[int, int] = SIZE) -> tuple[Image.Image, Image.Image]:
-    """A picture of a made skin lesion, and its mask.
+    """A synthetic image of a skin lesion, and its mask.
 
-    Skin has a tone, folds and veins; the lesion an irregular border, here sharp and there fading, blotches and a
-    pigment network; over them lie hairs, bubbles of the immersion fluid, and the dark corners of the lens.
+    Skin has a tone, folds and veins; the lesion an irregular border, partly sharp and partly fading, blotches and a
+    pigment network; over them lie hairs, bubbles of immersion fluid, and the dark corners of the lens.
 
     Args:
-        seed: equal seeds make equal pictures.
+        seed: the same seed makes the same image.
         size: width and height.
 
     Returns:
-        RGB image, and grey mask of 0 and 255.
+        RGB image, and greyscale mask of 0 and 255.
     """
     rng = np.random.default_rng(seed)
     width, height = size
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    unit = min(size)
-
-    # Skin: a tone, light from one side, and noise of several grains.
     tone = np.array([222, 178, 156]) * rng.uniform(0.86, 1.06) + rng.normal(0, 1, 3) * (4, 6, 8)
-    direction = rng.uniform(0, 2 * np.pi)
-    slope = ((x - width / 2) * np.cos(direction) + (y - height / 2) * np.sin(direction)) / unit
-    skin = 1 + 0.06 * slope + 0.045 * _noise(rng, size, 5) + 0.03 * _noise(rng, size, 18) + 0.02 * _noise(rng, size, 90)
-    picture = tone * skin[..., None]
-    redness = np.clip(_noise(rng, size, 9), 0, None)[..., None] * np.array([0.5, -5, -4])
-    picture += redness
+    pixels = _skin(rng, size, tone)
+    depth, alpha = _lesion_shape(rng, size)
+    pixels += (_lesion_colours(rng, size, tone, depth) - pixels) * alpha[..., None]
+    if rng.random() < 0.5:
+        pixels *= _dark_corners(rng, size)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    image = _draw_hairs(rng, image, int(rng.integers(0, 14)))
+    image = _draw_bubbles(rng, image, int(rng.integers(0, 5)))
+    grain = rng.normal(0, 2.2, (height, width, 1))
+    image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+    return image, Image.fromarray(((alpha > 0.2) * 255).astype(np.uint8))  # a generous outline, like that of experts
 
-    # Lesion: about where `depth` is above 0; its border follows a circle whose radius varies with the angle.
+
+def _coordinates(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) rows and columns of the pixels."""
+    width, height = size
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    return rows, columns
+
+
+def _skin(rng: np.random.Generator, size: tuple[int, int], tone: np.ndarray) -> np.ndarray:
+    """(H, W, 3) skin of a tone: light from one side, noise of several grain sizes, and redness."""
+    width, height = size
+    y, x = _coordinates(size)
+    direction = rng.uniform(0, 2 * np.pi)
+    slope = ((x - width / 2) * np.cos(direction) + (y - height / 2) * np.sin(direction)) / min(size)
+    skin = 1 + 0.06 * slope + 0.045 * _noise(rng, size, 5) + 0.03 * _noise(rng, size, 18) + 0.02 * _noise(rng, size, 90)
+    pixels = tone * skin[..., None]
+    pixels += np.clip(_noise(rng, size, 9), 0, None)[..., None] * np.array([0.5, -5, -4])
+    return pixels
+
+
+def _lesion_shape(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) depth, which is positive inside the lesion, and (H, W) opacity of the lesion.
+
+    The border is a circle whose radius varies with the angle.
+    """
+    width, height = size
+    y, x = _coordinates(size)
     centre = np.array([width, height]) * rng.uniform(0.42, 0.58, 2)
-    radius = unit * rng.uniform(0.2, 0.33)
-    stretch, turn = rng.uniform(0.72, 1.0), rng.uniform(0, np.pi)
+    radius = min(size) * rng.uniform(0.2, 0.33)
+    stretch, rotation = rng.uniform(0.72, 1.0), rng.uniform(0, np.pi)
     dx, dy = x - centre[0], y - centre[1]
-    u = dx * np.cos(turn) + dy * np.sin(turn)
-    v = (-dx * np.sin(turn) + dy * np.cos(turn)) / stretch
+    u = dx * np.cos(rotation) + dy * np.sin(rotation)
+    v = (-dx * np.sin(rotation) + dy * np.cos(rotation)) / stretch
     angle, distance = np.arctan2(v, u), np.hypot(u, v)
     border = np.ones_like(angle)
     for k in range(2, 9):
         border += rng.normal(0, 0.16 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
     depth = border - distance / radius + 0.035 * _noise(rng, size, 14) + 0.015 * _noise(rng, size, 60)
     softness = 0.05 + 0.1 * (1 + np.cos(angle + rng.uniform(0, 2 * np.pi))) * rng.uniform(0.2, 1.6)
-    alpha = 1 / (1 + np.exp(-4 * depth / softness))
+    return depth, 1 / (1 + np.exp(-4 * depth / softness))
 
-    # Its colour: from the rim to a darker middle, with blotches, and lines of pigment.
+
+def _lesion_colours(rng: np.random.Generator, size: tuple[int, int], tone: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """(H, W, 3) colours of the lesion: from the rim to a darker centre, with blotches and a pigment network."""
     paleness = rng.uniform(0.0, 0.6)  # a faint lesion is hardly darker than the skin
     rim = np.array([0.72, 0.58, 0.48]) * rng.uniform(0.94, 1.06, 3)
     rim = tone * (rim + (1 - rim) * paleness)
-    middle = rim * (rng.uniform(0.45, 0.75) + 0.35 * paleness) * rng.uniform(0.93, 1.07, 3)
+    centre = rim * (rng.uniform(0.45, 0.75) + 0.35 * paleness) * rng.uniform(0.93, 1.07, 3)
     inwards = np.clip(depth + 0.35 * _noise(rng, size, 7) + 0.1 * _noise(rng, size, 25), 0, 0.8)[..., None] / 0.8
-    lesion = rim + (middle - rim) * inwards
+    colours = rim + (centre - rim) * inwards
     network = np.abs(_noise(rng, size, 55)) * rng.uniform(0.05, 0.14) + 0.03 * _noise(rng, size, 110)
-    lesion *= (1 - network)[..., None]
-    picture += (lesion - picture) * alpha[..., None]
+    return colours * (1 - network)[..., None]
 
-    # The dark corners of a round lens, on some.
-    if rng.random() < 0.5:
-        far = np.hypot(x - width / 2, y - height / 2) / (np.hypot(width, height) / 2)
-        picture *= (1 - 0.85 / (1 + np.exp(-(far - rng.uniform(0.9, 0.98)) / 0.02)))[..., None]
-    image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-    image = _draw_hairs(rng, image, int(rng.integers(0, 14)))
-    image = _draw_bubbles(rng, image, int(rng.integers(0, 5)))
-    grain = rng.normal(0, 2.2, (height, width, 1))
-    image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
-    return image, Image.fromarray(((alpha > 0.2) * 255).astype(np.uint8))  # outlined from outside, as experts do
+
+def _dark_corners(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 1) factors of the vignette of a round lens."""
+    width, height = size
+    y, x = _coordinates(size)
+    distance = np.hypot(x - width / 2, y - height / 2) / (np.hypot(width, height) / 2)
+    return (1 - 0.85 / (1 + np.exp(-(distance - rng.uniform(0.9, 0.98)) / 0.02)))[..., None]
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int], grains: float) -> np.ndarray:
-    """(H, W) smooth random values of about unit deviation, with that many grains along the shorter side."""
+    """(H, W) smooth random values with a standard deviation of about 1 and that many grains along the shorter side."""
     width, height = size
     step = max(min(size) / grains, 1.0)
     coarse = rng.normal(0, 1, (int(np.ceil(height / step)) + 3, int(np.ceil(width / step)) + 3)).astype(np.float32)
@@ -94,7 +121,7 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], grains: float) -> np
 
 
 def _draw_hairs(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:
-    """Curved dark hairs, drawn at four times the size and made smaller, for smooth edges."""
+    """Curved dark hairs, anti-aliased by drawing them at four times the size."""
     if not count:
         return image
     width, height = image.size
@@ -103,8 +130,8 @@ def _draw_hairs(rng: np.random.Generator, image: Image.Image, count: int) -> Ima
     t = np.linspace(0, 1, 60)[:, None]
     for _ in range(count):
         a = rng.uniform(-0.1, 1.1, 2) * (width, height)
-        way = rng.uniform(0, 2 * np.pi)
-        b = a + min(image.size) * rng.uniform(0.4, 1.1) * np.array([np.cos(way), np.sin(way)])
+        direction = rng.uniform(0, 2 * np.pi)
+        b = a + min(image.size) * rng.uniform(0.4, 1.1) * np.array([np.cos(direction), np.sin(direction)])
         bend = (a + b) / 2 + rng.normal(0, 0.12, 2) * min(image.size)
         points = (1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * b
         draw.line([tuple(p) for p in 4 * points], fill=int(rng.integers(120, 230)), width=int(rng.integers(4, 10)))
@@ -113,7 +140,7 @@ def _draw_hairs(rng: np.random.Generator, image: Image.Image, count: int) -> Ima
 
 
 def _draw_bubbles(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:
-    """Bubbles: a bright ring, darker inside, with a glint."""
+    """Bubbles: a bright ring with a darker inside and a highlight."""
     for _ in range(count):
         layer = Image.new("L", (4 * image.width, 4 * image.height))
         draw = ImageDraw.Draw(layer)
@@ -129,30 +156,36 @@ def _draw_bubbles(rng: np.random.Generator, image: Image.Image, count: int) -> I
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m utils.sample_data", description=__doc__)
-    cli.add_defaulted(
+    arguments.add_with_default(
         parser,
         "--output-dir",
         type=Path,
         default=Path("data/samples"),
         metavar="DIR",
-        help="gets imgs/ and masks/ with SAMPLE_NN.jpg and SAMPLE_NN_Segmentation.png",
+        help="folder for imgs/SAMPLE_NN.jpg and masks/SAMPLE_NN_Segmentation.png",
     )
-    cli.add_defaulted(parser, "--count", type=cli.whole_number(1, 100_000), default=9, metavar="N")
-    cli.add_defaulted(parser, "--seed", type=cli.whole_number(0), default=0, metavar="N", help="of the first one")
+    arguments.add_with_default(
+        parser, "--count", type=arguments.integer(1, 100_000), default=9, metavar="N", help="number of images"
+    )
+    arguments.add_with_default(
+        parser, "--seed", type=arguments.integer(0), default=0, metavar="N", help="of the first image"
+    )
     for flag, value in (("--width", SIZE[0]), ("--height", SIZE[1])):
-        cli.add_defaulted(parser, flag, type=cli.whole_number(16, 20_000), default=value, metavar="N")
+        arguments.add_with_default(
+            parser, flag, type=arguments.integer(16, 20_000), default=value, metavar="N", help="in pixels"
+        )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    for i in cli.progress(range(args.seed, args.seed + args.count), unit="image"):
+    for i in progress(range(args.seed, args.seed + args.count), unit="image"):
         image, mask = make_sample(i, (args.width, args.height))
         jpeg = io.BytesIO()
         image.save(jpeg, "JPEG", quality=88)
-        with whole_file(args.output_dir / "imgs" / f"SAMPLE_{i:02d}.jpg") as file:
+        with atomic_file(args.output_dir / "imgs" / f"SAMPLE_{i:02d}.jpg") as file:
             file.write(jpeg.getbuffer())
         save_png(args.output_dir / "masks" / f"SAMPLE_{i:02d}_Segmentation.png", mask)
-    logger.info("%d pictures with masks in %s", args.count, args.output_dir)
+    logger.info("%d images with masks in %s", args.count, args.output_dir)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How fast the scripts are, and in how little memory, against the straightforward way.
+"""Speed and memory of the scripts, compared with the straightforward implementation.
 
-`python tests/benchmarks/speed.py` makes its own pictures, runs both ways in turn as whole processes, sees that their
-results agree, and prints tables; `--quick` does it with few small pictures, `--amp` in mixed precision. The
-straightforward way is `straightforward.py`: an image after the other, a pass or view at a time, each at full size.
-Nothing else should run meanwhile. `--imgs-dir` and `--masks-dir` time a training of the default recipe, too.
+`python tests/benchmarks/speed.py` makes synthetic images, runs both implementations in turn as whole processes, checks
+that their results agree, and prints tables; `--quick` uses a few small images, `--amp` mixed precision. The
+straightforward implementation is `straightforward.py`: one image after the other, one pass or view at a time, each at
+full size.
+Nothing else should run meanwhile. `--imgs-dir` and `--masks-dir` time a training with the default settings, too.
 """
 
 import argparse
@@ -28,7 +29,7 @@ environment = dict(os.environ)
 from tests.conftest import make_folders  # noqa: E402
 
 os.environ.clear()
-os.environ.update(environment)  # without what the tests want: one thread and no GPU
+os.environ.update(environment)  # without the settings of the tests: one thread and no GPU
 from tests.benchmarks.straightforward import PASSES  # noqa: E402
 
 SCRIPTS = {
@@ -38,16 +39,16 @@ SCRIPTS = {
     "mask": ["predict.py"],
     "single": ["predict_bayesian.py", "--mc", str(PASSES), "--save-prob"],
 }
-# Mean difference of the results in grey levels: views at full size begin and end at whole pixels, MC dropout has the
-# same masks here and there, and bfloat16 has 8 bits.
-MOST_DIFFERENT = {"tta": 0.3, "mc": 0.1, "direct": 0.1, "mask": 0.1, "single": 0.1}
-MOST_DIFFERENT_AMP = 1.0
+# Largest mean difference of the results in grey levels: views at full size begin and end at whole pixels, both use the
+# same dropout masks, and bfloat16 has 8 bits of precision.
+MAX_DIFFERENCE = {"tta": 0.3, "mc": 0.1, "direct": 0.1, "mask": 0.1, "single": 0.1}
+MAX_DIFFERENCE_AMP = 1.0
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-# A process starts with the peak memory of the one that started it, so that has to be a small one.
+# A process inherits the peak memory of its parent, which therefore has to be a small one.
 LAUNCHER = """
 import os, subprocess, sys, time
 started = time.perf_counter()
@@ -78,20 +79,22 @@ def theirs(task: str, imgs: Path, out: Path, flags: list[str]) -> list[object]:
 
 
 def difference(one: Path, other: Path) -> float:
-    """Mean difference of the pictures of two folders in grey levels."""
+    """Mean difference of the images of two folders in grey levels."""
     names = {path.name for path in one.glob("*.png")} & {path.name for path in other.glob("*.png")}
     pairs = [[np.asarray(Image.open(folder / name), dtype=float) for folder in (one, other)] for name in names]
     return float(np.mean([abs(a - b).mean() for a, b in pairs]))
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def compare(tasks: dict[str, Path], work: Path, flags: list[str], repeats: int, base: float) -> None:
-    """Both ways in turn for each task."""
-    print("| work | straightforward | this project | times as fast | MB over `import torch`, before | now |")
+    """Run both implementations in turn for each task."""
+    print(
+        "| task | straightforward | this project | speed-up | MB over `import torch`, straightforward | this project |"
+    )
     print("|---|---|---|---|---|---|")
     for task, imgs in tasks.items():
         n = len(list(imgs.iterdir()))
@@ -100,9 +103,9 @@ def compare(tasks: dict[str, Path], work: Path, flags: list[str], repeats: int, 
             before = run(theirs(task, imgs, work / f"{task}_before", flags))
             pairs.append((before, run(ours(task, imgs, work / f"{task}_now", flags))))
         differs = difference(work / f"{task}_before", work / f"{task}_now")
-        most = MOST_DIFFERENT_AMP if "--amp" in flags else MOST_DIFFERENT[task]
-        if not differs <= most:
-            sys.exit(f"{task}: the results differ by {differs:.3f} grey levels, {most} is the most")
+        tolerance = MAX_DIFFERENCE_AMP if "--amp" in flags else MAX_DIFFERENCE[task]
+        if not differs <= tolerance:
+            sys.exit(f"{task}: the results differ by {differs:.3f} grey levels, more than {tolerance}")
         ratios = [before[0] / now[0] for before, now in pairs]
         seconds, memory = (
             [statistics.median(side[i] for side in sides) for sides in zip(*pairs, strict=True)] for i in (0, 1)
@@ -116,7 +119,7 @@ def compare(tasks: dict[str, Path], work: Path, flags: list[str], repeats: int, 
 
 
 def growth(make: Callable[[int, float], Path], work: Path, flags: list[str], quick: bool) -> None:
-    """How the time of an image grows, without the start of the script."""
+    """Scaling of the time per image, without the start-up time of the script."""
     megapixels, n = (1.0, 2) if quick else (6.0, 4)
     start, _ = run(ours("direct", make(1, 0.01), work / "g", flags))
 
@@ -126,22 +129,22 @@ def growth(make: Callable[[int, float], Path], work: Path, flags: list[str], qui
     def row(title: str, times: dict[object, float]) -> None:
         print(f"| {title} | {', '.join(f'{x}: {value:.2f} s' for x, value in times.items())} |", flush=True)
 
-    print("\n| how it grows | |\n|---|---|")
+    print("\n| scaling | |\n|---|---|")
     some = make(n, megapixels)
     passes = {t: seconds(["predict_prob_bayesian.py", "--mc", str(t)], some) / n for t in (1, 5, 20, 50)}
-    row(f"an image of {megapixels:g} megapixels, MC dropout, by passes", passes)
+    row(f"time per image of {megapixels:g} megapixels, MC dropout, by passes", passes)
     sizes = (0.5, 1.0) if quick else (0.5, 2.0, 6.0, 12.0)
-    row("an image, 16 views, by megapixels", {m: seconds(SCRIPTS["tta"], make(n, m)) / n for m in sizes})
+    row("time per image, 16 views, by megapixels", {m: seconds(SCRIPTS["tta"], make(n, m)) / n for m in sizes})
     counts = (2, 4) if quick else (2, 4, 8, 16)
     row(
-        f"images of {megapixels:g} megapixels, 16 views, all together, by their number",
+        f"total time of images of {megapixels:g} megapixels, 16 views, by their number",
         {count: seconds(SCRIPTS["tta"], make(count, megapixels)) for count in counts},
     )
 
 
 def starts(repeats: int) -> None:
-    """What a script needs before it begins, over importing PyTorch."""
-    print("\n| start of | seconds over `import torch` |\n|---|---|")
+    """Start-up time of the scripts beyond importing PyTorch."""
+    print("\n| start-up of | seconds over `import torch` |\n|---|---|")
     for script in sorted(ROOT.glob("*.py")):
         over = []
         for _ in range(repeats):
@@ -151,29 +154,30 @@ def starts(repeats: int) -> None:
 
 
 def throughput(imgs: Path, work: Path, flags: list[str]) -> None:
-    """Images a second of a folder that is long enough for the start not to matter much."""
+    """Images per second of a folder that is large enough for the start-up time to be negligible."""
     many = work / "many"
     many.mkdir()
     for copy in range(10):
         for path in imgs.iterdir():
             os.link(path, many / f"{copy}_{path.name}")
     n = len(list(many.iterdir()))
-    print("\n| whole process | images a second |\n|---|---|")
+    print("\n| whole process | images per second |\n|---|---|")
     for script in (["predict_prob_bayesian.py", "--mc", "50"], SCRIPTS["tta"]):
         seconds, _ = run([sys.executable, *script, "--input-dir", many, "--output-dir", work / "m", *flags])
         print(f"| `{' '.join(script)}`, {n} images | {n / seconds:.1f} |", flush=True)
 
 
 def training(imgs: Path, masks: Path, work: Path, device: torch.device, amp: bool) -> None:
-    """What part of an epoch's time, from the second one on, is the network's, and what part of that convolutions'."""
+    """Fraction of an epoch's time, from the second one on, in the network, and of that in convolutions."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
     from torch.utils.data import DataLoader
 
     from unet import BayesianUNet
-    from utils import training
-    from utils.augmentation import TrainingTransforms
-    from utils.data_loading import SegmentationDataset, decode_pairs, pair_files
+    from utils.data.augmentation import TrainingTransforms
+    from utils.data_loading import SeededBatchSampler, SegmentationDataset, load_pairs
+    from utils.training.loop import train_one_epoch
+    from utils.training.state import new_training_state
 
     class Timed(DataLoader):
         waited = 0.0
@@ -188,52 +192,54 @@ def training(imgs: Path, masks: Path, work: Path, device: torch.device, amp: boo
                     return
                 yield batch
 
-    pairs = pair_files(imgs, masks)
-    decoded = decode_pairs(pairs, (128, 128), work / "cache")
-    dataset = SegmentationDataset(decoded, range(len(pairs)), decoded.mask_values(2), TrainingTransforms("light"))
-    batches = Timed(dataset, batch_sampler=training.SeededBatches(len(pairs), 4, seed=0))
+    decoded = load_pairs(imgs, masks, (128, 128), work / "cache")
+    n = len(decoded.pairs)
+    dataset = SegmentationDataset(decoded, range(n), decoded.mask_values(2), TrainingTransforms("light"))
+    batches = Timed(dataset, batch_sampler=SeededBatchSampler(n, 4, seed=0))
     network = BayesianUNet().to(device, memory_format=torch.channels_last)
     dtype = torch.bfloat16 if amp else None
-    state = training.training_state(network, 1e-3, 4 * len(batches), dtype=dtype)
-    shares = []
+    state = new_training_state(network, 1e-3, 4 * len(batches), dtype)
+    fractions = []
     for _ in range(3):
         batches.waited, started = 0.0, time.perf_counter()
-        training.train_one_epoch(state, batches, device, dtype)
-        shares.append(1 - batches.waited / (time.perf_counter() - started))
-        state.add_epoch({})
-    print(f"\nTraining on full-size JPEGs, part of an epoch's time in the network: {spread(shares[1:], 3)}")
+        train_one_epoch(state, batches)
+        fractions.append(1 - batches.waited / (time.perf_counter() - started))
+        state.complete_epoch({})
+    print(f"\nTraining on full-size JPEGs, fraction of an epoch's time in the network: {spread(fractions[1:], 3)}")
 
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
-        training.train_one_epoch(state, batches, device, dtype)
+        train_one_epoch(state, batches)
     times = {
         event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
         for event in profiled.key_averages()
-        if event.device_type == DeviceType.CPU  # operations, to which the time of a GPU's kernels is put down, too
+        if event.device_type == DeviceType.CPU  # operations, to which the time of a GPU's kernels is attributed, too
     }
     total = sum(times.values())
     convolutions = sum(spent for name, spent in times.items() if "conv" in name)
-    print(f"Part of the time of the {device.type.upper()} in convolutions: {convolutions / total:.2f}. The most:")
+    print(
+        f"Fraction of the {device.type.upper()} time in convolutions: {convolutions / total:.2f}. Slowest operations:"
+    )
     for name in sorted(times, key=times.get, reverse=True)[:8]:
         print(f"  {name}: {times[name] / total:.3f}")
 
 
 def train(imgs: Path, masks: Path, work: Path, flags: list[str]) -> None:
-    """The default recipe on real images."""
+    """A training with the default settings on real images."""
     folders = ["--imgs-dir", imgs, "--masks-dir", masks, "--checkpoint-dir", work / "c", "--cache-dir", work / "cache"]
     seconds, _ = run([sys.executable, "train_bayesian.py", "--wandb", "disabled", *folders, *flags])
-    print(f"\nA training of the default recipe: {seconds:.0f} s")
+    print(f"\nA training with the default settings: {seconds:.0f} s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few small pictures: a few minutes")
-    parser.add_argument("--amp", action="store_true", help="mixed precision, for both ways")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda, for both ways")
+    parser.add_argument("--quick", action="store_true", help="a few small images: a few minutes")
+    parser.add_argument("--amp", action="store_true", help="mixed precision, for both implementations")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for both implementations")
     parser.add_argument("--repeats", type=int, help="pairs of runs (3, with --quick 1)")
-    parser.add_argument("--images", type=int, help="of a folder (30, with --quick 4)")
-    parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="these comparisons, and nothing else")
-    parser.add_argument("--imgs-dir", type=Path, help="images for a training of the default recipe")
+    parser.add_argument("--images", type=int, help="images per folder (30, with --quick 4)")
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="only these comparisons")
+    parser.add_argument("--imgs-dir", type=Path, help="images for a training with the default settings")
     parser.add_argument("--masks-dir", type=Path, help="their masks")
     args = parser.parse_args()
     flags = [*(["--amp"] if args.amp else []), "--device", args.device]
@@ -252,23 +258,23 @@ def main() -> None:
 
         base = statistics.median(run([sys.executable, "-c", "import torch"])[1] for _ in range(3))
         print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {processor()}, torch {torch.__version__}")
-        print(f"{' '.join(flags)}; pictures of {megapixels:g} megapixels; medians of {repeats}\n", flush=True)
+        print(f"{' '.join(flags)}; images of {megapixels:g} megapixels; medians of {repeats}\n", flush=True)
         tasks = {task: make(1 if task == "single" else n, megapixels) for task in args.only or SCRIPTS}
         compare(tasks, work, flags, repeats, base)
         if args.only:
             return
         growth(make, work, flags, args.quick)
         starts(3)
-        pictures, device = make(n, megapixels), torch.device(args.device)
+        imgs, device = make(n, megapixels), torch.device(args.device)
         if device.type == "cuda":
-            throughput(pictures, work, flags)
-        training(pictures, pictures.parent / "masks", work, device, args.amp)
+            throughput(imgs, work, flags)
+        training(imgs, imgs.parent / "masks", work, device, args.amp)
         if args.imgs_dir and args.masks_dir:
             train(args.imgs_dir, args.masks_dir, work, flags)
 
 
 def processor() -> str:
-    """What computes here."""
+    """The name of the GPU or the CPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:

@@ -1,6 +1,6 @@
-"""The straightforward way: what somebody would write who has the trained network and an afternoon.
+"""The straightforward implementation: what one would write with the trained network and an afternoon.
 
-`python tests/benchmarks/straightforward.py TASK IMGS OUT` goes through a folder, an image after the other, a pass or
+`python tests/benchmarks/straightforward.py TASK IMGS OUT` predicts a folder, one image after the other, one pass or
 view at a time, each at full size; `speed.py` times it.
 """
 
@@ -19,14 +19,14 @@ sys.path.insert(0, str(ROOT))
 from tests.reference import network_probability, tta_probability  # noqa: E402
 from unet import draw_dropout_masks, mc_dropout  # noqa: E402
 from utils.checkpoint import load_model  # noqa: E402
-from utils.probability import derived_seed  # noqa: E402
+from utils.runtime.seeds import derived_seed  # noqa: E402
 
 PASSES = 20
 TASKS = ("tta", "mc", "direct", "mask", "single")
 
 
 def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) -> None:
-    """The work of a script, `single` being predict_bayesian.py's with --save-prob."""
+    """What a script does; `single` is predict_bayesian.py with --save-prob."""
     network = load_model(ROOT / "pretrained_model.pth", device).network.to(memory_format=torch.contiguous_format)
     precision = torch.autocast(device, dtype=torch.bfloat16) if amp else nullcontext()
     out.mkdir(parents=True, exist_ok=True)
@@ -48,8 +48,8 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
             if task == "single":
                 stack = np.stack([[1 - p.numpy(), p.numpy()] for p in passes])  # (T, 2, H, W)
                 np.save(out / f"{path.stem}_probs.npy", stack)
-                for t, of_pass in enumerate(stack):
-                    for c, p in enumerate(of_pass):
+                for t, pass_probs in enumerate(stack):
+                    for c, p in enumerate(pass_probs):
                         save(out / f"{path.stem}_mc{t:02d}_c{c}.png", p)
                 probs = torch.from_numpy(save_uncertainty(out, path.stem, image, stack))
             else:
@@ -62,23 +62,23 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
 
 
 def save_uncertainty(out: Path, name: str, image: Image.Image, stack: np.ndarray) -> np.ndarray:
-    """Grey maps of what the passes, (T, 2, H, W), say of each pixel, and a figure; returns the mean of class 1."""
+    """Greyscale maps of the statistics over the passes, (T, 2, H, W), and a figure; returns the mean of class 1."""
     import matplotlib.pyplot as plt
 
     mean = stack.mean(axis=0)  # (2, H, W)
-    total, expected = entropy(mean), np.mean([entropy(of_pass) for of_pass in stack], axis=0)
-    highest = np.log(2)
+    total, expected = entropy(mean), np.mean([entropy(pass_probs) for pass_probs in stack], axis=0)
+    max_entropy = np.log(2)
     save(out / f"{name}_prob.png", mean[1])
     save(out / f"{name}_std.png", stack[:, 1].std(axis=0) / 0.5)
-    save(out / f"{name}_entropy.png", total / highest)
-    save(out / f"{name}_expected_entropy.png", expected / highest)
-    save(out / f"{name}_mutual_information.png", (total - expected) / highest)
+    save(out / f"{name}_entropy.png", total / max_entropy)
+    save(out / f"{name}_expected_entropy.png", expected / max_entropy)
+    save(out / f"{name}_mutual_information.png", (total - expected) / max_entropy)
 
     figure, axes = plt.subplots(1, 4, figsize=(14, 3), layout="constrained")
     axes[0].imshow(image)
     axes[1].imshow(mean[1] > 0.5)
     figure.colorbar(axes[2].imshow(mean[1], vmin=0, vmax=1), ax=axes[2])
-    figure.colorbar(axes[3].imshow(total, vmin=0, vmax=highest, cmap="inferno"), ax=axes[3])
+    figure.colorbar(axes[3].imshow(total, vmin=0, vmax=max_entropy, cmap="inferno"), ax=axes[3])
     figure.savefig(out / f"{name}_panels.png", dpi=110)
     return mean[1]
 

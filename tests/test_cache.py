@@ -1,0 +1,115 @@
+"""The cache of decoded pairs: what is decoded again, and what happens when it cannot be used."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import make_folders, make_image
+from utils.data import decoding
+from utils.data.cache import decode_pairs
+from utils.data.pairing import pair_files
+from utils.data_loading import SegmentationDataset
+from utils.runtime.errors import InputError
+
+
+def test_only_changed_files_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    imgs, masks = make_folders(tmp_path, 4)
+    read = []
+    for name in ("read_image", "read_mask"):
+        original = getattr(decoding, name)
+        monkeypatch.setattr(decoding, name, lambda p, original=original: (read.append(p.name), original(p))[1])
+
+    def decode() -> decoding.DecodedPairs:
+        read.clear()
+        return decode_pairs(pair_files(imgs, masks), (32, 32), tmp_path / "cache")
+
+    first = decode()
+    assert len(read) == 8
+    assert isinstance(first.images, np.memmap)
+    second = decode()
+    assert not read
+    assert np.array_equal(first.images, second.images)
+    assert np.array_equal(first.masks, second.masks)
+    assert np.array_equal(second.counts, first.counts)
+
+    make_image(99)[0].save(imgs / "SKIN_002.jpg")
+    third = decode()
+    assert sorted(read) == ["SKIN_002.jpg", "SKIN_002_Segmentation.png"]  # and nothing else
+    assert not np.array_equal(third.images[2], second.images[2])
+    assert np.array_equal(third.images[3], second.images[3])
+
+    make_image(50)[0].save(imgs / "NEW.jpg")
+    Image.fromarray(np.full((120, 160), 7, dtype=np.uint8)).save(masks / "NEW.png")
+    fourth = decode()
+    assert sorted(read) == ["NEW.jpg", "NEW.png"]
+    assert np.array_equal(fourth.images[1:], third.images)
+    assert fourth.values[fourth.masks[0, 0, 0]] == 7
+    assert fourth.counts[0].sum() == 160 * 120
+
+    mask = Image.fromarray(np.zeros((120, 160), dtype=np.uint8))
+    mask.save(masks / "NEW.png")
+    fifth = decode()
+    assert sorted(fifth.values) == [0, 255]  # nothing remains of the wrong value
+    assert len(SegmentationDataset(fifth, range(5), fifth.mask_values(2))) == 5
+    assert [fifth.values[index] for index in np.unique(fifth.masks[1:])] == fifth.values
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # outdated caches are removed
+
+
+def test_unwritable_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    (tmp_path / "file").touch()
+    decoded = decode_pairs(pairs, (32, 32), tmp_path / "file" / "cache")
+    assert "stay in memory" in caplog.text
+    assert decoded.images.shape == (2, 32, 32, 3)
+    assert np.array_equal(decoded.images, decode_pairs(pairs, (32, 32), None).images)
+
+
+def test_damaged_cache_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    first = decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("*/index.json")
+    index.write_text("{")
+    assert np.array_equal(decode_pairs(pairs, (32, 32), tmp_path / "cache").images, first.images)
+    monkeypatch.setattr(decoding, "read_image", None)  # the new one is found
+    assert np.array_equal(decode_pairs(pairs, (32, 32), tmp_path / "cache").images, first.images)
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    monkeypatch.setattr("os.posix_fallocate", full)
+    decoded = decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    assert not isinstance(decoded.images, np.memmap)
+    assert "No space left" in caplog.text
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_abandoned_folders_are_removed_after_a_day(tmp_path: Path):
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    (cache,) = (tmp_path / "cache").iterdir()
+    for name, age in (("old", 90_000), ("new", 100)):
+        (tmp_path / "cache" / f".{cache.name}.{name}.part").mkdir()
+        os.utime(tmp_path / "cache" / f".{cache.name}.{name}.part", (time.time() - age,) * 2)
+    os.utime(pairs[0].image)
+    decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    assert [p.name.split(".")[-2] for p in (tmp_path / "cache").glob(".*")] == ["new"]
+
+
+def test_unusable_pairs_are_listed_and_leave_no_cache(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 4)
+    (imgs / "SKIN_000.jpg").write_bytes(b"no image")
+    Image.new("L", (10, 10)).save(masks / "SKIN_002_Segmentation.png")
+    noise = np.arange(160 * 120, dtype=np.uint16).reshape(120, 160)
+    Image.fromarray(noise).save(masks / "SKIN_003_Segmentation.png")
+    with pytest.raises(InputError, match="3 of 4") as error:
+        decode_pairs(pair_files(imgs, masks), (32, 32), tmp_path / "cache")
+    for words in ("SKIN_000.jpg", "SKIN_002.jpg has 160x120 pixels", "has 10x10", "SKIN_003", "more than 256"):
+        assert words in str(error.value)
+    assert not list((tmp_path / "cache").iterdir())

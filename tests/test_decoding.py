@@ -1,0 +1,53 @@
+"""Decoding pairs: the same pixels as Pillow's, EXIF orientation, several classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import make_folders
+from utils.data.cache import decode_pairs
+from utils.data.pairing import pair_files
+from utils.data.preprocessing import preprocess
+from utils.data_loading import SegmentationDataset
+from utils.runtime.errors import InputError
+
+
+def test_decoded_pairs_equal_pillows(tmp_path: Path):
+    pairs = pair_files(*make_folders(tmp_path, 3))
+    decoded = decode_pairs(pairs, (128, 128), tmp_path / "cache")
+    dataset = SegmentationDataset(decoded, [2, 0], decoded.mask_values(2))
+    assert len(dataset) == 2
+    image, mask = dataset[0]
+    assert (image.dtype, image.shape, mask.dtype, mask.shape) == (torch.uint8, (3, 128, 128), torch.uint8, (128, 128))
+    with Image.open(pairs[2].image) as file:
+        assert torch.equal(image, preprocess(file, (128, 128)))
+    with Image.open(pairs[2].mask) as file:
+        nearest = np.asarray(file.resize((128, 128), Image.Resampling.NEAREST))
+    assert np.array_equal(mask.numpy() * 255, nearest)
+
+
+def test_exif_rotated_image_with_an_upright_mask(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "m").mkdir()
+    (tmp_path / "i").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "i" / "a.jpg", exif=exif)
+    Image.new("L", (30, 20)).save(tmp_path / "m" / "a.png")
+    assert len(decode_pairs(pair_files(tmp_path / "i", tmp_path / "m"), (16, 16), None).images) == 1
+
+
+def test_masks_of_several_classes(tmp_path: Path):
+    for folder in ("i", "m"):
+        (tmp_path / folder).mkdir()
+    for name, row in (("a.png", [0, 0, 5, 5]), ("b.png", [0, 9, 9, 9])):
+        Image.new("L", (4, 4)).save(tmp_path / "i" / name)
+        Image.fromarray(np.array([row] * 4, dtype=np.uint8)).save(tmp_path / "m" / name)
+    decoded = decode_pairs(pair_files(tmp_path / "i", tmp_path / "m"), (4, 4), None)
+    dataset = SegmentationDataset(decoded, [0, 1], decoded.mask_values(3))
+    assert dataset[0][1][0].tolist() == [0, 0, 1, 1]
+    assert dataset[1][1][0].tolist() == [0, 2, 2, 2]
+    with pytest.raises(InputError, match=r"b\.png contains the value 9"):
+        SegmentationDataset(decoded, [0, 1], [0, 5, 6])

@@ -1,0 +1,151 @@
+"""The choice of the device and the precision, and batches that are halved when memory runs out."""
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.cuda._utils import _get_device_index
+
+from utils.runtime import device
+from utils.runtime.device import amp_dtype, choose_device, in_batches
+from utils.runtime.errors import InputError
+
+# -- device ------------------------------------------------------------------------------------------------------------
+
+
+def test_choose_device():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device().type in ("cuda", "mps", "cpu")
+    for name in ("toaster", "cuda:99"):
+        with pytest.raises(InputError, match=f"device {name} is not available; available: .*cpu"):
+            choose_device(name)
+
+
+@pytest.mark.parametrize("name", [None, "cuda", "cuda:0"])
+def test_cuda_device_has_its_index(name: str | None, monkeypatch: pytest.MonkeyPatch):
+    """`torch.cuda.set_device` takes no device without one."""
+    chosen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append(_get_device_index(device)))
+    assert choose_device(name) == torch.device("cuda:0")
+    assert chosen == [0]
+
+
+def test_device_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch):
+    def refuse(device: torch.device) -> None:
+        raise ValueError("Expected a torch.device with a specified index")
+
+    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("torch.cuda.set_device", refuse)
+    with pytest.raises(InputError, match="device cuda is not available"):
+        choose_device("cuda")
+
+
+def test_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("utils.runtime.distributed.world_size", lambda: 2)
+    with pytest.raises(InputError, match="one GPU each"):
+        choose_device("cuda:1")
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+def test_mixed_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    cpu = torch.device("cpu")
+    assert amp_dtype(cpu, False) is None
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: True)
+    assert amp_dtype(cpu, True) is torch.bfloat16
+    assert not caplog.text
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: False)
+    assert amp_dtype(cpu, True) is None
+    assert "gains nothing on this CPU" in caplog.text
+
+
+def test_mixed_precision_on_cuda(monkeypatch: pytest.MonkeyPatch):
+    cuda = torch.device("cuda")
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported, **_: supported)
+        assert amp_dtype(cuda, True) is dtype
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+class LimitedMemory:
+    """Squares its inputs as long as there are at most `limit` of them, and records how many were tried."""
+
+    def __init__(self, n: int, limit: int) -> None:
+        self.inputs = torch.arange(2.0 * n).view(n, 2)
+        self.limit = limit
+        self.tried: list[int] = []
+
+    def __call__(self, part: slice) -> torch.Tensor:
+        inputs = self.inputs[part]
+        self.tried.append(len(inputs))
+        if len(inputs) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inputs**2
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "limit", "sizes"),
+    [
+        (10, 4, 4, [4, 4, 2]),
+        (3, 8, 8, [3]),
+        (10, 8, 3, [8, 4, 2, 2, 2, 2, 2]),
+        (5, 8, 4, [5, 2, 2, 1]),
+        (7, 7, 1, [7, 3, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_batches_are_halved_out_of_memory(
+    n: int, batch_size: int, limit: int, sizes: list[int], caplog: pytest.LogCaptureFixture
+):
+    compute = LimitedMemory(n, limit)
+    assert torch.equal(in_batches(compute, n, batch_size), compute.inputs**2)
+    assert compute.tried == sizes
+    assert len(caplog.records) == sum(size > limit for size in sizes)
+    if limit < sizes[0]:
+        assert f"a batch of {sizes[0]}: continuing with batches of {sizes[0] // 2}" in caplog.messages[0]
+
+
+def test_memory_runs_out_halfway():
+    compute = LimitedMemory(10, 4)
+
+    def shrinking(part: slice) -> torch.Tensor:
+        compute.limit = 4 if part.start < 4 else 2  # another program takes some
+        return compute(part)
+
+    assert torch.equal(in_batches(shrinking, 10, 4), compute.inputs**2)
+    assert compute.tried == [4, 4, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (8, [8, 4, 2, 1])])
+def test_single_input_out_of_memory(n: int, sizes: list[int]):
+    compute = LimitedMemory(n, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(compute, n, 8)
+    assert compute.tried == sizes
+
+
+def test_failed_batch_is_freed_before_the_next(monkeypatch: pytest.MonkeyPatch):
+    activations: list[weakref.ref] = []
+    emptied = []
+
+    def compute(part: slice) -> torch.Tensor:
+        activation = torch.ones(part.stop - part.start)
+        activations.append(weakref.ref(activation))
+        if len(activation) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return activation
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(activations[-1]() is None))
+    gc.disable()  # which could free it by chance
+    try:
+        assert in_batches(compute, 4, 4).tolist() == [1, 1, 1, 1]
+    finally:
+        gc.enable()
+    assert emptied == [True, True]

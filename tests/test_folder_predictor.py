@@ -1,0 +1,164 @@
+"""Every image of a folder is predicted, and a failure is that of its image alone."""
+
+import errno
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import lively_network, make_folders
+from utils.checkpoint import TrainedModel
+from utils.data.images import IMAGE_EXTENSIONS
+from utils.inference.predictor import MapOptions, Prediction, predict_full_size
+from utils.inference.samplers import LogitSamples, MCDropout, Sampler, Softmax
+from utils.pipeline.folder_predictor import FolderPredictor
+from utils.pipeline.items import Item, find_items
+from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
+from utils.pipeline.report import Report
+
+OUT_OF_MEMORY = "the device has too little free memory"
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainedModel:
+    return TrainedModel(lively_network(base_channels=4), (32, 32))
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The number of images that are predicted at the same time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def make_items(folder: Path, count: int) -> list[Item]:
+    """The items of a folder `imgs` of synthetic images."""
+    imgs, _ = make_folders(folder, count, (20, 20))
+    return find_items(imgs, folder / "out", IMAGE_EXTENSIONS)
+
+
+def save_nothing(item: Item, prediction: Prediction) -> list[Path]:
+    return []
+
+
+def names(*numbers: int) -> list[str]:
+    return [f"SKIN_{i:03d}.jpg" for i in numbers]
+
+
+def done(report: Report) -> list[str]:
+    """The images that were predicted."""
+    return [row["image"] for row in report.rows]
+
+
+@pytest.mark.usefixtures("threads")
+def test_unreadable_images(tmp_path: Path, model: TrainedModel, caplog: pytest.LogCaptureFixture):
+    items, out = make_items(tmp_path, 6), tmp_path / "out"
+    items[1].path.write_bytes(b"")
+    items[5].path.write_bytes(b"hello")
+    assert predict_probabilities(model, Softmax(batch_size=2), items, out, ProbabilityMapOptions()) == 1
+    assert sorted(p.name for p in out.glob("[!.]*")) == [*(f"SKIN_00{i}_OUT.png" for i in (0, 2, 3, 4)), "summary.csv"]
+    assert "2 failed:" in caplog.text
+    assert "SKIN_001.jpg: " in caplog.text
+
+
+@pytest.mark.usefixtures("threads")
+def test_failed_writing(tmp_path: Path, model: TrainedModel):
+    items = make_items(tmp_path, 8)
+
+    def failing_with(number: int) -> Callable:
+        def save(item: Item, prediction: Prediction) -> list[Path]:
+            if item.name.stem == "SKIN_002":
+                raise OSError(number, "reason")
+            return []
+
+        return save
+
+    report = FolderPredictor(model, Softmax(), failing_with(errno.EACCES)).run(items)
+    assert done(report) == names(0, 1, 3, 4, 5, 6, 7)
+    assert report.failures == [("SKIN_002.jpg", "its result cannot be written (reason)")]
+
+    # A full disk ends the run.
+    report = FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(items)
+    failed = {name for name, _ in report.failures}
+    assert "SKIN_002.jpg" in failed
+    assert set(done(report)) | failed == set(names(*range(8)))
+    assert not set(done(report)) & failed
+    assert all(reason == "not done, since nothing can be written (reason)" for _, reason in report.failures)
+
+
+@pytest.mark.usefixtures("threads")
+def test_out_of_memory_at_full_size(tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+    items = make_items(tmp_path, 6)
+    for i in (2, 5):
+        Image.new("RGB", (33, 31)).save(items[i].path)
+
+    def predict_if_small(samples: Sequence[LogitSamples], size: tuple[int, int], options: MapOptions) -> Prediction:
+        if size == (33, 31):
+            raise torch.OutOfMemoryError("no room")
+        return predict_full_size(samples, size, options)
+
+    monkeypatch.setattr("utils.pipeline.folder_predictor.predict_full_size", predict_if_small)
+    report = FolderPredictor(model, MCDropout(num_samples=2), save_nothing).run(items)
+    assert done(report) == names(0, 1, 3, 4)
+    assert sorted(report.failures) == [(name, OUT_OF_MEMORY) for name in names(2, 5)]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("sampler", [Softmax(), MCDropout(num_samples=3)])
+def test_out_of_memory_in_the_network(tmp_path: Path, sampler: Sampler):
+    items = make_items(tmp_path, 4)
+    Image.new("RGB", (20, 20), "white").save(items[2].path)
+    network, batch_sizes = lively_network(base_channels=4), []
+
+    def refuse_white(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].min() > 0.99:
+            batch_sizes.append(len(inputs[0]))
+            raise torch.OutOfMemoryError("no room")
+
+    network.register_forward_pre_hook(refuse_white)
+    report = FolderPredictor(TrainedModel(network, (32, 32)), sampler, save_nothing).run(items)
+    assert done(report) == names(0, 1, 3)
+    assert report.failures == [("SKIN_002.jpg", OUT_OF_MEMORY)]
+    assert (batch_sizes[0], batch_sizes[-1]) == (sampler.inputs_per_image, 1)  # smaller batches have been tried
+
+
+def test_out_of_memory_fails_the_images_of_the_batch(tmp_path: Path):
+    class ModelOnAccelerator(TrainedModel):
+        """A model with which images share a batch, unlike on a CPU."""
+
+        device = torch.device("meta")
+
+    class ExhaustingSampler(Softmax):
+        def sample(self, model, inputs, names):
+            if "SKIN_002.jpg" in names:
+                raise torch.OutOfMemoryError("no room")
+            return [[LogitSamples(torch.zeros(1, 2, 4, 4))] for _ in inputs]
+
+    model = ModelOnAccelerator(lively_network(base_channels=4), (32, 32))
+    report = FolderPredictor(model, ExhaustingSampler(batch_size=2), save_nothing).run(make_items(tmp_path, 5))
+    assert done(report) == names(0, 1, 4)
+    assert report.failures == [(name, OUT_OF_MEMORY) for name in names(2, 3)]
+
+
+def test_programming_errors_propagate(tmp_path: Path, model: TrainedModel):
+    with pytest.raises(ZeroDivisionError):
+        FolderPredictor(model, Softmax(), lambda *_: 1 / 0).run(make_items(tmp_path, 3))
+
+
+def test_show_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
+    items = make_items(tmp_path, 5)
+    shown = []
+
+    def show(item: Item, prediction: Prediction) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        assert prediction.maps.predictive_entropy.shape == prediction.classes.shape == (20, 20)
+        shown.append(item)
+
+    options = MapOptions(keep=["predictive_entropy"])
+    FolderPredictor(model, Softmax(), save_nothing, options, show=show).run(items)
+    assert shown == items

@@ -1,0 +1,65 @@
+"""A labelled folder: its masks, and the metrics of its predictions."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from PIL import Image
+
+from tests.conftest import make_folders
+from utils.checkpoint import TrainedModel
+from utils.data.images import IMAGE_EXTENSIONS
+from utils.inference.samplers import MCDropout
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import find_items
+from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
+from utils.runtime.errors import InputError
+
+
+def test_set_metrics_equal_those_of_all_pixels(tmp_path: Path, trained: TrainedModel):
+    imgs, masks = make_folders(tmp_path, 5, (60, 44))
+    (masks / "SKIN_003_Segmentation.png").write_bytes(b"")  # fails, and is not counted
+    out = tmp_path / "o"
+    options = ProbabilityMapOptions(mask_dir=masks, save_npy=True)
+    items = find_items(imgs, out, IMAGE_EXTENSIONS)
+    assert predict_probabilities(trained, MCDropout(num_samples=4), items, out, options) == 1
+    result = json.loads((out / "metrics.json").read_text())
+    assert (result["images"], result["pixels"]) == (4, 4 * 60 * 44)
+    assert result["run"]["method"] == "MC dropout, 4 passes"
+    probs, targets = [], []
+    for i in (0, 1, 2, 4):
+        probs.append(np.load(out / f"SKIN_00{i}_OUT_mean.npy")[1].ravel())
+        targets.append(np.asarray(Image.open(masks / f"SKIN_00{i}_Segmentation.png")).ravel() > 0)
+    p, y = np.concatenate(probs).astype(float), np.concatenate(targets)
+    assert result["calibration"]["brier"]["value"] == pytest.approx(sklearn.metrics.brier_score_loss(y, p), abs=1e-6)
+    assert result["calibration"]["nll"]["value"] == pytest.approx(sklearn.metrics.log_loss(y, p), abs=1e-6)
+    uncertainty, wrong = np.minimum(p, 1 - p), (p > 0.5) != y
+    auroc = sklearn.metrics.roc_auc_score(wrong, uncertainty)
+    assert result["errors"]["error_auroc"]["value"] == pytest.approx(auroc, abs=1e-4)
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, p, y in zip(rows, probs, targets, strict=True):
+        assert float(row["brier"]) == pytest.approx(sklearn.metrics.brier_score_loss(y, p), abs=1e-6)
+    with open(out / "summary.csv", newline="") as file:
+        confidences = [float(row["soft_dice_confidence"]) for row in csv.DictReader(file)]
+    assert confidences == sorted(confidences)
+    assert len(confidences) == 4
+
+
+def test_masks_that_do_not_fit(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 2, (20, 16))
+    items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
+    ground_truth = GroundTruth(items, masks, [0, 255], evaluate_probs=False)
+    target = ground_truth.read(items[0], (16, 20))
+    assert ground_truth.compare(items[0], target)["dice"] == 1
+    assert ground_truth.packed == {}
+    with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* 20x16"):
+        ground_truth.read(items[0], (16, 30))
+    with pytest.raises(InputError, match="contains the value 255"):
+        GroundTruth(items, masks, [0, 7], evaluate_probs=False).read(items[0], (16, 20))
+    (masks / "SKIN_001_Segmentation.png").unlink()
+    with pytest.raises(InputError, match="SKIN_001"):
+        GroundTruth(items, masks, [0, 255])

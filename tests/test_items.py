@@ -1,0 +1,45 @@
+"""The images of an input folder, and where their results go."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.data.images import IMAGE_EXTENSIONS
+from utils.pipeline.items import find_items, sibling
+from utils.runtime.errors import InputError
+
+
+def test_sub_folders(tmp_path: Path):
+    for name in ("a.jpg", "s/a.jpg", "s/t/b.c.png", "out/old_OUT.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    out = tmp_path / "out"
+    items = find_items(tmp_path, out, IMAGE_EXTENSIONS, recursive=True)
+    outputs = [item.output(out).relative_to(out).as_posix() for item in items]
+    assert outputs == ["a_OUT.png", "s/a_OUT.png", "s/t/b.c_OUT.png"]
+    assert [item.key for item in items] == ["a.jpg", "s/a.jpg", "s/t/b.c.png"]
+    assert [item.name.as_posix() for item in find_items(tmp_path, out, IMAGE_EXTENSIONS)] == ["a.jpg"]
+    assert len(find_items(tmp_path / "s", tmp_path, IMAGE_EXTENSIONS, recursive=True)) == 2  # results above the images
+
+
+def test_unusable_folders(tmp_path: Path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(InputError, match="is the input folder"):
+        find_items(tmp_path, tmp_path / "." / "x" / "..", IMAGE_EXTENSIONS)
+    with pytest.raises(InputError, match="is a file"):
+        find_items(tmp_path, tmp_path / "a.jpg", IMAGE_EXTENSIONS)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"a\.jpg and a\.png would both"):
+        find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS)
+    assert len(find_items(tmp_path, tmp_path / "out", [".png"])) == 1
+
+
+def test_no_image_outside_the_output_folder(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_OUT.png").touch()
+    with pytest.raises(InputError, match="no image outside the output folder"):
+        find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
+
+
+def test_siblings_keep_other_dots():
+    assert sibling(Path("s/b.c.png"), "_std.npy") == Path("s/b.c_std.npy")

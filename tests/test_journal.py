@@ -1,0 +1,73 @@
+"""The journal of finished images: what a resumed run skips, and what it does again."""
+
+import os
+from pathlib import Path, PurePath
+
+import pytest
+
+from utils.pipeline.items import Item
+from utils.pipeline.journal import Journal
+from utils.runtime.errors import InputError
+
+SETTINGS = {"passes": 3, "threshold": 0.5}
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    """Three images."""
+    found = []
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_text(name)
+        found.append(Item(tmp_path / name, PurePath(name)))
+    return found
+
+
+@pytest.fixture
+def out(tmp_path: Path, items: list[Item]) -> Path:
+    """The output folder of a run that has finished the first two images."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    journal = Journal(folder, SETTINGS, items, resume=False)
+    for item, packed in ((items[0], b"\0counts"), (items[1], None)):
+        item.output(folder).touch()
+        journal.add({"image": item.key, "area": 5}, [item.output(folder)], packed)
+    return folder
+
+
+def finished(out: Path, items: list[Item]) -> list[str]:
+    return sorted(Journal(out, SETTINGS, items, resume=True).rows)
+
+
+def test_resume(out: Path, items: list[Item]):
+    journal = Journal(out, SETTINGS, items, resume=True)
+    assert journal.rows == {name: {"image": name, "area": 5} for name in ("a.jpg", "b.jpg")}
+    assert journal.packed == {"a.jpg": b"\0counts"}
+    items[2].output(out).touch()
+    journal.add({"image": "c.jpg", "area": 6}, [items[2].output(out)], None)
+    assert finished(out, items) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_without_resume_it_starts_anew(out: Path, items: list[Item]):
+    assert not Journal(out, SETTINGS, items, resume=False).rows
+    assert finished(out, items) == []
+
+
+def test_changed_image_and_missing_result(out: Path, items: list[Item]):
+    os.utime(items[0].path, (1, 1))
+    assert finished(out, items) == ["b.jpg"]
+    items[1].output(out).unlink()
+    assert finished(out, items) == []
+
+
+def test_line_that_was_cut_off(out: Path, items: list[Item]):
+    (path,) = out.glob(".progress-*")
+    path.write_bytes(path.read_bytes()[:-20])
+    journal = Journal(out, SETTINGS, items, resume=True)
+    assert sorted(journal.rows) == ["a.jpg"]
+    journal.add({"image": "b.jpg", "area": 5}, [items[1].output(out)], None)
+    assert finished(out, items) == ["a.jpg", "b.jpg"]
+
+
+def test_other_settings(out: Path, items: list[Item]):
+    with pytest.raises(InputError, match="made with passes = 3, this run has 9"):
+        Journal(out, SETTINGS | {"passes": 9}, items, resume=True)

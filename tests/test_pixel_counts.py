@@ -1,0 +1,82 @@
+"""Sums and histograms over pixels."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.random_data import counts_of, pixel_metrics, random_maps
+from utils.metrics.pixel_counts import (
+    PixelCounts,
+    confidence_bin_centres,
+    confidence_bins,
+    entropy_bins,
+    sum_counts,
+)
+from utils.metrics.pixel_metrics import PIXEL_METRICS
+from utils.metrics.uncertainty import entropy
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10_000), st.integers(1, 15))
+def test_counts_of_two_parts_add_up(seed: int, cut: int):
+    probs, target = random_maps(seed)
+    whole = counts_of(probs, target)
+    total = counts_of(probs[:, :cut], target[:cut]) + counts_of(probs[:, cut:], target[cut:])
+    for name, value in pixel_metrics(whole).items():
+        assert pixel_metrics(total)[name] == pytest.approx(value, rel=1e-9), name
+    assert whole.pixels == target.numel()
+
+
+def test_counts_do_not_depend_on_the_block_size():
+    probs, target = random_maps(3)
+    whole = pixel_metrics(counts_of(probs, target))
+    assert pixel_metrics(counts_of(probs, target, block_size=100)) == pytest.approx(whole, rel=1e-9)
+
+
+def test_coarse_counts_are_nearly_as_good():
+    counts = counts_of(*random_maps(4, size=(200, 200)))
+    assert pixel_metrics(counts.coarse()) == pytest.approx(pixel_metrics(counts), abs=2e-3)
+    assert sum(getattr(counts.coarse(), name).nbytes for name in ("by_confidence", "by_entropy")) < 20_000
+
+
+def test_pack_round_trip():
+    counts = counts_of(*random_maps(5, size=(60, 60)))
+    packed = counts.pack()
+    assert len(packed) < 20_000
+    unpacked = PixelCounts.unpack(packed)
+    for field in dataclasses.fields(PixelCounts):
+        assert np.array_equal(getattr(unpacked, field.name), getattr(counts, field.name))
+    assert unpacked.by_confidence.dtype == unpacked.coarse().by_entropy.dtype == np.int64  # int32 is too small for sets
+
+
+def test_weighted_sums():
+    images = [counts_of(*random_maps(seed)).coarse() for seed in range(3)]
+    sets = sum_counts(images, np.array([[1, 1, 1], [0, 2, 0]]))
+    for name, metric in PIXEL_METRICS.items():
+        assert metric(sets)[0] == pytest.approx(float(metric(images[0] + images[1] + images[2])), rel=1e-9)
+        assert metric(sets)[1] == pytest.approx(float(metric(images[1])), abs=1e-2 if name == "error_aupr" else 1e-9)
+
+
+def test_confidence_bins_are_narrow_and_ordered():
+    confidence = 1 - torch.logspace(-24, -0.001, 5000, base=2)
+    index = confidence_bins(confidence)
+    assert (index.diff() >= 0).all()  # the first bins are those of the highest confidence
+    centres = confidence_bin_centres(24 * 128)
+    assert centres.dtype == np.float64
+    np.testing.assert_allclose(1 - centres[index.numpy()], 1 - confidence.double(), rtol=5e-3)
+    assert confidence_bins(torch.tensor([1.0, 1 - 2**-24])).tolist() == [0, 0]
+
+
+def test_entropy_bins_are_narrow_and_ordered():
+    probability = torch.linspace(0.001, 0.5, 2000)
+    index = entropy_bins(entropy(probability[None, None])[0], 2)
+    assert (index.diff() >= 0).all()
+    assert len(index.unique()) > 700
+    lowest, highest = entropy_bins(torch.tensor([0.0, math.log(2)]), 2).tolist()
+    assert 0 <= lowest < 20
+    assert 2**12 - 60 < highest < 2**12

@@ -1,0 +1,172 @@
+"""predict_bayesian.py as a user runs it: a real process on real files."""
+
+import csv
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import assert_one_clear_line, make_folders, make_image, run_script, start_script
+from tests.reference import network_probability
+from tests.test_prediction_scripts import pixels
+from utils.checkpoint import load_model
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path]:
+    return make_folders(tmp_path / "data", 4, (150, 110), seed=40)
+
+
+def size_in_inches(path: Path) -> list[float]:
+    with Image.open(path) as image:
+        return [length / dpi for length, dpi in zip(image.size, image.info["dpi"], strict=True)]
+
+
+def test_folder(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    common = ["predict_bayesian.py", "-i", images[0], "--mc", 2, "-m", model_file]
+    assert_one_clear_line(run_script(*common), "require an output folder")
+    figure = tmp_path / "o" / "all.png"
+    result = run_script(*common, "--output-dir", tmp_path / "o", "--figure", figure)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "o").glob("SKIN_00?.png")} == {f"SKIN_00{i}.png" for i in range(4)}
+    assert (tmp_path / "o" / "SKIN_003_entropy.png").is_file()
+    assert f"Figure of all images: {figure}" in result.stderr
+    assert figure.is_file()
+
+
+def test_mask_and_maps(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    image, mask = images[0] / "SKIN_000.jpg", tmp_path / "new" / "folder" / "x.y.png"
+    arguments = ("-i", image, "-o", mask, "--mc", 4, "--save-prob", "--save-mean-std", "-m", model_file, "--viz")
+    result = run_script("predict_bayesian.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    maps = ["prob", "entropy", "expected_entropy", "mutual_information", "std", "figure"]
+    passes = [f"mc{t:02d}_c{c}" for t in range(4) for c in range(2)]
+    expected = {"x.y.png", *(f"x.y_{name}.png" for name in maps + passes)}
+    arrays = {"x.y_probs.npy", "x.y_mean.npy", "x.y_std.npy"}
+    assert {p.name for p in mask.parent.iterdir()} == expected | arrays | {"summary.csv"}
+
+    probs = np.load(mask.with_name("x.y_probs.npy"))
+    assert (probs.dtype, probs.shape) == (np.float32, (4, 2, 110, 150))
+    mean, std = probs.mean(0), probs.std(0)
+    np.testing.assert_allclose(np.load(mask.with_name("x.y_mean.npy")), mean, atol=1e-5)
+    np.testing.assert_allclose(np.load(mask.with_name("x.y_std.npy")), std, atol=1e-5)
+    entropy = -(mean * np.log(mean)).sum(0)
+    expected_entropy = -(probs * np.log(probs)).sum(1).mean(0)
+
+    def assert_close(name: str, values: np.ndarray) -> None:
+        grey_map = pixels(mask.with_name(f"x.y_{name}.png"))
+        assert abs(grey_map - 255 * values).max() <= 0.51, name
+
+    assert_close("prob", mean[1])
+    assert_close("std", std[1] / 0.5)
+    assert_close("entropy", entropy / math.log(2))
+    assert_close("expected_entropy", expected_entropy / math.log(2))
+    assert_close("mutual_information", (entropy - expected_entropy) / math.log(2))
+    for t in range(4):
+        for c in range(2):
+            assert_close(f"mc{t:02d}_c{c}", probs[t, c])
+    assert np.array_equal(pixels(mask), 255 * (mean[1] > 0.5))
+
+    before = {p.name: p.read_bytes() for p in mask.parent.iterdir()}
+    run_script("predict_bayesian.py", *arguments)
+    assert before == {p.name: p.read_bytes() for p in mask.parent.iterdir()}
+
+
+def test_agrees_with_the_folder_script(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    image = images[0] / "SKIN_002.jpg"
+    run_script("predict_bayesian.py", "-i", image, "-o", tmp_path / "x.png", "--mc", 6, "-m", model_file)
+    common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "--mc", 6, "-m", model_file)
+    run_script("predict_prob_bayesian.py", *common)
+    assert abs(pixels(tmp_path / "x_prob.png") - pixels(tmp_path / "o" / "SKIN_002_OUT.png")).max() <= 1
+
+
+def test_single_pass_and_default_names(model_file: Path, images: tuple[Path, Path]):
+    inputs = [images[0] / "SKIN_000.jpg", images[0] / "missing.jpg", images[0] / "SKIN_001.jpg"]
+    result = run_script("predict_bayesian.py", "-i", *inputs, "--mc", 1, "-m", model_file)
+    assert result.returncode == 1
+    assert "1 failed:" in result.stderr
+    assert "missing.jpg: there is no such file" in result.stderr
+    names = {p.name for p in images[0].iterdir()} - {f"SKIN_00{i}.jpg" for i in range(4)}
+    results = {f"SKIN_00{i}_OUT{suffix}.png" for i in (0, 1) for suffix in ("", "_prob", "_entropy", "_figure")}
+    assert names == results | {"summary.csv"}
+    with Image.open(inputs[0]) as image:
+        expected = 255 * network_probability(load_model(model_file).network, image).numpy()
+    assert abs(pixels(images[0] / "SKIN_000_OUT_prob.png") - expected).max() <= 1
+
+
+def test_unwritable_output_fails_alone(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    (tmp_path / "file").touch()
+    outputs = [tmp_path / "file" / "x.png", tmp_path / "y.png"]
+    inputs = [images[0] / f"SKIN_00{i}.jpg" for i in (0, 1)]
+    result = run_script("predict_bayesian.py", "-i", *inputs, "-o", *outputs, "--mc", 2, "-m", model_file)
+    assert result.returncode == 1
+    assert "SKIN_000.jpg: its result cannot be written" in result.stderr
+    assert outputs[1].is_file()
+
+
+def test_memory_of_a_large_image(model_file: Path, tmp_path: Path):
+    image = tmp_path / "large.jpg"
+    make_image(0, (3000, 2000))[0].save(image)
+    arguments = [
+        "predict_bayesian.py",
+        "-i",
+        image,
+        "-o",
+        tmp_path / "x.png",
+        "--mc",
+        2,
+        "--save-prob",
+        "-m",
+        model_file,
+    ]
+    with start_script(*arguments) as process:
+        process.stderr.read()
+        used = os.wait4(process.pid, 0)[2].ru_maxrss
+    with start_script("predict_bayesian.py", "--help") as process:
+        process.stderr.read()
+        at_start = os.wait4(process.pid, 0)[2].ru_maxrss
+    assert len(list(tmp_path.glob("x_mc*.png"))) == 4
+    assert (used - at_start) / 1024 < 700  # kB on Linux
+
+
+def test_no_save(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    image = images[0] / "SKIN_000.jpg"
+    result = run_script(
+        "predict_bayesian.py", "-i", image, "-o", tmp_path / "x.png", "--mc", 2, "-n", "--save-prob", "-m", model_file
+    )
+    assert result.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+def test_ground_truth_and_figure_of_all_images(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    inputs = [images[0] / f"SKIN_00{i}.jpg" for i in range(3)]
+    outputs = [tmp_path / "o" / f"{i}.png" for i in range(3)]
+    common = ("--mask-dir", images[1], "--mc", 3, "-m", model_file)
+    figure = ("--figure", tmp_path / "all.png")
+    result = run_script("predict_bayesian.py", "-i", *inputs, "-o", *outputs, "--save-npy", *common, *figure)
+    assert result.returncode == 0, result.stderr
+    width, height = size_in_inches(tmp_path / "all.png")
+    width_of_one, height_of_one = size_in_inches(tmp_path / "o" / "0_figure.png")
+    assert width == pytest.approx(width_of_one, abs=0.01)
+    assert height > 2 * height_of_one
+    for i in range(3):
+        entropy, expected = (np.load(tmp_path / "o" / f"{i}_{e}entropy.npy") for e in ("", "expected_"))
+        information = np.load(tmp_path / "o" / f"{i}_mutual_information.npy")
+        assert entropy.shape == (110, 150)
+        np.testing.assert_allclose(information, np.maximum(entropy - expected, 0), atol=1e-6)
+    with open(tmp_path / "o" / "summary.csv", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {str(path) for path in inputs}
+    for path, output in zip(inputs, outputs, strict=True):
+        assert float(rows[str(path)]["area"]) == (pixels(output) > 0).sum()
+        assert float(rows[str(path)]["area_std"]) > 0
+    # A second run with another image keeps the rows of the first.
+    run_script("predict_bayesian.py", "-i", images[0] / "SKIN_003.jpg", "-o", tmp_path / "o" / "3.png", *common)
+    with open(tmp_path / "o" / "summary.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    (tmp_path / "o" / "summary.csv").write_text("patient,age\n")
+    result = run_script("predict_bayesian.py", "-i", inputs[0], "-o", outputs[0], *common)
+    assert_one_clear_line(result, "summary.csv is not a summary of predictions")

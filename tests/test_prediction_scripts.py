@@ -1,0 +1,163 @@
+"""predict.py and the predict_prob scripts as a user runs them: real processes on real files."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import assert_one_clear_line, make_folders, make_image, run_script
+from tests.reference import network_probability
+from utils.checkpoint import load_model
+
+PROB_SCRIPTS = ("predict_prob_direct.py", "predict_prob_bayesian.py", "predict_prob_tta.py")
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path]:
+    return make_folders(tmp_path / "data", 4, (150, 110), seed=40)
+
+
+def test_empty_masks_are_explained(model_file: Path, tmp_path: Path):
+    imgs, _ = make_folders(tmp_path, 3, (60, 40))
+    for i in (0, 2):
+        Image.new("RGB", (60, 40), (222, 178, 160)).save(imgs / f"SKIN_00{i}.jpg")
+    out = tmp_path / "o"
+    result = run_script("predict.py", "--input-dir", imgs, "--output-dir", out, "-m", model_file)
+    assert result.returncode == 0, result.stderr
+    with open(out / "summary.csv", newline="") as file:
+        largest = {row["image"]: float(row["largest_probability"]) for row in csv.DictReader(file)}
+    assert largest["SKIN_000.jpg"] <= 0.5 < largest["SKIN_001.jpg"]
+    assert "2 of 3 masks are empty; their largest foreground probability is " in result.stderr
+    assert f"{largest['SKIN_000.jpg']:.3f} in SKIN_000.jpg" in result.stderr
+
+
+def test_predict_with_ground_truth(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    imgs, masks = images
+    out = tmp_path / "out"
+    result = run_script(
+        "predict.py", "--input-dir", imgs, "--output-dir", out, "-m", model_file, "--mask-dir", masks, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    with open(out / "metrics.csv", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 4
+    dices = []
+    for path in imgs.iterdir():
+        with Image.open(path) as image:
+            expected = network_probability(load_model(model_file).network, image).numpy()
+        mask, target = pixels(out / f"{path.stem}_OUT.png"), pixels(masks / f"{path.stem}_Segmentation.png")
+        assert set(np.unique(mask)) <= {0, 255}
+        decided = abs(expected - 0.5) > 1e-4
+        assert np.array_equal((mask > 0)[decided], (expected > 0.5)[decided])
+        dices.append(2 * ((mask > 0) & (target > 0)).sum() / ((mask > 0).sum() + (target > 0).sum()))
+        assert float(rows[path.name]["dice"]) == pytest.approx(dices[-1])
+    assert f"Dice         mean {np.mean(dices):.4f}   median {np.median(dices):.4f}" in result.stdout
+    assert np.mean(dices) > 0.7  # it has learnt something, so there is something to compare
+
+
+def test_predict_threshold_no_save_viz(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    areas = []
+    for threshold in (0.3, 0.5, 0.6):
+        out = tmp_path / str(threshold)
+        run_script("predict.py", "--input-dir", images[0], "--output-dir", out, "-m", model_file, "-t", threshold)
+        areas.append(sum((pixels(path) > 0).sum() for path in out.glob("*.png")))
+    assert areas[0] > areas[1] > areas[2] > 0
+    result = run_script(
+        "predict.py", "--input-dir", images[0], "--output-dir", tmp_path / "v", "-m", model_file, "--no-save", "--viz"
+    )
+    assert result.returncode == 0
+    assert "No display to show the figure on" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == [f"SKIN_00{i}_figure.png" for i in range(4)]
+
+
+def test_ground_truth_is_missing_or_of_another_size(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    imgs, masks = images
+    arguments = ("--input-dir", imgs, "--output-dir", tmp_path / "o", "-m", model_file, "--mask-dir", masks)
+    Image.new("L", (5, 5)).save(masks / "SKIN_001_Segmentation.png")
+    result = run_script("predict.py", *arguments)
+    assert result.returncode == 1
+    assert "SKIN_001.jpg: it has 150x110 pixels, its mask" in result.stderr
+    assert "5x5" in result.stderr
+    assert "3 images compared with" in result.stdout
+    (masks / "SKIN_002_Segmentation.png").unlink()
+    assert_one_clear_line(run_script("predict.py", *arguments), "SKIN_002.jpg: no mask")
+
+
+@pytest.mark.parametrize("script", PROB_SCRIPTS)
+def test_probabilities_with_ground_truth(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "--mask-dir", images[1], "-m", model_file)
+    result = run_script(script, *common, *(["--mc", 5] if "bayes" in script else []))
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "o" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        stem = Path(row["image"]).stem
+        mask = pixels(tmp_path / "o" / f"{stem}_OUT.png") > 127  # 127 is below one half, 128 above
+        target = pixels(images[1] / f"{stem}_Segmentation.png") > 0
+        assert float(row["jaccard"]) == pytest.approx((mask & target).sum() / (mask | target).sum(), abs=1e-9)
+    assert f"mean {np.mean([float(row['dice']) for row in rows]):.4f}" in result.stdout
+
+
+@pytest.mark.parametrize("script", PROB_SCRIPTS)
+def test_probability_maps(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    (images[0] / "sub").mkdir()
+    make_image(77, (64, 200))[0].convert("L").save(images[0] / "sub" / "SKIN_000.png")
+    common = ("--input-dir", images[0], "-m", model_file, "--recursive", *(["--mc", 5] if "bayes" in script else []))
+    for out, more in (("a", []), ("b", ["--batch-size", 3]), ("c", ["--seed", 1])):
+        result = run_script(script, *common, "--output-dir", tmp_path / out, *more)
+        assert result.returncode == 0, result.stderr
+    names = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.png"))
+    assert names == [*(f"SKIN_00{i}_OUT.png" for i in range(4)), "sub/SKIN_000_OUT.png"]
+    assert pixels(tmp_path / "a" / "sub" / "SKIN_000_OUT.png").shape == (200, 64)
+    for name in names:
+        a, b, c = (pixels(tmp_path / out / name) for out in "abc")
+        assert np.array_equal(a, b)
+        if script == "predict_prob_bayesian.py":
+            assert abs(a - c).max() > 2
+        else:
+            assert np.array_equal(a, c)
+
+
+def test_direct_maps_against_pillow_and_torch(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    run_script(PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
+    network = load_model(model_file).network
+    for path in images[0].iterdir():
+        with Image.open(path) as image:
+            expected = 255 * network_probability(network, image).numpy()
+        assert abs(pixels(tmp_path / "o" / f"{path.stem}_OUT.png") - expected).max() <= 1
+
+
+def test_broken_image_fails_alone(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    (images[0] / "SKIN_001.jpg").write_bytes(b"broken")
+    result = run_script(PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
+    assert result.returncode == 1
+    assert "1 failed:\n  SKIN_001.jpg: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(list((tmp_path / "o").glob("*_OUT.png"))) == 3
+
+
+@pytest.mark.parametrize("script", PROB_SCRIPTS)
+def test_all_maps(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
+    more = ["--mc", 3] if "bayes" in script else []
+    result = run_script(script, *common, "--save-entropy", "--save-npy", *more)
+    assert result.returncode == 0, result.stderr
+    names = {p.name.removeprefix("SKIN_000_OUT") for p in (tmp_path / "o").glob("SKIN_000*")}
+    spread = set() if "direct" in script else {"_std.png", "_expected_entropy.png", "_mutual_information.png"}
+    arrays = {f"_{name}.npy" for name in ("mean", "std", "entropy", "expected_entropy", "mutual_information")}
+    assert names == {".png", "_entropy.png"} | spread | arrays
+    probs = np.load(tmp_path / "o" / "SKIN_000_OUT_mean.npy").astype(float)
+    entropy = -(probs * np.log(np.maximum(probs, 1e-30))).sum(0)
+    np.testing.assert_allclose(np.load(tmp_path / "o" / "SKIN_000_OUT_entropy.npy"), entropy, atol=1e-5)
+    assert abs(pixels(tmp_path / "o" / "SKIN_000_OUT_entropy.png") - 255 / math.log(2) * entropy).max() <= 0.51
+    assert abs(pixels(tmp_path / "o" / "SKIN_000_OUT.png") - 255 * probs[1]).max() <= 0.51
+    if "direct" in script:
+        assert not np.load(tmp_path / "o" / "SKIN_000_OUT_std.npy").any()

@@ -1,0 +1,71 @@
+"""A folder in, probability maps out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import lively_network, make_folders, make_image
+from utils.checkpoint import TrainedModel
+from utils.data.images import IMAGE_EXTENSIONS, read_image
+from utils.inference.maps import to_grey
+from utils.inference.predictor import predict
+from utils.inference.samplers import MCDropout, Softmax, TestTimeAugmentation
+from utils.pipeline.items import find_items
+from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
+from utils.runtime.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainedModel:
+    return TrainedModel(lively_network(base_channels=4), (32, 32))
+
+
+@pytest.mark.parametrize("sampler", [Softmax(batch_size=3), MCDropout(num_samples=3), TestTimeAugmentation()])
+def test_folder_equals_single_images(tmp_path: Path, model: TrainedModel, sampler):
+    imgs, _ = make_folders(tmp_path, 4, (50, 40))
+    make_image(9, (33, 71))[0].save(imgs / "other_size.png")
+    out = tmp_path / "out"
+    items = find_items(imgs, out, IMAGE_EXTENSIONS)
+    assert predict_probabilities(model, sampler, items, out, ProbabilityMapOptions()) == 0
+    assert len(list(out.glob("*.png"))) == 5
+    for path in imgs.iterdir():
+        expected = to_grey(predict(model, read_image(path), sampler, path.name, statistics=()).probs[1])
+        with Image.open(out / f"{path.stem}_OUT.png") as image:
+            assert (image.mode, image.format) == ("L", "PNG")
+            assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize("sampler", [Softmax(), MCDropout(num_samples=3), TestTimeAugmentation()])
+def test_bit_identical_for_every_number_of_threads(tmp_path: Path, sampler):
+    model = TrainedModel(lively_network(base_channels=8))
+    imgs, masks = make_folders(tmp_path, 5, (700, 500))  # large enough for PyTorch to use several threads
+    options = ProbabilityMapOptions(save_npy=True, mask_dir=masks)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            out = tmp_path / str(threads)
+            assert predict_probabilities(model, sampler, find_items(imgs, out, IMAGE_EXTENSIONS), out, options) == 0
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    files = sorted(path.name for path in (tmp_path / "1").iterdir() if not path.name.startswith("."))
+    assert len(files) >= 5 * 2 + 3
+    for name in files:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
+
+
+def test_class_index(tmp_path: Path, model: TrainedModel):
+    imgs, _ = make_folders(tmp_path, 1, (20, 20))
+    items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
+    pixels = []
+    for k in (0, 1):
+        predict_probabilities(model, Softmax(), items, tmp_path / str(k), ProbabilityMapOptions(class_index=k))
+        with Image.open(tmp_path / str(k) / "SKIN_000_OUT.png") as image:
+            pixels.append(np.asarray(image).astype(int))
+    assert abs(pixels[0] + pixels[1] - 255).max() <= 1
+    with pytest.raises(InputError, match="classes 0 to 1"):
+        predict_probabilities(model, Softmax(), items, tmp_path, ProbabilityMapOptions(class_index=2))

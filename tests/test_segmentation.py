@@ -1,0 +1,69 @@
+"""Segmentation scores by hand, and against scikit-learn and torchmetrics."""
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+import torchmetrics.functional.classification as tm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.metrics.segmentation import segmentation_scores, segmentation_title
+
+
+def test_scores_by_hand():
+    predicted = np.array([[1, 1, 1, 0], [0, 0, 0, 0]])
+    target = np.array([[1, 0, 0, 1], [1, 0, 0, 0]])  # 1 true positive, 2 false positives, 2 false and 3 true negatives
+    assert segmentation_scores(predicted, target) == pytest.approx(
+        {"dice": 2 / 6, "jaccard": 1 / 5, "sensitivity": 1 / 3, "specificity": 3 / 5, "accuracy": 4 / 8}
+    )
+
+
+def test_empty_and_full_masks():
+    empty, full = np.zeros((3, 3), dtype=np.uint8), np.ones((3, 3), dtype=np.uint8)
+    assert set(segmentation_scores(empty, empty).values()) == {1.0}
+    assert set(segmentation_scores(full, full).values()) == {1.0}
+    scores = segmentation_scores(full, empty)
+    assert (scores["dice"], scores["jaccard"], scores["specificity"], scores["accuracy"]) == (0, 0, 0, 0)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10_000), st.integers(1, 60))
+def test_two_classes_against_sklearn(seed: int, n: int):
+    rng = np.random.default_rng(seed)
+    predicted, target = rng.integers(0, 2, (2, n, 3))
+    scores = segmentation_scores(predicted, target)
+    p, y = predicted.ravel(), target.ravel()
+    if y.any() or p.any():
+        assert scores["dice"] == pytest.approx(sklearn.metrics.f1_score(y, p))
+        assert scores["jaccard"] == pytest.approx(sklearn.metrics.jaccard_score(y, p))
+        assert scores["jaccard"] == pytest.approx(scores["dice"] / (2 - scores["dice"]))
+    if y.any():
+        assert scores["sensitivity"] == pytest.approx(sklearn.metrics.recall_score(y, p))
+    if not y.all():
+        assert scores["specificity"] == pytest.approx(sklearn.metrics.recall_score(1 - y, 1 - p))
+    assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(y, p))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000))
+def test_several_classes_against_torchmetrics(seed: int):
+    rng = np.random.default_rng(seed)
+    predicted, target = rng.integers(0, 4, (2, 20, 20))
+    scores = segmentation_scores(predicted, target, 4)
+    p, y = torch.from_numpy(predicted), torch.from_numpy(target)
+    references = {
+        "dice": tm.multiclass_f1_score,
+        "jaccard": tm.multiclass_jaccard_index,
+        "sensitivity": tm.multiclass_recall,
+        "specificity": tm.multiclass_specificity,
+    }
+    for name, reference in references.items():
+        by_class = reference(p, y, num_classes=4, average=None)[1:].tolist()
+        assert [scores[f"{name}_c{k}"] for k in (1, 2, 3)] == pytest.approx(by_class)
+        assert scores[name] == pytest.approx(sum(by_class) / 3)
+    assert scores["accuracy"] == pytest.approx((predicted == target).mean())
+
+
+def test_titles():
+    assert [segmentation_title(name) for name in ("dice", "jaccard_c2")] == ["Dice", "Jaccard, class 2"]

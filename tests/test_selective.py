@@ -1,0 +1,35 @@
+"""Selective prediction by hand, and its invariants."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.metrics.selective import augrc, aurc, excess_aurc, risk_coverage_curve, risks_by_confidence
+
+
+def test_selective_metrics_by_hand():
+    confidence, risks = np.array([0.9, 0.7, 0.5, 0.1]), np.array([0.0, 0.4, 0.1, 0.5])
+    assert aurc(confidence, risks) == pytest.approx((0 + 0.2 + 0.5 / 3 + 0.25) / 4)
+    oracle = (0 + 0.05 + 0.5 / 3 + 0.25) / 4
+    assert excess_aurc(confidence, risks) == pytest.approx(aurc(confidence, risks) - oracle)
+    assert augrc(confidence, risks) == pytest.approx((0 + 0.1 + 0.125 + 0.25) / 4)
+    assert excess_aurc(np.zeros(4), risks) == pytest.approx(0.25 - oracle)  # without an order at all
+    coverage, risk = risk_coverage_curve(confidence, risks)
+    assert coverage.tolist() == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert risk.tolist() == pytest.approx([0, 0.2, 0.5 / 3, 0.25])
+
+
+def test_equal_confidences_share_their_risk():
+    ordered = risks_by_confidence(np.array([0.5, 0.9, 0.5]), np.array([0.3, 0.1, 0.5]))
+    assert ordered.tolist() == pytest.approx([0.1, 0.4, 0.4])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
+def test_oracle_is_optimal_and_order_of_images_irrelevant(pairs: list[tuple[float, float]]):
+    confidence, risks = np.array(pairs).T
+    assert excess_aurc(confidence, risks) >= -1e-12
+    assert 0 <= augrc(confidence, risks) <= aurc(risks, risks) + 1e-12
+    assert aurc(confidence[::-1], risks[::-1]) == pytest.approx(aurc(confidence, risks), abs=1e-12)
+    assert aurc(np.zeros(len(risks)), risks) == pytest.approx(risks.mean(), abs=1e-12)

@@ -1,0 +1,43 @@
+"""summary.csv."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary, write_summary
+from utils.runtime.errors import InputError
+
+
+def summary_row(image: str, confidence: float) -> dict[str, object]:
+    return dict.fromkeys(SUMMARY_COLUMNS) | {"image": image, "soft_dice_confidence": confidence, "other": 1}
+
+
+def test_least_confident_image_comes_first(tmp_path: Path):
+    path = tmp_path / "summary.csv"
+    write_summary(path, [summary_row("a.jpg", 0.9), summary_row("b.jpg", 0.5), summary_row("c.jpg", 0.7)])
+    assert [row["image"] for row in read_summary(path)] == ["b.jpg", "c.jpg", "a.jpg"]
+    with open(path, newline="") as file:
+        assert tuple(next(csv.reader(file))) == SUMMARY_COLUMNS
+
+
+def test_rows_of_other_images_are_kept_on_request(tmp_path: Path):
+    path = tmp_path / "summary.csv"
+    write_summary(path, [summary_row("a.jpg", 0.9), summary_row("b.jpg", 0.5), summary_row("c.jpg", 0.7)])
+    write_summary(path, [summary_row("c.jpg", 0.1), summary_row("d.jpg", 0.6)], keep_others=True)
+    assert [(row["image"], float(row["soft_dice_confidence"])) for row in read_summary(path)] == [
+        ("c.jpg", 0.1),
+        ("b.jpg", 0.5),
+        ("d.jpg", 0.6),
+        ("a.jpg", 0.9),
+    ]
+    write_summary(path, [summary_row("e.jpg", 0.6)])
+    assert len(read_summary(path)) == 1
+
+
+def test_other_files_are_not_overwritten(tmp_path: Path):
+    path = tmp_path / "summary.csv"
+    path.write_text("patient,age\n1,50\n")
+    with pytest.raises(InputError, match="is not a summary of predictions"):
+        write_summary(path, [summary_row("a.jpg", 0.9)], keep_others=True)
+    assert path.read_text() == "patient,age\n1,50\n"

@@ -1,0 +1,89 @@
+"""Temperature scaling: known temperatures are recovered, and a checkpoint keeps everything else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import lively_network, make_image
+from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.inference.samplers import LogitSamples, Sampler
+from utils.training.temperatures import (
+    TEMPERATURES,
+    fit_temperatures,
+    format_temperatures,
+    minimising_temperature,
+    nll_by_temperature,
+    save_temperatures,
+)
+
+
+@dataclass(frozen=True)
+class FixedLogits(Sampler):
+    """A method that returns the same logits for every image."""
+
+    method = "fixed"
+    stack: Tensor | None = None  # (T, C, h, w)
+
+    def __str__(self) -> str:
+        return "fixed logits"
+
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        return [[LogitSamples(self.stack)] for _ in inputs]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.3])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_known_temperature_is_recovered(temperature: float, n_classes: int):
+    """The ground truth is drawn from the probabilities at that temperature."""
+    generator = torch.Generator().manual_seed(n_classes)
+    logits = 3 * torch.randn(1, n_classes, 128, 128, generator=generator)
+    probs = (logits[0] / temperature).softmax(dim=0)
+    target = torch.multinomial(probs.flatten(1).T, 1, generator=generator).view(128, 128)
+    image = torch.zeros(3, 128, 128, dtype=torch.uint8)
+    model = TrainedModel(lively_network(n_classes=n_classes), mask_values=list(range(n_classes)))
+    losses = nll_by_temperature(model, FixedLogits(stack=logits), image, target, "x")
+    assert losses.shape == TEMPERATURES.shape
+    assert minimising_temperature(losses) == pytest.approx(temperature, rel=0.05)
+
+
+def test_minimum_between_the_temperatures():
+    for expected in (0.31, 1.0, 3.7):
+        losses = np.log(TEMPERATURES / expected) ** 2
+        assert minimising_temperature(losses) == pytest.approx(expected, rel=1e-6)
+    assert minimising_temperature(-TEMPERATURES) == pytest.approx(8.0)  # no minimum: the end of the range
+    assert minimising_temperature(TEMPERATURES) == pytest.approx(0.25)
+
+
+def test_one_temperature_per_method():
+    image = torch.from_numpy(np.array(make_image(0, (32, 32))[0])).permute(2, 0, 1)
+    dataset = [(image, (image[0] < 150).long())]
+    square = fit_temperatures(TrainedModel(lively_network(), (32, 32)), dataset)
+    assert set(square) == {"softmax", "mc_dropout", "tta"}
+    assert all(0.25 <= value <= 8 for value in square.values())
+    wide = torch.cat([image, image], dim=2)
+    oblong = fit_temperatures(TrainedModel(lively_network(), (64, 32)), [(wide, (wide[0] < 150).long())])
+    assert set(oblong) == {"softmax", "mc_dropout"}
+
+
+def test_checkpoint_keeps_everything_else(tmp_path: Path):
+    path = tmp_path / "m.pth"
+    save_checkpoint(path, TrainedModel(lively_network(), epoch=3, settings={"seed": 7}), {"step": 5})
+    before = read_checkpoint(path)
+    save_temperatures(path, {"softmax": 1.25})
+    after = read_checkpoint(path)
+    assert load_model(path).temperatures == {"softmax": 1.25}
+    assert before.pop("temperatures") == {}
+    after.pop("temperatures")
+    for name, weights in before.pop("network").items():
+        assert torch.equal(weights, after["network"][name])
+    after.pop("network")
+    assert before == after
+
+
+def test_format():
+    assert format_temperatures({"softmax": 1.25, "tta": 0.5}) == "softmax 1.250, tta 0.500"

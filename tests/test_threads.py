@@ -1,0 +1,97 @@
+"""Threads: what is computed ahead, what is written behind, and how many threads PyTorch uses."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.runtime.threads import BackgroundWriter, in_groups, map_ahead
+
+
+def test_writer_runs_all_and_bounds_its_queue():
+    running, concurrent, done = set(), [], []
+
+    def work(i: int) -> None:
+        running.add(i)
+        time.sleep(0.002)
+        concurrent.append(len(running))
+        running.discard(i)
+        done.append(i)
+
+    with BackgroundWriter() as writer:
+        for i in range(50):
+            writer.submit(work, i)
+            assert i + 1 - len(done) <= 3
+    assert sorted(done) == list(range(50))
+    assert max(concurrent) == 2
+
+
+def test_slow_task_does_not_block_the_writer():
+    release, done = threading.Event(), []
+    with BackgroundWriter(2) as writer:
+        writer.submit(release.wait, 60)
+        for i in range(20):
+            writer.submit(done.append, i)  # would wait for the first
+        assert len(done) > 15
+        release.set()
+    assert done == list(range(20))
+
+
+def test_writer_raises_the_first_error():
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as writer:
+        writer.submit(lambda: 1 / 0)
+    with pytest.raises(KeyError), BackgroundWriter() as writer:
+        writer.submit(lambda: 1 / 0)
+        raise KeyError
+
+
+def test_map_ahead_keeps_order_and_bounds_lookahead():
+    read = []
+
+    def items():
+        for i in range(20):
+            read.append(i)
+            yield i
+
+    with closing(map_ahead(lambda i: i**2, items(), threads=3, ahead=4)) as results:
+        for i, (item, future) in enumerate(results):
+            assert (item, future.result()) == (i, i**2)
+            assert len(read) <= i + 5
+    assert len(read) == 20
+
+
+def test_groups():
+    assert list(in_groups((i for i in range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+CONVOLVE = """
+import os, threading, torch
+from utils.runtime.threads import BackgroundWriter, one_torch_thread
+
+def others():  # threads of this process that are not Python's
+    return len(os.listdir("/proc/self/task")) - threading.active_count()
+
+def convolve():
+    before = others()
+    torch.nn.functional.conv2d(images, weights)  # the first operation of PyTorch in its thread
+    print(others() - before)
+
+images, weights = torch.ones(8, 64, 128, 128), torch.ones(64, 64, 3, 3)
+torch.set_num_threads(2)
+with one_torch_thread(torch.device("cpu")) as threads, BackgroundWriter(threads) as writer:
+    writer.submit(convolve)
+print(threads, torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists the threads of a process there")
+def test_one_torch_thread():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    printed = subprocess.check_output([sys.executable, "-c", CONVOLVE], cwd=ROOT, env=environment, text=True)
+    assert printed.split() == ["0", "2", "2"]

@@ -1,0 +1,173 @@
+"""Training steps, and evaluation after an epoch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.conftest import lively_network
+from unet import BayesianUNet
+from utils.data_loading import SeededBatchSampler
+from utils.runtime.errors import InputError
+from utils.training.loop import evaluate, predict_examples, train_one_epoch
+from utils.training.state import TrainingState, new_training_state
+
+
+class SeededTensorDataset(TensorDataset):
+    """Images and masks, addressed by their number, or by number and seed."""
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        return super().__getitem__(key[0] if isinstance(key, tuple) else key)
+
+
+def make_batches(n: int = 4, batch_size: int = 2, size: int = 32) -> DataLoader:
+    torch.manual_seed(5)
+    masks = torch.zeros(n, size, size, dtype=torch.uint8)
+    masks[:, 8:20, 6:22] = 1
+    images = (220 - 140 * masks[:, None] + torch.randint(0, 30, (n, 3, size, size))).to(torch.uint8)
+    return DataLoader(SeededTensorDataset(images, masks), batch_sampler=SeededBatchSampler(n, batch_size, seed=0))
+
+
+def new_state(
+    total_steps: int = 100, learning_rate: float = 3e-3, dtype: torch.dtype | None = None, **architecture
+) -> TrainingState:
+    torch.manual_seed(0)
+    return new_training_state(BayesianUNet(base_channels=4, **architecture), learning_rate, total_steps, dtype)
+
+
+def scaled_state() -> TrainingState:
+    """A state with a gradient scaler."""
+    state = new_state(total_steps=200)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
+    return state
+
+
+def train(state: TrainingState, batches: DataLoader) -> float:
+    """Train an epoch; returns its mean loss."""
+    assert train_one_epoch(state, batches)
+    loss = state.loss
+    state.complete_epoch({})
+    return loss
+
+
+def test_training_learns():
+    state = new_state(total_steps=80, learning_rate=1e-2, dropout=0.05)
+    first = train(state, make_batches())
+    for _ in range(39):
+        last = train(state, make_batches())
+    assert last < first / 2
+    scores = evaluate(state, make_batches())
+    assert scores["dice"] > 0.9
+    assert scores["accuracy"] > scores["accuracy_all_background"] + 0.1
+
+
+def test_evaluate_by_hand():
+    class UpperHalf(torch.nn.Linear):
+        """Predicts a lesion in the upper half of every image."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = torch.full((len(x), 1, *x.shape[-2:]), -20.0)
+            z[:, :, : x.shape[-2] // 2] = 20.0
+            return z
+
+    state = new_state()
+    state.network = UpperHalf(1, 1)
+    masks = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    masks[0, :2] = 1  # Dice 1
+    masks[1, :, :2] = 1  # overlap of 4 pixels: Dice 8 / 16
+    batches = DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), masks), 2)  # the third: Dice 0
+    scores = evaluate(state, batches)
+    assert scores["dice"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert scores["accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert scores["accuracy_all_background"] == pytest.approx((0.5 + 0.5 + 1) / 3)
+
+
+def test_dropout_in_training_only():
+    state = new_state()
+    seen = []
+    state.network.up4.register_forward_hook(lambda module, *_: seen.append(module.training))
+    train_one_epoch(state, make_batches())
+    evaluate(state, make_batches())
+    assert seen == [True, True, False, False]
+
+
+def test_on_step_and_stop():
+    state, losses = new_state(), []
+    assert not train_one_epoch(state, make_batches(), on_step=losses.append, stop=lambda: True)
+    assert (state.step, state.images_seen) == (1, 2)
+    assert train_one_epoch(state, make_batches(), on_step=losses.append)  # the rest of the epoch
+    assert (state.step, state.images_seen) == (2, 4)
+    assert state.loss == pytest.approx(sum(losses) / 2)
+
+
+@pytest.mark.parametrize("attempt", [train_one_epoch, evaluate])
+def test_out_of_memory_propagates(attempt: Callable):
+    state = new_state()
+    before = [weight.clone() for weight in state.network.parameters()]
+
+    def exhaust_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    state.network.outc.register_forward_hook(exhaust_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        attempt(state, make_batches())
+    assert (state.step, state.images_seen) == (0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
+
+
+def test_nonfinite_loss_stops():
+    state = new_state()
+    with torch.no_grad():
+        state.network.outc.conv.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"no longer finite \(epoch 1, step 1"):
+        train_one_epoch(state, make_batches())
+
+
+def test_nonfinite_gradient_stops():
+    state = new_state()
+    state.network.outc.conv.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(InputError, match="finite"):
+        train_one_epoch(state, make_batches())
+
+
+def test_scaler_skips_step_with_nonfinite_gradient():
+    state = scaled_state()
+    state.network.outc.conv.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = [p.clone() for p in state.network.parameters()]
+    train(state, make_batches())
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
+    assert (state.scaler.get_scale(), state.scheduler.last_epoch) == (256, 0)
+    with pytest.raises(InputError, match="finite"):  # but not forever
+        for _ in range(20):
+            train(state, make_batches())
+
+
+def test_scaler_changes_nothing_else():
+    losses = []
+    for state in (new_state(total_steps=200), scaled_state()):
+        losses.append([train(state, make_batches()) for _ in range(3)])
+        restored = new_state(total_steps=200)
+        restored.load_state_dict(state.state_dict())
+        assert restored.scheduler.last_epoch == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("architecture", [{}, {"n_classes": 1}, {"bilinear": True}])
+def test_bfloat16_trains_like_single_precision(architecture: dict):
+    losses = []
+    for dtype in (None, torch.bfloat16):
+        state = new_state(dtype=dtype, **architecture)
+        losses.append([train(state, make_batches()) for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != losses[1]
+
+
+def test_examples():
+    state, dataset = new_state(), make_batches().dataset
+    state.network = lively_network()
+    images, masks, predicted = predict_examples(state, dataset, count=3)
+    assert len(images) == len(masks) == len(predicted) == 3
+    assert images[0].shape == (32, 32, 3)
+    assert masks[0].shape == predicted[0].shape == (32, 32)
+    assert images[1].tolist() == dataset[1][0].permute(1, 2, 0).tolist()

@@ -1,0 +1,204 @@
+"""train_bayesian.py as a user runs it: a real process on real files."""
+
+import csv
+import math
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script, start_script
+from tests.test_prediction_scripts import pixels
+from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+
+
+def training_flags(tmp_path: Path, n: int = 8) -> list[object]:
+    """Flags of train_bayesian.py for a small dataset in `tmp_path`; it is created if it does not exist."""
+    if not (tmp_path / "train").exists():
+        make_folders(tmp_path / "train", n, (48, 40))
+    folders = {"imgs": "train/imgs", "masks": "train/masks", "checkpoint": "checkpoints", "cache": "cache"}
+    flags = [part for name, folder in folders.items() for part in (f"--{name}-dir", tmp_path / folder)]
+    return [*flags, "--wandb", "disabled"]
+
+
+def train(tmp_path: Path, *arguments: object, n: int = 8) -> Path:
+    """Train for a moment; returns the checkpoint folder."""
+    result = run_script("train_bayesian.py", *training_flags(tmp_path, n), *arguments)
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "checkpoints"
+
+
+def test_checkpoints_and_metrics(tmp_path: Path):
+    out = train(tmp_path, "--epochs", 2, "--batch-size", 3, "--amp", "--validation", 25)
+    names = {"checkpoint_epoch1.pth", "checkpoint_epoch2.pth", "best.pth", "last.pth", "metrics.csv"}
+    assert {path.name for path in out.iterdir()} == names
+    model = load_model(out / "checkpoint_epoch2.pth")
+    assert (model.input_size, model.mask_values, model.epoch) == ((128, 128), [0, 255], 2)
+    assert (model.settings["epochs"], model.settings["seed"], model.settings["images"]) == (2, 0, 8)
+    assert model.network.architecture == {
+        "n_channels": 3,
+        "n_classes": 2,
+        "bilinear": False,
+        "dropout": 0.2,
+        "base_channels": 32,
+        "dropout_placement": "layer",
+    }
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(math.isfinite(float(row["train_loss"])) and 0 <= float(row["val_dice"]) <= 1 for row in rows)
+
+
+def test_resume_after_a_kill_is_exact(tmp_path: Path):
+    arguments = ("--epochs", 3, "--batch-size", 4, "--seed", 5)
+    out = train(tmp_path, *arguments, n=5)
+    uninterrupted, scores = read_checkpoint(out / "last.pth"), (out / "metrics.csv").read_bytes()
+    shutil.rmtree(out)
+    with start_script("train_bayesian.py", *training_flags(tmp_path), *arguments) as process:
+        logged = ""
+        for line in process.stderr:
+            logged += line
+            if "Epoch 2/3" in line:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert "Epoch 2/3" in logged
+    assert "Epoch 3/3" not in logged
+    resumed = read_checkpoint(train(tmp_path, *arguments, "--resume") / "last.pth")
+    assert resumed["epoch"] == 3
+    for name, value in uninterrupted["network"].items():
+        assert torch.equal(value, resumed["network"][name]), name
+    assert (out / "metrics.csv").read_bytes() == scores
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_training(tmp_path: Path, signum: int, code: int):
+    with start_script("train_bayesian.py", *training_flags(tmp_path, n=5), "--epochs", 50) as process:
+        for line in process.stderr:
+            assert "Traceback" not in line
+            if "Epoch 1/50" in line:
+                process.send_signal(signum)
+    assert process.returncode == code
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.pth")["epoch"] >= 1
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_load(tmp_path: Path):
+    torch.manual_seed(1)
+    network = lively_network(base_channels=32, bilinear=True, n_classes=1)  # read from the file, without flags
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(network))
+    out = train(tmp_path, "--epochs", 1, "--learning-rate", 1e-9, "--load", tmp_path / "m.pth", n=3)
+    weights = load_model(out / "last.pth").network.state_dict()
+    for name, value in network.state_dict().items():
+        if name.endswith(("conv.weight", "up.weight")):
+            torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+
+
+def test_log_in_a_file(tmp_path: Path):
+    flags = [*training_flags(tmp_path, n=4), "--epochs", 1, "--wandb", "offline"]
+    result = run_script("train_bayesian.py", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "\r" not in result.stderr
+    assert "\x1b" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0] == "Training on 3 images, validating on another 1"
+    assert any(line.startswith("Epoch 1/1: loss ") and "background everywhere: " in line for line in lines)
+    (sync,) = [line for line in lines if "wandb sync" in line]
+    folder = Path(sync.split("wandb sync ")[1])
+    assert list(folder.glob("*.wandb"))
+
+
+def test_mistakes_in_the_data(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 3, (48, 40))
+    mask = np.zeros((40, 48), dtype=np.uint8)
+    mask[5:, 5:] = 2
+    mask[:, 30:] = 1
+    Image.fromarray(mask).save(masks / "SKIN_001_Segmentation.png")
+    arguments = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--classes", 3]
+    result = run_script("train_bayesian.py", *arguments, cwd=tmp_path)
+    assert_one_clear_line(result, "4 values, 0, 1, 2, 255, for 3 classes", "train with 4 classes")
+    (masks / "SKIN_002_Segmentation.png").unlink()
+    assert_one_clear_line(run_script("train_bayesian.py", *arguments, cwd=tmp_path), "SKIN_002.jpg: no mask")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("classes", "values"), [(1, [0, 255]), (3, [0, 100, 200])])
+def test_numbers_of_classes(tmp_path: Path, classes: int, values: list[int]):
+    imgs, masks = make_folders(tmp_path / "train", 5, (48, 40))
+    if classes == 3:
+        for path in masks.iterdir():
+            mask = (pixels(path) > 0) * 100
+            mask[:10] = 200
+            Image.fromarray(mask.astype(np.uint8)).save(path)
+    out = train(tmp_path, "--epochs", 1, "--classes", classes, "--batch-size", 2, "--bilinear")
+    model = out / "best.pth"
+    loaded = load_model(model)
+    assert (loaded.network.n_classes, loaded.mask_values) == (classes, values)
+    common = ("-m", model, "--classes", classes, "--bilinear")
+    first = run_script("predict.py", "--input-dir", imgs, "--output-dir", tmp_path / "o", "--mask-dir", masks, *common)
+    assert first.returncode == 0, first.stderr
+    assert set(np.unique(pixels(tmp_path / "o" / "SKIN_000_OUT.png"))) <= set(values)
+    mask = tmp_path / "u" / "x.png"
+    result = run_script(
+        "predict_bayesian.py",
+        "-i",
+        imgs / "SKIN_000.jpg",
+        "-o",
+        mask,
+        "--mc",
+        2,
+        "--save-prob",
+        "--save-mean-std",
+        *common,
+    )
+    assert result.returncode == 0, result.stderr
+    probs = np.load(mask.with_name("x_probs.npy"))
+    assert probs.shape == ((2, 40, 48) if classes == 1 else (2, 3, 40, 48))
+    assert np.load(mask.with_name("x_mean.npy")).shape == probs.shape[1:]
+    if classes == 3:
+        assert "Dice, class 2" in first.stdout
+        np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+        assert {"x_prob_c1.png", "x_prob_c2.png", "x_mc01_c2.png"} <= {p.name for p in mask.parent.iterdir()}
+    else:
+        assert "x_mc01_c0.png" in {p.name for p in mask.parent.iterdir()}
+        assert "x_mc01_c1.png" not in {p.name for p in mask.parent.iterdir()}
+
+
+def test_three_classes_are_evaluated_one_by_one(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 8, (64, 64))
+    for path in masks.iterdir():  # the blot has an upper half of one class, a lower half of another
+        mask = (pixels(path) > 0) * 1
+        mask[32:] *= 2
+        Image.fromarray(mask.astype(np.uint8)).save(path)
+    data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
+    more = ["--checkpoint-dir", tmp_path / "c", "--classes", 3, "--epochs", 1, "--quiet"]
+    result = run_script("train_bayesian.py", *data, *more)
+    assert (result.returncode, result.stderr) == (0, "")
+    out = tmp_path / "o"
+    result = run_script(
+        "predict_prob_direct.py",
+        *("--input-dir", imgs, "--mask-dir", masks, "--output-dir", out, "-m", tmp_path / "c" / "last.pth"),
+        "--class-index",
+        2,
+        "--save-entropy",
+    )
+    assert result.returncode == 0, result.stderr
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row["dice"]) == pytest.approx((float(row["dice_c1"]) + float(row["dice_c2"])) / 2)
+    result = run_module(
+        "utils.compare", out, "--imgs-dir", imgs, "--masks-dir", masks, "--output-dir", tmp_path / "compared"
+    )
+    assert result.returncode == 0, result.stderr
+    mean = np.mean([float(row["dice_c2"]) for row in rows])
+    assert f"| Dice, class 2, mean | {mean:.4f} |" in result.stdout
+    assert (tmp_path / "compared" / "UQ_compare.png").is_file()
+
+
+def test_temperatures(tmp_path: Path):
+    out = train(tmp_path, "--epochs", 1, "--batch-size", 4, n=6)
+    assert set(load_model(out / "best.pth").temperatures) == {"softmax", "mc_dropout", "tta"}

@@ -1,0 +1,184 @@
+"""The state of a training: its files, and how a training is resumed."""
+
+import csv
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import make_folders
+from unet import BayesianUNet
+from utils.checkpoint import TrainedModel, load_model, read_checkpoint
+from utils.data_loading import SegmentationDataset, load_pairs, training_batches, validation_batches
+from utils.runtime.errors import InputError
+from utils.training.loop import evaluate, train_one_epoch
+from utils.training.state import (
+    TrainingState,
+    new_training_state,
+    prepare_folder,
+    resume,
+    save_epoch,
+    save_last,
+)
+
+
+def new_state(total_steps: int = 100) -> TrainingState:
+    torch.manual_seed(0)
+    return new_training_state(BayesianUNet(base_channels=4), 3e-3, total_steps)
+
+
+def run(
+    folder: Path, epochs: int, out: str, resuming: bool = False, stop: Callable[[], bool] = lambda: False
+) -> TrainingState:
+    """Train as train_bayesian.py does, on the images of `make_folders`; `stop` is called after each step."""
+    decoded = load_pairs(folder / "imgs", folder / "masks", (32, 32), cache_dir=None)
+    indices = range(len(decoded.pairs))
+    training_set = SegmentationDataset(decoded, indices, [0, 255], lambda i, m: (i + torch.randint(9, (1,)).byte(), m))
+    batches = training_batches(training_set, 3, seed=1)
+    held_out = validation_batches(SegmentationDataset(decoded, indices, [0, 255]), 4)
+    state = new_state(total_steps=epochs * len(batches))
+    if resuming and (folder / out / "last.pth").exists():
+        torch.manual_seed(99)
+        resume(state, folder / out / "last.pth", {"epochs": epochs})
+    model = TrainedModel(state.network, (32, 32), [0, 255], settings={"epochs": epochs})
+    while state.epoch < epochs:
+        completed = train_one_epoch(state, batches, stop=stop)
+        model.validation = evaluate(state, held_out) if completed else {}
+        if completed:
+            state.complete_epoch(model.validation)
+        model.epoch = state.epoch
+        (save_epoch if completed else save_last)(folder / out, model, state)
+        if not completed:
+            return state
+    return state
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def same_files(folder: Path, one: str, other: str) -> bool:
+    names = [path.name for path in (folder / one).iterdir()]
+    assert names
+    return all(
+        (folder / one / name).read_bytes() == (folder / other / name).read_bytes()
+        if name.endswith(".csv")
+        else equal(read_checkpoint(folder / one / name), read_checkpoint(folder / other / name))
+        for name in names
+    )
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int):
+    make_folders(tmp_path, 7, (40, 40))  # three steps per epoch
+    uninterrupted = run(tmp_path, 3, "uninterrupted")
+    stops = iter([False] * (steps - 1) + [True] + [False] * 99)
+    run(tmp_path, 3, "resumed", stop=lambda: next(stops))
+    resumed = run(tmp_path, 3, "resumed", resuming=True)
+    assert equal(uninterrupted.state_dict(), resumed.state_dict())
+    assert same_files(tmp_path, "uninterrupted", "resumed")
+
+
+def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path):
+    make_folders(tmp_path, 7, (40, 40))
+    started = time.monotonic()
+    run(tmp_path, 6, "uninterrupted")
+    duration = time.monotonic() - started
+    context, rng = multiprocessing.get_context("fork"), random.Random(0)
+    kills = attempts = 0
+    while kills < 20:
+        process = context.Process(target=run, args=(tmp_path, 6, "resumed", True))
+        process.start()
+        process.join(rng.uniform(0, duration * min(1, kills / 20 + 0.1)))  # at times within the first epoch
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        attempts += 1
+        if process.exitcode == 0:  # it was completed: once more from the beginning
+            assert same_files(tmp_path, "uninterrupted", "resumed")
+            shutil.rmtree(tmp_path / "resumed")
+        assert attempts < 100
+    run(tmp_path, 6, "resumed", resuming=True)
+    assert same_files(tmp_path, "uninterrupted", "resumed")
+
+
+def test_resume_checks_file_and_settings(tmp_path: Path):
+    make_folders(tmp_path, 4, (40, 40))
+    run(tmp_path, 1, "out")
+    with pytest.raises(InputError, match="epochs = 1, this run has 5"):
+        resume(new_state(), tmp_path / "out" / "last.pth", {"epochs": 5})
+    with pytest.raises(InputError, match="cannot be resumed"):
+        resume(new_state(), tmp_path / "out" / "best.pth", {"epochs": 1})
+
+
+def test_states_of_earlier_versions():
+    """Some have no counters of the steps, others the size of a micro-batch, which is no longer used."""
+    saved = new_state().state_dict() | {"at_once": 2, "epoch": 4}
+    for name in ("step", "loss_sum", "images_seen"):
+        del saved[name]
+    state = new_state()
+    state.load_state_dict(saved)
+    assert (state.epoch, state.step, state.images_seen) == (4, 0, 0)
+
+
+def test_state_without_scaler_keeps_that_of_this_run():
+    state = new_state()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
+    state.load_state_dict(new_state().state_dict())
+    assert state.scaler.get_scale() == 8
+
+
+def test_files_of_an_epoch(tmp_path: Path):
+    make_folders(tmp_path, 4, (40, 40))
+    state = run(tmp_path, 2, "out")
+    out = tmp_path / "out"
+    names = {"checkpoint_epoch1.pth", "checkpoint_epoch2.pth", "best.pth", "last.pth", "metrics.csv"}
+    assert {p.name for p in out.iterdir()} == names
+    for epoch in (1, 2):
+        assert load_model(out / f"checkpoint_epoch{epoch}.pth").epoch == epoch
+    best = max(state.history, key=lambda row: row["val_dice"])
+    model = load_model(out / "best.pth")
+    assert (model.epoch, model.validation["dice"]) == (best["epoch"], best["val_dice"])
+    assert model.settings == {"epochs": 2}
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_dice"]) for row in rows] == [row["val_dice"] for row in state.history]
+    assert "training" not in read_checkpoint(out / "best.pth")
+
+
+def test_nonfinite_validation_loss_is_not_saved(tmp_path: Path):
+    state = new_state()
+    state.complete_epoch({"loss": float("nan"), "dice": 0.0})
+    with pytest.raises(InputError, match="epoch 1 is nan"):
+        save_epoch(tmp_path, TrainedModel(state.network), state)
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_training_archives_an_earlier_one(tmp_path: Path):
+    prepare_folder(tmp_path / "new", resumed=False)
+    assert not (tmp_path / "new").exists()
+    for i in (1, 2):
+        for name in ("best.pth", "last.pth", "checkpoint_epoch7.pth", "metrics.csv", "mine.txt"):
+            (tmp_path / name).write_text(f"{name} {i}")
+        prepare_folder(tmp_path, resumed=False)
+        assert (tmp_path / f"earlier-{i}" / "best.pth").read_text() == f"best.pth {i}"
+    assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-2", "mine.txt"}
+
+
+def test_resumed_training_keeps_its_files(tmp_path: Path):
+    (tmp_path / "last.pth").touch()
+    (tmp_path / f".{'0' * 32}.part").touch()  # of a killed process
+    prepare_folder(tmp_path, resumed=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]

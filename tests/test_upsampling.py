@@ -1,0 +1,73 @@
+"""Bilinear upsampling as matrix products, against PyTorch and by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.random_data import random_samples
+from utils.data.preprocessing import downscale_and_pad
+from utils.inference.samplers import LogitSamples
+from utils.inference.upsampling import StackUpsampler, bilinear_matrix
+
+
+@given(st.integers(1, 40), st.integers(1, 90))
+def test_bilinear_matrix_against_torch(n_in: int, n_out: int):
+    values = torch.rand(1, 1, n_in, generator=torch.Generator().manual_seed(n_in), dtype=torch.float64)
+    expected = F.interpolate(values, n_out, mode="linear", align_corners=False)[0, 0]
+    interpolated = bilinear_matrix(n_in, n_out).double() @ values[0, 0]
+    torch.testing.assert_close(interpolated, expected, atol=1e-6, rtol=0)
+
+
+def test_bilinear_matrix_by_hand():
+    assert bilinear_matrix(2, 4).tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    # The central half of four values: two outputs at 1.25 / 4 ... 2.75 / 4, that is at the values 1 and 2 themselves.
+    assert bilinear_matrix(4, 2, zoom=2).tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    assert bilinear_matrix(1, 3).tolist() == [[1], [1], [1]]
+
+
+@given(st.integers(1, 30), st.integers(1, 60), st.floats(1, 4))
+def test_bilinear_matrix_rows_sum_to_1(n_in: int, n_out: int, zoom: float):
+    matrix = bilinear_matrix(n_in, n_out, zoom)
+    assert (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(1), torch.ones(n_out))
+
+
+@pytest.mark.parametrize("c", [2, 3])
+@pytest.mark.parametrize("block_values", [None, 300])
+def test_stack_upsampler_against_torch(c: int, block_values: int | None):
+    samples, width, height = random_samples(t=4, c=c), 23, 19
+    upsampler = StackUpsampler(samples, width, height, block_values)
+    blocks = [
+        upsampler.probs(slice(begin, min(begin + upsampler.block_rows, height)))
+        for begin in range(0, height, upsampler.block_rows)
+    ]
+    assert (len(blocks) > 1) == (block_values is not None)
+    logits = F.interpolate(samples[0].logits, (height, width), mode="bilinear", align_corners=False)
+    expected = logits.softmax(dim=1)[:, 1:] if c == 2 else logits.softmax(dim=1)
+    torch.testing.assert_close(torch.cat(blocks, dim=2), expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shrink", [0.8, 0.6, 0.93])
+@pytest.mark.parametrize("size", [(256, 256), (250, 333)])
+def test_zoom_inverts_downscaling(size: tuple[int, int], shrink: float):
+    """A smooth image that is downscaled, padded and upsampled is itself again, pixel by pixel."""
+    x, y = np.meshgrid(np.linspace(0, 2.2, size[0]), np.linspace(0, 1.7, size[1]))
+    smooth = 128 + 50 * np.sin(x + 0.3) * np.cos(1.5 * y) + 30 * np.sin(2 * y + x)
+    image = Image.fromarray(np.repeat(np.round(smooth).astype(np.uint8)[..., None], 3, axis=2))
+    padded = downscale_and_pad(image, (128, 128), shrink).float()  # in place of the network's logits
+    upsampled = upsample(LogitSamples(padded[None, :1], 1 / shrink), size)[0]
+    inner = slice(8, -8)  # at its border the image meets the padding
+    difference = (upsampled - torch.from_numpy(smooth))[inner, inner]
+    assert difference.abs().max() < 1.5  # of 255, half of it from rounding to 8 bits twice
+    assert abs(difference.mean()) < 0.05
+
+
+def upsample(samples: LogitSamples, size: tuple[int, int]) -> list[torch.Tensor]:
+    """The full-size logits of the first class."""
+    (logits, zoom), (width, height) = samples, size
+    rows, columns = bilinear_matrix(logits.shape[-2], height, zoom), bilinear_matrix(logits.shape[-1], width, zoom)
+    return [rows @ sample[0] @ columns.T for sample in logits]

@@ -1,0 +1,261 @@
+"""The flags that scripts and commands share: argparse types and parents."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.data.cache import DEFAULT_CACHE_DIR
+from utils.data.images import IMAGE_EXTENSIONS
+from utils.training.tracking import MODES
+
+DEFAULT_MODEL = Path("pretrained_model.pth")
+_MAX_INTEGER = 10**9
+
+
+# -- types, which report what was expected -----------------------------------------------------------------------------
+
+
+def integer(minimum: int, maximum: int = _MAX_INTEGER) -> Callable[[str], int]:
+    """An argparse type: an integer from `minimum` to `maximum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if not minimum <= value <= maximum:
+            bounds = f"of {minimum} or more" if maximum == _MAX_INTEGER else f"from {minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"an integer {bounds} was expected, not {text!r}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float, include_low: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number above `low`, or from `low` on if `include_low`, up to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (low < value <= high or (include_low and value == low)):
+            bounds = f"{'from' if include_low else 'above'} {low:g} and up to {high:g}"
+            raise argparse.ArgumentTypeError(f"a number {bounds} was expected, not {text!r}")
+        return value
+
+    return parse
+
+
+def add_with_default(parser: argparse._ActionsContainer, *flags: str, help: str = "", **options: Any) -> None:
+    """Add an argument whose help ends with its default."""
+    default = "default: %(default)s"
+    parser.add_argument(*flags, help=f"{help} ({default})" if help else default, **options)
+
+
+# -- parents -----------------------------------------------------------------------------------------------------------
+
+
+def _parent() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(add_help=False)
+
+
+def compute_parent() -> argparse.ArgumentParser:
+    """--device, --amp, --seed."""
+    parent = _parent()
+    _add_compute_flags(parent)
+    return parent
+
+
+def _add_compute_flags(parent: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parent.add_argument_group("computation")
+    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the first available)")
+    group.add_argument("--amp", action="store_true", help="mixed precision, faster on devices with bfloat16")
+    add_with_default(
+        group, "--seed", type=integer(0, 2**63 - 1), default=0, metavar="N", help="random seed, for repeatable results"
+    )
+    return group
+
+
+def model_parent() -> argparse.ArgumentParser:
+    """--model and its properties, --batch-size, and the flags of `compute_parent`; see `model_from_args`."""
+    parent = _parent()
+    group = parent.add_argument_group("model (its file records the rest; a contradicting flag is an error)")
+    add_with_default(group, "--model", "-m", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="checkpoint")
+    group.add_argument("--bilinear", action="store_true", default=None, help="bilinear upsampling")
+    group.add_argument("--classes", "-c", type=integer(1, 256), metavar="N", help="number of classes")
+    for flag, side in (("--newW", "width"), ("--newH", "height")):
+        group.add_argument(flag, type=integer(16, 8192), metavar="N", help=f"{side} of the network's input")
+    computation = _add_compute_flags(parent)
+    add_with_default(
+        computation,
+        "--batch-size",
+        type=integer(1),
+        default=8,
+        metavar="N",
+        help="images, passes or views per batch on a GPU",
+    )
+    return parent
+
+
+def folder_parent() -> argparse.ArgumentParser:
+    """--input-dir, --output-dir, --mask-dir, --ext, --skip-existing, --recursive."""
+    parent = _parent()
+    group = parent.add_argument_group("images")
+    group.add_argument("--input-dir", type=Path, required=True, metavar="DIR", help="folder of images")
+    group.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
+    group.add_argument(
+        "--mask-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of ground-truth masks; the metrics are written to metrics.csv and metrics.json",
+    )
+    group.add_argument(
+        "--ext",
+        nargs="+",
+        default=IMAGE_EXTENSIONS,
+        metavar=".EXT",
+        help=f"file extensions of images (default: {' '.join(IMAGE_EXTENSIONS)})",
+    )
+    group.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="resume an interrupted run: keep finished images",
+    )
+    group.add_argument("--recursive", action="store_true", help="include sub-folders; the results keep them")
+    return parent
+
+
+def image_parent() -> argparse.ArgumentParser:
+    """--input, --output, --output-dir."""
+    parent = _parent()
+    group = parent.add_argument_group("images")
+    group.add_argument(
+        "--input", "-i", nargs="+", type=Path, required=True, metavar="FILE", help="images, or folders of images"
+    )
+    results = group.add_mutually_exclusive_group()
+    results.add_argument(
+        "--output",
+        "-o",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="masks, .png, one per image; the maps are written beside them (default: the image's name with _OUT.png)",
+    )
+    results.add_argument("--output-dir", type=Path, metavar="DIR", help="folder for the masks NAME.png and the maps")
+    return parent
+
+
+def probability_parent() -> argparse.ArgumentParser:
+    """--class-index, --save-entropy, --save-npy, --calibrated."""
+    parent = _parent()
+    add_with_default(
+        parent,
+        "--class-index",
+        type=integer(0, 255),
+        default=1,
+        metavar="K",
+        help="class whose probability is saved",
+    )
+    parent.add_argument(
+        "--save-entropy",
+        action="store_true",
+        help="save the uncertainty maps, too: entropy and, for several samples, standard deviation, expected entropy "
+        "and mutual information",
+    )
+    add_float_flags(parent)
+    return parent
+
+
+def add_float_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --save-npy, --calibrated."""
+    parser.add_argument("--save-npy", action="store_true", help="save all maps as float32 .npy files, too")
+    parser.add_argument(
+        "--calibrated", action="store_true", help="divide the logits by the temperature stored in the model file"
+    )
+
+
+def mask_parent() -> argparse.ArgumentParser:
+    """--mask-threshold, --no-save, --viz."""
+    parent = _parent()
+    add_with_default(
+        parent,
+        "--mask-threshold",
+        "-t",
+        type=number(0, 1, include_low=True),
+        default=0.5,
+        metavar="P",
+        help="for two classes, the probability above which a pixel is foreground",
+    )
+    parent.add_argument("--no-save", "-n", action="store_true", help="write no results")
+    parent.add_argument("--viz", "-v", action="store_true", help="show each result in a window")
+    return parent
+
+
+def training_parent() -> argparse.ArgumentParser:
+    """The recipe, the start and the results of a training, and the flags of `compute_parent`."""
+    parent = _parent()
+    recipe = parent.add_argument_group("recipe")
+    add_with_default(recipe, "--epochs", "-e", type=integer(1), default=20, metavar="N", help="number of epochs")
+    add_with_default(recipe, "--batch-size", "-b", type=integer(1), default=8, metavar="N", help="images per step")
+    add_with_default(
+        recipe, "--learning-rate", "-l", type=number(0, 10), default=1e-3, metavar="RATE", help="maximum of the cycle"
+    )
+    add_with_default(
+        recipe, "--validation", "-v", type=float, default=15.0, metavar="PERCENT", help="images held out for validation"
+    )
+    add_with_default(
+        recipe,
+        "--augmentation",
+        choices=["light", "strong"],
+        default="light",
+        help="random transforms of the training images; strong is for trainings of 60 epochs and more",
+    )
+    recipe.add_argument(
+        "--classes", "-c", type=integer(1, 256), metavar="N", help="1 is a sigmoid (default: 2, or that of --load)"
+    )
+    recipe.add_argument(
+        "--bilinear", action="store_true", default=None, help="bilinear upsampling in place of transposed convolutions"
+    )
+    start = parent.add_argument_group("start")
+    start.add_argument("--load", "-f", type=Path, metavar="FILE", help="initialise with the weights of this checkpoint")
+    start.add_argument(
+        "--resume",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE",
+        help="resume an interrupted training, from FILE or from last.pth in the checkpoint folder",
+    )
+    results = parent.add_argument_group("results")
+    add_with_default(
+        results,
+        "--checkpoint-dir",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="folder for checkpoints and metrics.csv",
+    )
+    results.add_argument("--wandb", choices=MODES, help="Weights & Biases (default: online with a login, else offline)")
+    _add_compute_flags(parent)
+    return parent
+
+
+def training_folders_parent() -> argparse.ArgumentParser:
+    """--imgs-dir, --masks-dir, --cache-dir."""
+    parent = _parent()
+    folders = parent.add_argument_group("folders")
+    for flag, default, content in (
+        ("--imgs-dir", Path("data/imgs"), "images"),
+        ("--masks-dir", Path("data/masks"), "masks, NAME.* or NAME_Segmentation.* for the image NAME.jpg"),
+    ):
+        add_with_default(folders, flag, type=Path, default=default, metavar="DIR", help=content)
+    folders.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=DEFAULT_CACHE_DIR,
+        metavar="DIR",
+        help="decoded images, for the next run (default: data/.cache of this project)",
+    )
+    return parent

@@ -1,0 +1,168 @@
+"""The cache of decoded pairs: each file is decoded once, and again only when it has changed.
+
+A cache is a folder `DATASET-CONTENT` of arrays, memory-mapped when it is read: DATASET is a digest of the folders and
+the input size, CONTENT one of the files' names, sizes and modification times.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+
+from utils.data.decoding import DecodedPairs, PairDecoder, array_layout
+from utils.data.pairing import Pair
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CACHE_DIR = Path(__file__).resolve().parents[2] / "data" / ".cache"
+_VERSION = 1  # to be increased whenever the cached arrays are computed differently
+_ABANDONED_AFTER = 86400  # seconds after which an unfinished folder is taken for one of a killed process
+
+
+def decode_pairs(
+    pairs: Sequence[Pair],
+    size: tuple[int, int],
+    cache_dir: Path | str | None = DEFAULT_CACHE_DIR,
+    show_progress: bool = False,
+) -> DecodedPairs:
+    """Every image and mask at the network's input size.
+
+    Args:
+        pairs: the files.
+        size: width and height of the network's input.
+        cache_dir: where the arrays are kept for the next run; if None, or if it cannot be written, they are in memory
+            only.
+        show_progress: show a progress bar.
+
+    Raises:
+        InputError: files that cannot be read, or pairs of different sizes; all are listed.
+    """
+    fingerprints = [_fingerprint(pair.image) + _fingerprint(pair.mask) for pair in pairs]
+    if cache_dir is None:
+        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, show_progress)
+
+    # The cache of exactly these files, if it exists and is intact.
+    cache_dir = Path(cache_dir)
+    folders = sorted({str(path.parent.resolve()) for pair in pairs for path in astuple(pair)})
+    dataset = _digest([_VERSION, size, folders])
+    folder = cache_dir / f"{dataset}-{_digest(fingerprints)}"
+    cached = _load(folder, pairs)
+    if cached is not None:
+        return cached
+
+    # A new one, built in a hidden folder, with what an earlier cache of the same data set already has.
+    shutil.rmtree(folder, ignore_errors=True)
+    earlier = sorted(cache_dir.glob(f"{dataset}-*"))
+    building = _new_folder(folder, len(pairs), size)
+    arrays = _new_arrays(len(pairs), size) if building is None else _memory_map(building, "r+")
+    try:
+        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, show_progress)
+        if building is None:
+            return decoded
+        for array in arrays.values():
+            array.flush()
+        (building / "index.json").write_text(json.dumps({"files": fingerprints, "values": decoded.values}))
+    except BaseException:
+        if building is not None:
+            shutil.rmtree(building, ignore_errors=True)
+        raise
+
+    # Into its place; the caches that it replaces are removed.
+    try:
+        building.rename(folder)
+    except OSError:  # another process has meanwhile built the same one
+        shutil.rmtree(building, ignore_errors=True)
+    for path in (*earlier, *_abandoned(cache_dir, dataset)):
+        shutil.rmtree(path, ignore_errors=True)
+    return _load(folder, pairs) or decoded
+
+
+def _decode(
+    pairs: Sequence[Pair],
+    fingerprints: list[list],
+    arrays: dict[str, np.ndarray],
+    earlier: Path | None,
+    show_progress: bool,
+) -> DecodedPairs:
+    """Decode the pairs into arrays; those whose files have not changed are copied from an earlier cache."""
+    decoder = PairDecoder(pairs, arrays)
+    source = _load(earlier, pairs) if earlier else None
+    rows = {tuple(files): row for row, files in enumerate(_index(earlier)["files"])} if source else {}
+    todo = []
+    for i, files in enumerate(fingerprints):
+        row = rows.get(tuple(files))
+        if row is None:
+            todo.append(i)
+        else:
+            decoder.reuse(i, source, row)
+    decoder.decode_all(todo, show_progress)
+    return decoder.decoded
+
+
+def _fingerprint(path: Path) -> list:
+    """Name, size and modification time of a file."""
+    try:
+        status = path.stat()
+    except OSError:  # reading the file will report why
+        return [path.name, -1, -1]
+    return [path.name, status.st_size, status.st_mtime_ns]
+
+
+def _digest(value: list) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _abandoned(cache_dir: Path, dataset: str) -> list[Path]:
+    """Unfinished folders of killed processes."""
+    oldest = time.time() - _ABANDONED_AFTER
+    return [path for path in cache_dir.glob(f".{dataset}-*.part") if path.stat().st_mtime < oldest]
+
+
+def _new_folder(folder: Path, n: int, size: tuple[int, int]) -> Path | None:
+    """A new hidden folder beside `folder` with the arrays of a cache; None, with a warning, if it cannot be written."""
+    building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        building.mkdir(parents=True)
+        for name, (shape, dtype) in array_layout(n, size).items():
+            path = building / f"{name}.npy"
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # on a full disk, writing to the mapped file would kill the process
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        logger.warning(
+            "The cache %s cannot be written (%s): the decoded images stay in memory, the next run decodes them again",
+            folder.parent,
+            error.strerror,
+        )
+        return None
+    return building
+
+
+def _new_arrays(n: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in array_layout(n, size).items()}
+
+
+def _memory_map(folder: Path, mode: str) -> dict[str, np.ndarray]:
+    return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in array_layout(0, (0, 0))}
+
+
+def _index(folder: Path) -> dict:
+    return json.loads((folder / "index.json").read_text())
+
+
+def _load(folder: Path, pairs: Sequence[Pair]) -> DecodedPairs | None:
+    """The cache in a folder; None if there is none, or a damaged one."""
+    try:
+        return DecodedPairs(list(pairs), values=_index(folder)["values"], **_memory_map(folder, "r"))
+    except (OSError, ValueError):
+        return None

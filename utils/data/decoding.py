@@ -1,0 +1,132 @@
+"""Decode all pairs of a data set into arrays at the network's input size, in threads."""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from utils.data.images import read_image
+from utils.data.masks import classes_of_values, infer_mask_values, read_mask
+from utils.data.pairing import Pair, size_problem
+from utils.data.preprocessing import preprocess
+from utils.runtime.console import progress
+from utils.runtime.errors import InputError, bulleted
+
+MAX_VALUES = 256  # distinct values in the masks of a data set, so that their indices are bytes
+
+
+@dataclass
+class DecodedPairs:
+    """All pairs of a data set at the network's input size.
+
+    Attributes:
+        pairs: the N files.
+        images: (N, h, w, 3) uint8, in memory or memory-mapped from the cache.
+        masks: (N, h, w) uint8 indices into `values`.
+        values: the distinct mask values.
+        counts: (N, 256) int32, for each mask at its own size the number of pixels of each of `values`.
+    """
+
+    pairs: list[Pair]
+    images: np.ndarray
+    masks: np.ndarray
+    values: list[int]
+    counts: np.ndarray
+
+    def mask_values(self, n_classes: int) -> list[int]:
+        """`infer_mask_values` of these masks."""
+        names = [str(pair.mask) for pair in self.pairs]
+        return infer_mask_values(self.values, self.counts[:, : len(self.values)], names, n_classes)
+
+    def class_table(self, mask_values: Sequence[int]) -> np.ndarray:
+        """The class of each of `values`, as a (len(values),) uint8 lookup table.
+
+        Raises:
+            InputError: a mask contains a value that belongs to no class.
+        """
+        classes: dict[int, int] = {}
+        for pair, counts in zip(self.pairs, self.counts, strict=True):
+            found = [self.values[index] for index in np.flatnonzero(counts).tolist()]
+            classes.update(classes_of_values(found, mask_values, str(pair.mask)))
+        return np.array([classes[value] for value in self.values], dtype=np.uint8)
+
+
+def array_layout(n: int, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of the arrays of `DecodedPairs`, by name, for n pairs and an input size of width and height."""
+    width, height = size
+    return {
+        "images": ((n, height, width, 3), np.uint8),
+        "masks": ((n, height, width), np.uint8),
+        "counts": ((n, MAX_VALUES), np.int32),
+    }
+
+
+class PairDecoder:
+    """Decodes pairs into given arrays.
+
+    Args:
+        pairs: the files.
+        arrays: with the names, shapes and dtypes of `array_layout`, zero-initialised; filled in.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], arrays: dict[str, np.ndarray]) -> None:
+        self.decoded = DecodedPairs(list(pairs), values=[], **arrays)
+        self._lock = threading.Lock()
+
+    def reuse(self, i: int, source: DecodedPairs, row: int) -> None:
+        """Copy pair i from row `row` of an earlier result."""
+        target = self.decoded
+        found = np.flatnonzero(source.counts[row])
+        indices = self._indices([source.values[index] for index in found])
+        target.images[i], target.counts[i, indices] = source.images[row], source.counts[row, found]
+        target.masks[i] = indices[np.searchsorted(found, source.masks[row])]
+
+    def decode(self, i: int) -> str | None:
+        """Decode pair i from its files; returns what is wrong with the pair, or None."""
+        target, pair = self.decoded, self.decoded.pairs[i]
+        problem = size_problem(pair)
+        if problem:
+            return problem
+        height, width = target.masks.shape[1:]
+        try:
+            target.images[i] = preprocess(read_image(pair.image), (width, height)).permute(1, 2, 0).numpy()
+            mask = read_mask(pair.mask)
+            found, pixels = np.unique(mask, return_counts=True)
+            indices = self._indices(found.tolist())
+        except InputError as error:
+            return f"{pair.image.name}, {pair.mask.name}: {error}"
+        target.counts[i, indices] = pixels
+        resized = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+        target.masks[i] = indices[np.searchsorted(found, resized)]
+        return None
+
+    def decode_all(self, todo: Sequence[int], show_progress: bool) -> None:
+        """Decode these pairs from their files, in threads.
+
+        Raises:
+            InputError: pairs that cannot be used; all are listed.
+        """
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            results = pool.map(self.decode, todo)
+            if show_progress:
+                results = progress(results, total=len(todo), desc="Decoding", unit="pair")
+            problems = [problem for problem in results if problem]
+        if problems:
+            raise InputError(bulleted(f"{len(problems)} of {len(self.decoded.pairs)} pairs cannot be used", problems))
+
+    def _indices(self, found: list[int]) -> np.ndarray:
+        """The indices of mask values in `values`, to which new values are appended."""
+        with self._lock:
+            values = self.decoded.values
+            new = [value for value in found[: MAX_VALUES + 1] if value not in values]
+            if len(values) + len(new) > MAX_VALUES:
+                raise InputError(
+                    f"with the {len(found)} values of this mask there are more than {MAX_VALUES} distinct values in "
+                    "the masks; is it a mask?"
+                )
+            values.extend(new)
+            return np.array([values.index(value) for value in found], dtype=np.uint8)

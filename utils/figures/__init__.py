@@ -1,0 +1,1 @@
+"""All figures, and all of matplotlib."""

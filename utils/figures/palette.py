@@ -1,0 +1,26 @@
+"""The colours of all figures: those of Okabe and Ito (2008), which colour-blind readers can tell apart."""
+
+BLUE, GREEN, ORANGE = (0, 114, 178), (0, 158, 115), (230, 159, 0)
+VERMILION, PURPLE, SKY_BLUE, YELLOW = (213, 94, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66)
+
+GROUND_TRUTH, PREDICTION = YELLOW, GREEN
+FALSE_NEGATIVE, FALSE_POSITIVE = ORANGE, BLUE  # one light, one dark, so that they differ in greyscale, too
+_CLASSES = (GREEN, BLUE, YELLOW, VERMILION, SKY_BLUE, ORANGE, PURPLE)
+
+# Of the curves of several methods, in greyscale told apart by the markers and the dashes.
+CURVE_STYLES = tuple(
+    {"color": tuple(c / 255 for c in colour), "marker": marker, "linestyle": dashes}
+    for colour, marker, dashes in (
+        (BLUE, "o", "-"),
+        (VERMILION, "s", "--"),
+        (GREEN, "^", "-."),
+        (ORANGE, "D", ":"),
+        (PURPLE, "v", (0, (5, 1, 1, 1, 1, 1))),
+        (SKY_BLUE, "P", (0, (8, 2))),
+    )
+)
+
+
+def class_colour(k: int) -> tuple[int, int, int]:
+    """The colour of class k >= 1 of several classes."""
+    return _CLASSES[(k - 1) % len(_CLASSES)]

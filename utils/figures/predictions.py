@@ -1,0 +1,218 @@
+"""Figures of images and what is predicted of them: one row per image."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from utils.figures.grid import Column, draw_grid, save_figure
+from utils.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, GROUND_TRUTH, PREDICTION, class_colour
+from utils.inference.maps import ProbabilityMaps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+_MAX_SIDE = 768  # pixels of a panel's values; more cannot be seen
+_ERRORS = ((FALSE_NEGATIVE, "false negatives"), (FALSE_POSITIVE, "false positives"))
+
+Colour = tuple[int, int, int]
+
+
+@dataclass
+class FigureRow:
+    """What a figure shows of an image, at a reduced size.
+
+    Attributes:
+        image: (h, w, 3) uint8.
+        target: (h, w) class indices of the ground truth, or None.
+        maps: by the display name of each method the (h, w) probability of any class but the background and the (h, w)
+            predictive entropy, in nats.
+        classes: (h, w) predicted class indices, or None.
+        n_classes: number of classes.
+        caption: a line below the row.
+    """
+
+    image: np.ndarray
+    target: np.ndarray | None
+    maps: dict[str, tuple[np.ndarray, np.ndarray]]
+    classes: np.ndarray | None = None
+    n_classes: int = 2
+    caption: str = ""
+
+
+def prediction_row(
+    image: Image.Image, classes: np.ndarray, maps: ProbabilityMaps, target: np.ndarray | None = None, caption: str = ""
+) -> FigureRow:
+    """The row of an image and its prediction.
+
+    Args:
+        image: RGB.
+        classes: (H, W) predicted class indices.
+        maps: of the image, with `predictive_entropy`.
+        target: (H, W) class indices of the ground truth.
+        caption: a line below the row.
+    """
+    step = reduction(image.size)  # the slices are copied, so that nothing of full size is kept
+    foreground, entropy = 1 - maps.probs[0][step].cpu().numpy(), maps.predictive_entropy[step].cpu().numpy().copy()
+    return FigureRow(
+        np.asarray(image)[step].copy(),
+        None if target is None else target[step].copy(),
+        {"": (foreground, entropy)},
+        classes[step].copy(),
+        len(maps.probs),
+        caption,
+    )
+
+
+def format_scores(name: str, scores: Mapping[str, Any]) -> str:
+    """The caption of an image: its name and scores."""
+    parts = [name]
+    if "dice" in scores:
+        parts.append(f"Dice {scores['dice']:.3f}, Jaccard {scores['jaccard']:.3f}")
+    parts.append(f"soft Dice confidence {scores['soft_dice_confidence']:.3f}")
+    if scores["pairwise_dice"] is not None:
+        parts.append(f"pairwise Dice {scores['pairwise_dice']:.3f}")
+        parts.append(f"area {scores['area_mean']:.0f} ± {scores['area_std']:.0f} pixels")
+    else:
+        parts.append(f"area {scores['area']} pixels")
+    parts.append(f"mean entropy {scores['mean_entropy']:.3f} nats")
+    return "  ·  ".join(parts)
+
+
+def reduction(size: tuple[int, int]) -> tuple[slice, slice]:
+    """Which rows and columns of an image of that width and height a figure shows."""
+    step = max(1, math.ceil(max(size) / _MAX_SIDE))
+    return slice(None, None, step), slice(None, None, step)
+
+
+def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure] | None = None) -> Figure:
+    """One row per image: image, ground truth if there is one, prediction, errors, probability, entropy.
+
+    Args:
+        rows: with the same methods, all or none with ground truth.
+        new_figure: makes the figure; `matplotlib.figure.Figure` if None.
+    """
+    n_classes = max(row.n_classes for row in rows)
+    labelled = rows[0].target is not None
+    legend = _class_legend(n_classes)
+    columns = [Column("Image"), *[Column("Ground truth")] * labelled, Column("Prediction", legend=legend)]
+    columns += [Column("Errors", legend=_ERRORS)] * labelled
+    panels = []
+    for row in rows:
+        prediction = tint_classes(row.image, row.classes, row.n_classes, PREDICTION)
+        if labelled:
+            target = tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)
+            errors = tint_errors(row.image, row.classes, row.target)
+            panels.append([row.image, target, prediction, errors])
+        else:
+            panels.append([row.image, prediction])
+    return _with_maps(columns, panels, rows, new_figure)
+
+
+def draw_comparison(rows: Sequence[FigureRow]) -> Figure:
+    """One row per image: image, ground truth if there is one, and probability and entropy by each method."""
+    labelled = rows[0].target is not None
+    legend = _class_legend(max(row.n_classes for row in rows))
+    columns = [Column("Image"), *[Column("Ground truth", legend=legend)] * labelled]
+    panels = []
+    for row in rows:
+        panels.append([row.image])
+        if labelled:
+            panels[-1].append(tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH))
+    return _with_maps(columns, panels, rows)
+
+
+def _with_maps(
+    columns: list[Column],
+    panels: list[list[np.ndarray]],
+    rows: Sequence[FigureRow],
+    new_figure: Callable[..., Figure] | None = None,
+) -> Figure:
+    """The figure of these columns, with those of each method's probability and entropy added."""
+    for method in rows[0].maps:
+        columns = [*columns, Column("Probability", "probability", method), Column("Entropy", "entropy", method)]
+    panels = [
+        [*images, *(values for pair in row.maps.values() for values in pair)]
+        for images, row in zip(panels, rows, strict=True)
+    ]
+    max_entropy = math.log(max(row.n_classes for row in rows))
+    return draw_grid(columns, panels, [row.caption for row in rows], max_entropy, new_figure)
+
+
+def _class_legend(n_classes: int) -> tuple[tuple[Colour, str], ...]:
+    """The colours of several classes; none for two."""
+    return tuple((class_colour(k), f"class {k}") for k in range(1, n_classes)) if n_classes > 2 else ()
+
+
+def tint_classes(image: np.ndarray, classes: np.ndarray, n_classes: int, colour: Colour) -> np.ndarray:
+    """An image with all classes but the background tinted and outlined.
+
+    Args:
+        image: (H, W, 3) uint8.
+        classes: (H, W) class indices.
+        n_classes: number of classes.
+        colour: red, green and blue, 0 to 255, of a single foreground class; several have colours of their own.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    for k in range(1, n_classes):
+        image = tint_region(image, classes == k, colour if n_classes == 2 else class_colour(k))
+    return image
+
+
+def tint_errors(image: np.ndarray, classes: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """A greyscale image with false negatives and false positives tinted; a wrong foreground class is a false negative.
+
+    Args:
+        image: (H, W, 3) uint8.
+        classes, target: (H, W) class indices, predicted and of the ground truth.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+    grey = tint_region(grey, (target != classes) & (target > 0), FALSE_NEGATIVE, opacity=0.75)
+    return tint_region(grey, (target == 0) & (classes > 0), FALSE_POSITIVE, opacity=0.75)
+
+
+def tint_region(image: np.ndarray, region: np.ndarray, colour: Colour, opacity: float = 0.35) -> np.ndarray:
+    """An image with a region tinted and outlined.
+
+    Args:
+        image: (H, W, 3) uint8.
+        region: (H, W) bool.
+        colour: red, green and blue, 0 to 255.
+        opacity: of the tint, in [0, 1]; the outline is opaque.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    padded = np.pad(region, 1, mode="edge")
+    outline = region & ~(padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:])
+    alpha = (opacity * region + (1 - opacity) * outline)[..., None]
+    return np.round(image * (1 - alpha) + np.array(colour) * alpha).astype(np.uint8)
+
+
+def show_predictions(rows: Sequence[FigureRow], fallback: Path) -> None:
+    """Show `draw_predictions` in a window until it is closed; without a display, write it to the file `fallback`."""
+    import matplotlib.pyplot as plt
+
+    if plt.get_backend().lower() == "agg":
+        save_figure(draw_predictions(rows), fallback)
+        logger.warning("No display to show the figure on: it has been written to %s", fallback)
+        return
+    figure = draw_predictions(rows, plt.figure)
+    try:
+        plt.show()
+    finally:
+        plt.close(figure)

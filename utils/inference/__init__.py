@@ -1,0 +1,1 @@
+"""Arrays to maps: samples of an image's logits, and their per-pixel statistics at full size."""

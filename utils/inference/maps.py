@@ -1,0 +1,206 @@
+"""From samples of logits to maps at the image's own size: per-pixel statistics over the samples, in blocks of rows."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.inference.samplers import LogitSamples
+from utils.inference.upsampling import StackUpsampler
+from utils.metrics.uncertainty import entropy
+
+STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
+_MAP_FIELDS = ("probs", "predictive_entropy", "expected_entropy", "std")  # the fields of ProbabilityMaps that are maps
+
+
+@dataclass
+class ProbabilityMaps:
+    """Per-pixel statistics over the samples, at the image's own size, of the whole image or of a block of H rows.
+
+    Attributes:
+        probs: (C, H, W) float32, the mean over the samples.
+        num_samples: number of samples T.
+        predictive_entropy: (H, W) float32 in nats, the entropy of the mean; total uncertainty.
+        expected_entropy: (H, W) float32 in nats, the mean of the samples' entropies; the aleatoric part under MC
+            dropout.
+        std: (C, H, W) float32, the standard deviation over the samples (with denominator T).
+        overlaps: (C - 1, T, T) int64, for each class but the background and each pair of samples the number of pixels
+            that both assign to the class; on the diagonal its area in each sample. None for a single sample.
+
+    Statistics that were not requested are None.
+    """
+
+    probs: Tensor
+    num_samples: int
+    predictive_entropy: Tensor | None = None
+    expected_entropy: Tensor | None = None
+    std: Tensor | None = None
+    overlaps: Tensor | None = None
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """(H, W) float32 in nats: predictive minus expected entropy, BALD (Houlsby et al. 2011; Gal et al. 2017)."""
+        return (self.predictive_entropy - self.expected_entropy).clamp_(min=0)
+
+    def empty_like(self, height: int, statistics: Collection[str]) -> "ProbabilityMaps":
+        """Uninitialised maps of that many rows with these statistics, for `put_rows` to fill in."""
+        maps = {}
+        for name in _MAP_FIELDS:
+            if name == "probs" or name in statistics:
+                values = getattr(self, name)
+                planes = _distinct_planes(values)
+                empty = planes.new_empty(*planes.shape[:-2], height, planes.shape[-1])
+                maps[name] = empty.expand(*values.shape[:-2], -1, -1)
+        overlaps = torch.zeros_like(self.overlaps) if "overlaps" in statistics and self.overlaps is not None else None
+        return ProbabilityMaps(num_samples=self.num_samples, overlaps=overlaps, **maps)
+
+    def put_rows(self, rows: slice, block: "ProbabilityMaps") -> None:
+        """Fill in the maps of some rows, and add their overlaps."""
+        for name in _MAP_FIELDS:
+            if getattr(self, name) is not None:
+                _distinct_planes(getattr(self, name))[..., rows, :] = _distinct_planes(getattr(block, name))
+        if self.overlaps is not None:
+            self.overlaps += block.overlaps
+
+
+def _distinct_planes(values: Tensor) -> Tensor:
+    """Maps without their expanded dimension: the standard deviation of two classes is the same for both."""
+    return values[:1] if values.stride(0) == 0 else values
+
+
+@torch.inference_mode()
+def full_size_blocks(
+    samples: Sequence[LogitSamples],
+    size: tuple[int, int],
+    statistics: Collection[str] = STATISTICS,
+    threshold: float = 0.5,
+    block_values: int | None = None,
+) -> Iterator[tuple[slice, ProbabilityMaps]]:
+    """Upsample the samples of an image and compute statistics over them, a block of rows at a time, top to bottom.
+
+    The logits are interpolated bilinearly (`align_corners=False`); the softmax comes after. All samples of a block are
+    upsampled together, so T full-size maps never exist, and what a consumer computes from a block finds it in the
+    processor's cache.
+
+    Args:
+        samples: of one image.
+        size: width and height of the image.
+        statistics: which of `STATISTICS` to compute in addition to the mean.
+        threshold: with two classes, the probability above which a sample assigns a pixel to class 1 in `overlaps`.
+        block_values: how many probabilities are computed at a time; None for the default of the device.
+
+    Yields:
+        The rows, and their maps, on the samples' device.
+    """
+    width, height = size
+    stack = StackUpsampler(samples, width, height, block_values)
+    for begin in range(0, height, stack.block_rows):
+        rows = slice(begin, min(begin + stack.block_rows, height))
+        yield rows, _statistics(stack.probs(rows), stack.n_classes, statistics, threshold)
+
+
+@torch.inference_mode()
+def summarize(
+    samples: Sequence[LogitSamples],
+    size: tuple[int, int],
+    statistics: Collection[str] = STATISTICS,
+    threshold: float = 0.5,
+    block_values: int | None = None,
+) -> ProbabilityMaps:
+    """The maps of a whole image: all of its `full_size_blocks` in one, with the same arguments."""
+    whole = None
+    for rows, block in full_size_blocks(samples, size, statistics, threshold, block_values):
+        whole = whole or block.empty_like(size[1], statistics)
+        whole.put_rows(rows, block)
+    return whole
+
+
+def _statistics(probs: Tensor, n_classes: int, statistics: Collection[str], threshold: float) -> ProbabilityMaps:
+    """The requested statistics of (T, 1 or C, rows, W) probabilities."""
+    n_samples, channels = probs.shape[:2]
+    mean = probs.new_empty(n_classes, *probs.shape[2:])  # (C, rows, W)
+    mean[-channels:] = probs.mean(dim=0) if n_samples > 1 else probs[0]
+    if channels < n_classes:
+        torch.sub(1, mean[1], out=mean[0])
+    std = None
+    if "std" in statistics:
+        std = (probs - mean[-channels:]).square_().mean(dim=0).sqrt_()  # torch.std is far slower
+    return ProbabilityMaps(
+        probs=mean,
+        num_samples=n_samples,
+        predictive_entropy=entropy(mean) if "predictive_entropy" in statistics else None,
+        expected_entropy=entropy(probs).mean(dim=0) if "expected_entropy" in statistics else None,
+        std=None if std is None else std.expand(n_classes, -1, -1),  # two classes share one
+        overlaps=_overlaps(probs, threshold) if "overlaps" in statistics and n_samples > 1 else None,
+    )
+
+
+def _overlaps(probs: Tensor, threshold: float) -> Tensor:
+    """The pixels that pairs of samples assign to one class, (C - 1, T, T), of (T, 1 or C, rows, W) probabilities."""
+    if probs.shape[1] == 1:
+        return _overlaps_above(probs[:, 0], threshold)[None]
+    predicted = probs.argmax(dim=1)
+    return torch.stack([_overlaps_above((predicted == k).float(), 0.5) for k in range(1, probs.shape[1])])
+
+
+def _overlaps_above(values: Tensor, threshold: float) -> Tensor:
+    """The pixels above the threshold in both of each pair of samples, (T, T) int64, of (T, rows, W) values.
+
+    Most pixels are above it in all samples or in none; only the others are compared pair by pair.
+    """
+    in_any = values.amax(dim=0) > threshold  # (rows, W)
+    if not in_any.any():
+        return torch.zeros(len(values), len(values), dtype=torch.int64, device=values.device)
+    in_all = values.amin(dim=0) > threshold
+    disputed = _nonzero(in_any ^ in_all)
+    above = (values[:, disputed // values.shape[2], disputed % values.shape[2]] > threshold).float()  # (T, n)
+    return in_all.count_nonzero() + (above @ above.T).long()  # below 2^24, so exact
+
+
+def _nonzero(mask: Tensor) -> Tensor:
+    """The indices at which a flattened mask is true."""
+    if mask.device.type == "cpu":  # NumPy is several times as fast
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero()[:, 0]
+
+
+def split_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:
+    """Each sample of an image on its own."""
+    return [LogitSamples(sample[None], zoom) for logits, zoom in samples for sample in logits]
+
+
+def full_size_probs(samples: Sequence[LogitSamples], size: tuple[int, int]) -> Iterator[Tensor]:
+    """The probabilities of each sample of an image, one after the other, (C, H, W) float32."""
+    return (summarize([sample], size, statistics=()).probs for sample in split_samples(samples))
+
+
+def most_probable_class(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
+    """The predicted mask.
+
+    Args:
+        probs: (C, H, W).
+        threshold: with two classes, class 1 is predicted where its probability is above this.
+
+    Returns:
+        (H, W) uint8 class indices.
+    """
+    if len(probs) > 2:
+        return _to_bytes(probs.argmax(dim=0))
+    if probs.device.type == "cpu":  # NumPy is several times as fast
+        return (probs[1].numpy() > threshold).view(np.uint8)
+    return _to_bytes(probs[1] > threshold)
+
+
+def to_grey(values: Tensor, white: float = 1.0) -> np.ndarray:
+    """A map as an 8-bit greyscale image: 0 is black, `white` is 255, rounded."""
+    return _to_bytes((values * (255 / white)).round_().clamp_(0, 255))
+
+
+def _to_bytes(values: Tensor) -> np.ndarray:
+    """Whole numbers from 0 to 255 as uint8. NumPy converts faster; from a GPU only bytes should be copied."""
+    if values.device.type != "cpu":
+        return values.to(torch.uint8).cpu().numpy()
+    with np.errstate(invalid="ignore"):  # NaN becomes 0
+        return values.numpy().astype(np.uint8)

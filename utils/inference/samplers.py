@@ -1,0 +1,240 @@
+"""The three samplers: plain softmax, MC dropout, test-time augmentation.
+
+Whatever the method, an image becomes a stack of logits at the network's resolution: one sample by the plain softmax,
+T by MC dropout, 16 by test-time augmentation. `utils.inference.maps` takes any stack to the image's own size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unet import class_logits, draw_dropout_masks, mc_dropout
+from unet.mc_dropout import active_dropout_layers
+from utils.checkpoint import TrainedModel
+from utils.data.preprocessing import downscale_and_pad, preprocess, to_network_input
+from utils.inference.symmetries import N_SYMMETRIES, apply_symmetry, invert_symmetry
+from utils.runtime.device import in_batches
+from utils.runtime.errors import InputError
+from utils.runtime.seeds import derived_seed
+
+_CPU_BATCH_PIXELS = 4 * 128 * 128  # of a batch on a CPU, a size at which its caches are used well
+
+
+class LogitSamples(NamedTuple):
+    """Samples of an image's logits, in the image's own orientation.
+
+    Attributes:
+        logits: (T, C, h, w) float32, C >= 2.
+        zoom: 1.0 where they cover the image; else the image is their central 1 / zoom.
+    """
+
+    logits: Tensor
+    zoom: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A way to draw samples of an image's logits.
+
+    Attributes:
+        batch_size: number of network inputs per batch on a GPU. A CPU takes four inputs of 128x128, or as many as have
+            their pixels, so that its maps do not depend on the batch size.
+        dtype: of mixed precision; None for single precision.
+        temperature: divisor of the logits (Guo et al., ICML 2017).
+    """
+
+    method: ClassVar[str]  # its name in a checkpoint's `temperatures`
+
+    batch_size: int = 8
+    dtype: torch.dtype | None = None
+    temperature: float = 1.0
+
+    @property
+    def inputs_per_image(self) -> int:
+        """The number of network inputs per image."""
+        return 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that determine the samples, by name, as plain values."""
+        settings = {**asdict(self), "dtype": str(self.dtype)}
+        del settings["batch_size"]  # changes the last digits at most
+        return settings
+
+    def for_single_images(self) -> "Sampler":
+        """The same sampler for images that are predicted one by one: a batch has at most the inputs of one image."""
+        return replace(self, batch_size=min(self.batch_size, self.inputs_per_image))
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The display name of the method, with its main settings."""
+
+    def check(self, model: TrainedModel) -> None:  # noqa: B027 - most methods work with every model
+        """Check that the method can be used with a model.
+
+        Raises:
+            InputError: it cannot.
+        """
+
+    def inputs(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+        """The preprocessed versions of an image: (V, 3, h, w) uint8, for an input size of width and height."""
+        return preprocess(image, size)[None]
+
+    @abstractmethod
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        """Samples of several images' logits.
+
+        Args:
+            model: to predict with.
+            inputs: for each image what `inputs` returned, (V, 3, h, w) uint8.
+            names: of the images, from which random numbers are derived.
+
+        Returns:
+            For each image its samples, one `LogitSamples` per zoom.
+        """
+
+    @torch.inference_mode()
+    def logits(self, model: TrainedModel, inputs: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
+        """The network's logits, in batches, without dropout or with given dropout masks.
+
+        Batches are padded with copies of the last input: the last bits of a result depend on the batch size, so an
+        image's maps are then the same whatever else is predicted with it.
+
+        Args:
+            model: to predict with.
+            inputs: (N, 3, h, w) uint8.
+            masks: for each dropout layer (N, C, 1, 1), as `draw_dropout_masks` returns them.
+
+        Returns:
+            (N, C, h, w) float32, C >= 2, on the model's device.
+        """
+        device = model.device
+        n, (width, height) = len(inputs), model.input_size
+        size = self.batch_size
+        if device.type == "cpu":
+            size = min(max(1, _CPU_BATCH_PIXELS // (width * height)), self.inputs_per_image)
+        padded = torch.arange(-(-n // size) * size).clamp(max=n - 1)
+
+        def compute(batch: slice) -> Tensor:
+            rows = padded[batch]
+            x = to_network_input(inputs[rows], device)
+            with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                if masks is None:
+                    output = model.network(x)
+                else:
+                    with mc_dropout(model.network, [mask[rows].to(device) for mask in masks]):
+                        output = model.network(x)
+            return class_logits(output).float() / self.temperature
+
+        return in_batches(compute, len(padded), size)[:n]
+
+    def _calibrated(self) -> str:
+        return "" if self.temperature == 1 else ", calibrated"
+
+
+@dataclass(frozen=True)
+class Softmax(Sampler):
+    """One deterministic pass: the uncalibrated softmax (sigmoid for a one-class model)."""
+
+    method = "softmax"
+
+    def __str__(self) -> str:
+        return "softmax" + self._calibrated()
+
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        return [[LogitSamples(logits[None])] for logits in self.logits(model, torch.cat(list(inputs)))]
+
+
+@dataclass(frozen=True)
+class MCDropout(Sampler):
+    """T passes with active dropout (Gal and Ghahramani, ICML 2016).
+
+    Attributes:
+        num_samples: number of passes T.
+        seed: an image's dropout masks are derived from it and the image's name, so a map depends neither on the order
+            of the images nor on the batch size.
+    """
+
+    method = "mc_dropout"
+
+    num_samples: int = 20
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"MC dropout, {self.num_samples} passes" + self._calibrated()
+
+    @property
+    def inputs_per_image(self) -> int:
+        return self.num_samples
+
+    def check(self, model: TrainedModel) -> None:
+        if not active_dropout_layers(model.network):
+            raise InputError("this model has no dropout layers, so MC dropout cannot be used with it")
+
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        masks = [draw_dropout_masks(model.network, self.num_samples, derived_seed(self.seed, name)) for name in names]
+        by_layer = [torch.cat(layer) for layer in zip(*masks, strict=True)]  # each (N T, C, 1, 1)
+        passes = torch.cat(list(inputs)).repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
+        logits = self.logits(model, passes, by_layer)
+        return [[LogitSamples(of_image)] for of_image in logits.split(self.num_samples)]
+
+
+@dataclass(frozen=True)
+class TestTimeAugmentation(Sampler):
+    """16 views: the 8 symmetries of the square, of the image and of its downscaled and zero-padded copy.
+
+    The symmetries commute with the resize to a square input, so two resizes are enough for all views.
+
+    Attributes:
+        shrink: size of the downscaled copy relative to the image, in (0, 1].
+    """
+
+    method = "tta"
+
+    shrink: float = 0.8
+
+    def __str__(self) -> str:
+        return "test-time augmentation" + self._calibrated()
+
+    @property
+    def inputs_per_image(self) -> int:
+        return 2 * N_SYMMETRIES
+
+    def check(self, model: TrainedModel) -> None:
+        width, height = model.input_size
+        if width != height:
+            raise InputError(
+                f"test-time augmentation by symmetries of the square requires a square input, not {width}x{height}"
+            )
+
+    def inputs(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+        return torch.stack([preprocess(image, size), downscale_and_pad(image, size, self.shrink)])
+
+    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+        images = torch.stack(list(inputs))  # (N, 2, 3, h, w)
+        views = torch.stack([apply_symmetry(images, k) for k in range(N_SYMMETRIES)], dim=2)  # (N, 2, 8, 3, h, w)
+        logits = self.logits(model, views.flatten(0, 2)).unflatten(0, views.shape[:3])  # (N, 2, 8, C, h, w)
+        upright = torch.stack([invert_symmetry(logits[:, :, k], k) for k in range(N_SYMMETRIES)], dim=2)
+        return [[LogitSamples(plain), LogitSamples(padded, 1 / self.shrink)] for plain, padded in upright]
+
+
+TestTimeAugmentation.__test__ = False  # pytest would collect it because of its name
+
+
+def calibrated(sampler: Sampler, model: TrainedModel) -> Sampler:
+    """The same method with the temperature that was fitted for it.
+
+    Raises:
+        InputError: the model has none.
+    """
+    if sampler.method not in model.temperatures:
+        raise InputError(
+            f"this model has no temperature for {sampler}: train_bayesian.py fits one at the end of a training, "
+            "python -m utils.calibration for an existing model"
+        )
+    return replace(sampler, temperature=model.temperatures[sampler.method])

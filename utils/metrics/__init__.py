@@ -1,0 +1,1 @@
+"""Maps to numbers: uncertainty, segmentation, calibration, error detection, selective prediction."""

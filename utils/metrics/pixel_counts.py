@@ -1,0 +1,191 @@
+"""Sums and histograms over pixels, from which all pixel metrics are computed.
+
+`PixelCounts` has a fixed size, a few kilobytes, so the metrics of a set are over all of its pixels in constant memory.
+"""
+
+import math
+import operator
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+N_BINS = 15  # of a reliability diagram
+MIN_PROBABILITY = 1e-7  # at which probabilities are clamped in the NLL
+BLOCK_SIZE = 2**19  # pixels that are counted at a time
+
+_OCTAVES, _BINS_PER_OCTAVE = 24, 2**7  # of 1 - confidence; float32 has no smaller steps below 1
+_CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
+_ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # no float32 below 1 has a larger logit
+_MERGED = 8  # fine bins per bin of `PixelCounts.coarse`
+
+
+def confidence_bins(confidence: Tensor) -> Tensor:
+    """The fine bin of each confidence, int32: 128 bins per octave of 1 - confidence, so each is at most 0.8 % wide.
+
+    A bin index is the upper bits of a float32, whose order is that of the numbers.
+
+    Args:
+        confidence: float32 in (0, 1].
+    """
+    lowest = (127 - _OCTAVES) * _BINS_PER_OCTAVE  # 127 is the biased exponent of 1
+    bits = (1 - confidence).view(torch.int32) >> 16  # keeps 7 of the 23 bits of the mantissa
+    return (bits - lowest).clamp_(0, _CONFIDENCE_BINS - 1)
+
+
+def confidence_bin_centres(n: int) -> np.ndarray:
+    """The confidence at the centre of each bin, (n,) float64, when the fine bins are merged into n."""
+    edges = np.linspace(0, _CONFIDENCE_BINS, n + 1).astype(np.int64)
+    octave, step = np.divmod(edges, _BINS_PER_OCTAVE)
+    values = 2.0 ** (octave - _OCTAVES) * (1 + step / _BINS_PER_OCTAVE)
+    return 1 - (values[:-1] + values[1:]) / 2
+
+
+def entropy_bins(entropy: Tensor, n_classes: int) -> Tensor:
+    """The fine bin of each entropy, int32: equal-width bins of the logit of entropy / ln C.
+
+    So the bins are narrow near 0, where most pixels are, and near ln C, where most errors are.
+
+    Args:
+        entropy: float32 in [0, ln C], in nats.
+        n_classes: number of classes C.
+    """
+    logit = (entropy / math.log(n_classes)).logit_(eps=1e-7)
+    return logit.add_(_MAX_LOGIT).mul_(_ENTROPY_BINS / (2 * _MAX_LOGIT)).clamp_(0, _ENTROPY_BINS - 1).int()
+
+
+_PACKED_DTYPES = ("<f8", "<f8", "<f8", "<f8", "<i4", "<i4")  # of the fields of PixelCounts
+_PACKED_SHAPES = ((3, N_BINS), (3, N_BINS), (), (), (2, _CONFIDENCE_BINS), (2, _ENTROPY_BINS))
+
+
+@dataclass
+class PixelCounts:
+    """Sums over pixels. Leading dimensions stand for several images or sets.
+
+    The confidence of a pixel is the probability of its most probable class; the pixel is correct if that is the class
+    of the ground truth.
+
+    Attributes:
+        top_label: (..., 3, N_BINS) float64, by equal-width bins of the confidence: number of pixels, sum of their
+            confidences, number of correct ones.
+        foreground: (..., 3, N_BINS) float64, by equal-width bins of the probability of any class but the background:
+            number of pixels, sum of their probabilities, number of foreground pixels.
+        squared_error: (...,) float64, half the sum over the classes of (p_k - [y = k])^2; with two classes (p - y)^2.
+        log_loss: (...,) float64, the sum of -ln p_y in nats, with p_y clamped at `MIN_PROBABILITY`.
+        by_confidence: (..., 2, n) int64, errors and correct pixels in the bins of `confidence_bins` or merged ones.
+        by_entropy: (..., 2, n) int64, errors and correct pixels by predictive entropy, in the bins of `entropy_bins`
+            or merged ones.
+    """
+
+    top_label: np.ndarray
+    foreground: np.ndarray
+    squared_error: np.ndarray
+    log_loss: np.ndarray
+    by_confidence: np.ndarray
+    by_entropy: np.ndarray
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(...,) the number of pixels."""
+        return self.top_label[..., 0, :].sum(axis=-1)
+
+    def __add__(self, other: "PixelCounts") -> "PixelCounts":
+        return PixelCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def pack(self) -> bytes:
+        """The counts of one image, compressed to a few kilobytes."""
+        arrays = [getattr(self, f.name).astype(t) for f, t in zip(fields(self), _PACKED_DTYPES, strict=True)]
+        return zlib.compress(b"".join(array.tobytes() for array in arrays))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "PixelCounts":
+        """The inverse of `pack`."""
+        content, start, arrays = zlib.decompress(packed), 0, []
+        for dtype, shape in zip(_PACKED_DTYPES, _PACKED_SHAPES, strict=True):
+            array = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+            arrays.append(array.astype(np.float64 if dtype == "<f8" else np.int64))
+            start += array.nbytes
+        return cls(*arrays)
+
+    def coarse(self) -> "PixelCounts":
+        """The same counts with merged fine bins, small enough for a bootstrap over many images."""
+
+        def merge(counts: np.ndarray) -> np.ndarray:
+            return counts.reshape(*counts.shape[:-1], -1, _MERGED).sum(axis=-1)
+
+        rest = (self.top_label, self.foreground, self.squared_error, self.log_loss)
+        return PixelCounts(*rest, merge(self.by_confidence), merge(self.by_entropy))
+
+
+def count_pixels(
+    probs: Tensor, predictive_entropy: Tensor, target: Tensor, block_size: int = BLOCK_SIZE
+) -> PixelCounts:
+    """The counts of the pixels of one image.
+
+    Args:
+        probs: (C, H, W) float32.
+        predictive_entropy: (H, W) float32 in nats.
+        target: (H, W) integer class indices of the ground truth, on the same device.
+        block_size: number of pixels that are counted at a time.
+    """
+    if probs.device.type == "mps":  # does not support double precision
+        probs, predictive_entropy, target = probs.cpu(), predictive_entropy.cpu(), target.cpu()
+    blocks = zip(
+        probs.flatten(1).split(block_size, dim=1),
+        predictive_entropy.flatten().split(block_size),
+        target.flatten().split(block_size),
+        strict=True,
+    )
+    return reduce(operator.add, (_count_block(*block) for block in blocks))
+
+
+def _count_block(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
+    """`count_pixels` of (C, n), (n,) and (n,)."""
+    if len(probs) == 2:
+        confidence, predicted, foreground = torch.maximum(probs[0], probs[1]), probs[1] > probs[0], probs[1]
+        p_target = torch.where(target > 0, probs[1], probs[0])
+        squared_error = (1 - p_target).square_()
+    else:
+        (confidence, predicted), foreground = probs.max(dim=0), probs[1:].sum(dim=0)
+        p_target = probs.gather(0, target[None].long())[0]
+        squared_error = 0.5 * (probs.square().sum(dim=0) - 2 * p_target + 1)
+    correct = (predicted == target).int()
+
+    def errors_and_correct(index: Tensor, n: int) -> np.ndarray:
+        return torch.bincount(index + n * correct, minlength=2 * n).view(2, -1).cpu().numpy()
+
+    return PixelCounts(
+        top_label=_reliability(confidence, correct),
+        foreground=_reliability(foreground, (target > 0).int()),
+        squared_error=squared_error.sum(dtype=torch.float64).cpu().numpy(),
+        log_loss=-p_target.clamp(min=MIN_PROBABILITY).log().sum(dtype=torch.float64).cpu().numpy(),
+        by_confidence=errors_and_correct(confidence_bins(confidence), _CONFIDENCE_BINS),
+        by_entropy=errors_and_correct(entropy_bins(entropy, len(probs)), _ENTROPY_BINS),
+    )
+
+
+def _reliability(probability: Tensor, outcome: Tensor) -> np.ndarray:
+    """(3, N_BINS): pixels, sum of probabilities and positive outcomes in the bins (0, 1/15], (1/15, 2/15], ..."""
+    index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).int()
+    negatives, positives = torch.bincount(index + N_BINS * outcome, minlength=2 * N_BINS).view(2, -1)
+    total = torch.bincount(index, weights=probability.double(), minlength=N_BINS)
+    return torch.stack([negatives + positives, total, positives]).cpu().numpy()
+
+
+def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray) -> PixelCounts:
+    """The counts of B weighted sets of images, with a leading dimension B.
+
+    Args:
+        counts: of n images.
+        weights: (B, n), how often each image occurs in each set.
+    """
+    weights = weights.astype(np.float64)
+
+    def total(name: str) -> np.ndarray:
+        return np.tensordot(weights, np.stack([getattr(one, name) for one in counts]), axes=1)
+
+    return PixelCounts(*(total(f.name) for f in fields(PixelCounts)))

@@ -1,0 +1,173 @@
+"""Predict every image of a folder: read ahead, predict, write behind, and isolate failures."""
+
+import logging
+import queue
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.checkpoint import TrainedModel
+from utils.data.images import read_image
+from utils.inference.predictor import MapOptions, Prediction, predict_full_size
+from utils.inference.samplers import Sampler
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item
+from utils.pipeline.journal import Journal
+from utils.pipeline.report import Report
+from utils.runtime import distributed
+from utils.runtime.console import progress
+from utils.runtime.signals import GracefulStop
+from utils.runtime.threads import BackgroundWriter, in_groups, map_ahead, one_torch_thread
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FolderPredictor:
+    """Predicts the images of a folder. One that fails is reported, and the others continue.
+
+    Of several processes each predicts its share of the images, and all get the report of the whole.
+
+    Attributes:
+        model: to predict with.
+        sampler: the method.
+        save: called in a thread with each image and its prediction; returns the files that it has written. An
+            `InputError` or `OSError` that it raises is the image's failure.
+        options: what else is computed of each image.
+        ground_truth: with which the predictions are compared.
+        journal: images that it has are not predicted again; finished ones are added to it.
+        show: called in the main thread, in the order of the images, with the same arguments as `save`.
+    """
+
+    model: TrainedModel
+    sampler: Sampler
+    save: Callable[[Item, Prediction], Collection[Path]]
+    options: MapOptions = field(default_factory=MapOptions)
+    ground_truth: GroundTruth | None = None
+    journal: Journal | None = None
+    show: Callable[[Item, Prediction], None] | None = None
+
+    def run(self, items: Sequence[Item]) -> Report:
+        """Predict the images.
+
+        Raises:
+            InputError: the method cannot be used with the model.
+        """
+        self.sampler.check(self.model)
+        if self.ground_truth and self.ground_truth.evaluate_probs:
+            self.options = replace(self.options, keep={*self.options.keep, "predictive_entropy"})
+
+        # What an interrupted run has finished, and this process's share of the rest.
+        self._report, self._rows = Report(), self._finished_rows()
+        remaining = [item for item in items if item.key not in self._rows]
+        if self._rows:
+            logger.info("%d of %d images are already done", len(items) - len(remaining), len(items))
+        share = remaining[distributed.rank() :: distributed.world_size()]
+        try:
+            self._predict_share(share)
+        except OSError as error:  # nothing can be written any more
+            handled = {*self._rows, *(key for key, _ in self._report.failures)}
+            reason = f"not done, since nothing can be written ({error.strerror})"
+            self._report.failures += [(item.key, reason) for item in share if item.key not in handled]
+        return self._merged_report(items)
+
+    def _finished_rows(self) -> dict[str, dict[str, Any]]:
+        if self.journal is None:
+            return {}
+        if self.ground_truth:
+            self.ground_truth.packed |= self.journal.packed
+        return dict(self.journal.rows)
+
+    def _predict_share(self, share: Sequence[Item]) -> None:
+        """Read, predict, show and save images, each step in threads of its own but the third."""
+        device = self.model.device
+        group_size = 1 if device.type == "cpu" else max(1, self.sampler.batch_size // self.sampler.inputs_per_image)
+        readers = max(2, torch.get_num_threads() // 2)  # Pillow decodes without holding Python's lock
+        with (
+            GracefulStop() as stop,
+            progress(total=len(share), unit="image") as bar,
+            one_torch_thread(device) as threads,
+            BackgroundWriter() as writer,
+            closing(in_groups(map_ahead(self._read, share, readers, group_size + readers), group_size)) as groups,
+            closing(map_ahead(self._predict_group, groups, threads, threads - 1)) as predictions,
+        ):
+            self._replicas: queue.SimpleQueue[TrainedModel] = queue.SimpleQueue()
+            for _ in range(threads):
+                self._replicas.put(self.model.replica())
+            for group, future in predictions:
+                for item, prediction in future.result():
+                    with self._report.isolating(item.key):
+                        if self.show is not None:
+                            self.show(item, prediction)
+                        writer.submit(self._finish, item, prediction)
+                bar.update(len(group))
+                if stop():
+                    break
+        if stop():
+            stop.exit()
+
+    def _read(self, item: Item) -> tuple[tuple[int, int], Tensor]:
+        """Width and height of an image, and its network inputs."""
+        image = read_image(item.path)
+        return image.size, self.sampler.inputs(image, self.model.input_size)
+
+    def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction]]:
+        """Predict images that share a batch, with a replica of the model that no other thread is using."""
+        inputs: dict[Item, tuple[tuple[int, int], Tensor]] = {}
+        for item, reading in group:
+            with self._report.isolating(item.key):
+                inputs[item] = reading.result()
+        if not inputs:
+            return []
+        keys, samples = [item.key for item in inputs], []
+        replica = self._replicas.get()
+        try:
+            with self._report.isolating(*keys):
+                samples = self.sampler.sample(replica, [views for _, views in inputs.values()], keys)
+        finally:
+            self._replicas.put(replica)
+        predictions = []
+        for (item, (size, _)), of_image in zip(inputs.items(), samples, strict=False):  # none if the batch has failed
+            with self._report.isolating(item.key):
+                predictions.append((item, predict_full_size(of_image, size, self.options)))
+        return predictions
+
+    def _finish(self, item: Item, prediction: Prediction) -> None:
+        """Save the prediction of an image, compare it with its ground truth, and record both."""
+        with self._report.isolating(item.key):
+            files = self.save(item, prediction)
+            scores, packed = {}, None
+            if self.ground_truth:
+                scores = self.ground_truth.compare(item, prediction.classes, prediction.maps)
+                packed = self.ground_truth.packed.get(item.key)
+            row = {"image": item.key, **scores, **prediction.scores}
+            if self.journal:
+                self.journal.add(row, files, packed)
+            self._rows[item.key] = row
+            height, width = prediction.classes.shape
+            logger.debug(
+                "%s: %dx%d pixels, area %d, soft Dice confidence %.3f",
+                item.key,
+                width,
+                height,
+                row["area"],
+                row["soft_dice_confidence"],
+            )
+
+    def _merged_report(self, items: Sequence[Item]) -> Report:
+        """The report of all processes, in the order of the images."""
+        packed = self.ground_truth.packed if self.ground_truth else {}
+        parts = distributed.gather((self._rows, self._report.failures, packed))
+        rows = {key: row for rows, _, _ in parts for key, row in rows.items()}
+        failures = [failure for _, failures, _ in parts for failure in failures]
+        for _, _, of_process in parts:
+            packed |= of_process
+        report = Report([rows[item.key] for item in items if item.key in rows], failures)
+        assert len(report.rows) + len(report.failures) == len(items), "an image is neither done nor failed"
+        return report

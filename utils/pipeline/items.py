@@ -1,0 +1,69 @@
+"""The images of an input folder, and where their results go."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from utils.data.images import list_images
+from utils.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to predict.
+
+    Attributes:
+        path: of its file.
+        name: its path within the input folder.
+    """
+
+    path: Path
+    name: PurePath
+
+    @property
+    def key(self) -> str:
+        """The name under which it is reported, and from which its random numbers are derived."""
+        return self.name.as_posix()
+
+    def output(self, folder: Path, suffix: str = "_OUT.png") -> Path:
+        """The file of its result: its stem with a suffix, in the same sub-folder of `folder`."""
+        return folder / self.name.with_name(self.name.stem + suffix)
+
+
+def sibling(path: Path, suffix: str) -> Path:
+    """`DIR/NAME.png` with `suffix` in place of `.png`."""
+    return path.with_name(path.stem + suffix)
+
+
+def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], recursive: bool = False) -> list[Item]:
+    """The images of a folder; those in an output folder within it are ignored.
+
+    Raises:
+        InputError: there are none, the output folder is a file or the input folder itself, or two images would be
+            written to the same file.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"the output folder {output_dir} is a file: a folder was expected")
+    advice = "" if recursive else "; sub-folders are included only if recursive"
+    paths = list_images(input_dir, extensions, recursive, advice)
+    inside, target = input_dir.resolve(), output_dir.resolve()
+    if target == inside:
+        raise InputError(f"the output folder is the input folder, {input_dir}: the next run would predict its results")
+    if inside in target.parents:
+        paths = [path for path in paths if target not in path.resolve().parents]
+    items = [Item(path, path.relative_to(input_dir)) for path in paths]
+    if not items:
+        raise InputError(f"{input_dir} contains no image outside the output folder {output_dir}")
+    logger.info("%d images in %s", len(items), input_dir)
+    outputs: dict[Path, Item] = {}
+    for item in items:
+        other = outputs.setdefault(item.output(output_dir), item)
+        if other is not item:
+            raise InputError(
+                f"{other.name} and {item.name} would both be written to {item.output(output_dir)}: rename one, or "
+                "select one of their file extensions"
+            )
+    return items

@@ -1,0 +1,106 @@
+"""The journal of a run over many images, with which an interrupted run is resumed."""
+
+import base64
+import json
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from utils.pipeline.items import Item
+from utils.runtime import distributed
+from utils.runtime.atomic_files import atomic_file, remove_partial_files
+from utils.runtime.errors import InputError
+
+
+class Journal:
+    """The finished images of a run, one line each, in hidden files of the output folder.
+
+    Args:
+        folder: the output folder.
+        settings: plain values that have to be equal for results to belong together.
+        items: the images; one whose file has changed is predicted again.
+        resume: take over what an earlier run has finished; otherwise start anew.
+
+    Attributes:
+        rows: the scores of the finished images whose files all exist, by their keys.
+        packed: their `PixelCounts.pack()`, by their keys.
+
+    Raises:
+        InputError: the earlier results were made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], items: Sequence[Item], resume: bool) -> None:
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.packed: dict[str, bytes] = {}
+        self._sources = {item.key: _file_state(item.path) for item in items}
+        self._path = folder / f".progress-{distributed.rank()}.jsonl"
+        self._lock = threading.Lock()
+        self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
+        if resume and distributed.is_main():
+            remove_partial_files({item.output(folder).parent for item in items})
+        for path in sorted(folder.glob(".progress-*.jsonl")):
+            if resume:
+                self._take_over(path)
+            elif distributed.is_main():
+                path.unlink(missing_ok=True)
+        # All processes use what the main process has read, and none writes before all have read.
+        self.rows, self.packed = distributed.gather((self.rows, self.packed))[0]
+
+    def _take_over(self, path: Path) -> None:
+        """Read the finished images of a file of an earlier run."""
+        entries = {}  # by their lines
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):  # a line that a killed process was writing
+                entries[line] = json.loads(line)
+        earlier = next(iter(entries.values()), self.settings)
+        if earlier != self.settings:
+            name = next(name for name in earlier | self.settings if earlier.get(name) != self.settings.get(name))
+            raise InputError(
+                f"{self.folder} contains results that were made with {name} = {earlier.get(name)}, this run has "
+                f"{self.settings.get(name)}: choose another output folder, or start anew without skipping existing "
+                "results"
+            )
+        for line, entry in list(entries.items())[1:]:
+            key = entry["row"]["image"]
+            files_exist = all((self.folder / file).is_file() for file in entry["files"])
+            if files_exist and entry["source"] == self._sources.get(key):
+                self.rows[key] = entry["row"]
+                if entry["counts"]:
+                    self.packed[key] = base64.b64decode(entry["counts"])
+                if path == self._path:
+                    self._kept_lines.append(line)
+
+    def add(self, row: Mapping[str, Any], files: Collection[Path], packed: bytes | None) -> None:
+        """Record a finished image; may be called in threads.
+
+        Args:
+            row: its scores.
+            files: what was written for it.
+            packed: its pixel counts, if its probabilities were compared with a ground truth.
+        """
+        entry = {
+            "row": row,
+            "source": self._sources[row["image"]],
+            "files": [path.relative_to(self.folder).as_posix() for path in files],
+            "counts": base64.b64encode(packed).decode() if packed else None,
+        }
+        with self._lock:
+            if self._kept_lines is not None:  # the first call
+                with atomic_file(self._path) as file:
+                    for line in (json.dumps(self.settings).encode(), *self._kept_lines):
+                        file.write(line + b"\n")
+                self._kept_lines = None
+            with open(self._path, "ab") as file:
+                file.write(b"\n" + json.dumps(entry).encode() + b"\n")  # after a line that may have been cut off
+
+
+def _file_state(path: Path) -> list[int]:
+    """Size and modification time of a file."""
+    try:
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    except OSError:  # reading the file will report why
+        return []

@@ -1,0 +1,113 @@
+"""The files of an image's results: greyscale maps, float32 maps, single passes."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from utils.data.images import save_png
+from utils.inference.maps import ProbabilityMaps, full_size_blocks, split_samples, to_grey
+from utils.inference.samplers import LogitSamples
+from utils.pipeline.items import sibling
+from utils.runtime.atomic_files import atomic_npy_file
+
+MAX_STD = 0.5  # the largest standard deviation of a probability
+
+
+def draw_grey_maps(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    """The maps as (H, W) uint8 greyscale maps, by the suffix of their file names.
+
+    White is probability 1, standard deviation 0.5, and ln C nats of entropy and mutual information for C classes. Maps
+    of the spread exist for several samples only.
+
+    Args:
+        maps: with all statistics.
+        classes: whose probability and standard deviation are drawn; None for all but the background. With several,
+            the suffixes end with `_cK`.
+    """
+    n_classes = len(maps.probs)
+    classes = range(1, n_classes) if classes is None else classes
+    max_entropy = math.log(n_classes)
+    drawn = {}
+    for k in classes:
+        of_class = f"_c{k}" if len(classes) > 1 else ""
+        drawn[f"_prob{of_class}"] = to_grey(maps.probs[k])
+        if maps.num_samples > 1:
+            drawn[f"_std{of_class}"] = to_grey(maps.std[k], white=MAX_STD)
+    drawn["_entropy"] = to_grey(maps.predictive_entropy, white=max_entropy)
+    if maps.num_samples > 1:
+        drawn["_expected_entropy"] = to_grey(maps.expected_entropy, white=max_entropy)
+        drawn["_mutual_information"] = to_grey(maps.mutual_information, white=max_entropy)
+    return drawn
+
+
+def save_float_maps(
+    output: Path, maps: ProbabilityMaps, *, entropies: bool = True, one_class: bool = False
+) -> list[Path]:
+    """Write the maps as float32 .npy files beside `output`, `DIR/NAME.png`.
+
+    `NAME_mean.npy` and `NAME_std.npy` are (C, H, W), `NAME_entropy.npy`, `NAME_expected_entropy.npy` and
+    `NAME_mutual_information.npy` (H, W) in nats.
+
+    Args:
+        output: path of another result of the image.
+        maps: with all statistics.
+        entropies: write all five, not only the first two.
+        one_class: of a one-class model: mean and standard deviation of the foreground only, (H, W).
+
+    Returns:
+        The files.
+    """
+    of_class = 1 if one_class else slice(None)
+    arrays = {"_mean": maps.probs[of_class], "_std": maps.std[of_class]}
+    if entropies:
+        arrays["_entropy"] = maps.predictive_entropy
+        arrays |= {"_expected_entropy": maps.expected_entropy, "_mutual_information": maps.mutual_information}
+    files = {sibling(output, f"{suffix}.npy"): values.cpu().numpy() for suffix, values in arrays.items()}
+    for path, array in files.items():
+        with atomic_npy_file(path, array.shape) as write:
+            write(array, 0)
+    return list(files)
+
+
+@contextmanager
+def pass_writers(
+    output: Path,
+    samples: Sequence[LogitSamples],
+    size: tuple[int, int],
+    one_class: bool = False,
+    block_values: int | None = None,
+) -> Iterator[list[Callable[[], None]]]:
+    """Functions that write the probabilities of each pass, as greyscale maps and into one float32 array.
+
+    The files are `NAME_mc00_c0.png` ... and `NAME_probs.npy`, (T, C, H, W); of a one-class model the foreground only,
+    (T, H, W). The array appears when the `with` block ends.
+
+    Args:
+        output: path of another result of the image, `DIR/NAME.png`.
+        samples: of the image.
+        size: width and height of the image.
+        one_class: of a one-class model.
+        block_values: as for `full_size_blocks`.
+
+    Yields:
+        One function per pass; they may be called in threads.
+    """
+    passes, n_classes = split_samples(samples), 1 if one_class else samples[0].logits.shape[1]
+    width, height = size
+    shape = (len(passes), *([] if one_class else [n_classes]), height, width)
+
+    def save_pass(t: int) -> None:
+        grey_maps = np.empty((n_classes, height, width), dtype=np.uint8)
+        for rows, block in full_size_blocks([passes[t]], size, statistics=(), block_values=block_values):
+            for c, probs in enumerate(block.probs[-n_classes:]):
+                write(probs.cpu().numpy(), ((t * n_classes + c) * height + rows.start) * width)
+                grey_maps[c, rows] = to_grey(probs)
+        for c, grey_map in enumerate(grey_maps):
+            save_png(sibling(output, f"_mc{t:02d}_c{c}.png"), grey_map)
+
+    with atomic_npy_file(sibling(output, "_probs.npy"), shape) as write:
+        yield [partial(save_pass, t) for t in range(len(passes))]

@@ -1,0 +1,95 @@
+"""Write a probability map for each image of a folder, by any method: what the predict_prob scripts do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.checkpoint import TrainedModel
+from utils.data.images import save_png
+from utils.inference.maps import STATISTICS, ProbabilityMaps, to_grey
+from utils.inference.predictor import MapOptions, Prediction
+from utils.inference.samplers import Sampler, calibrated
+from utils.pipeline.folder_predictor import FolderPredictor
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item, sibling
+from utils.pipeline.journal import Journal
+from utils.pipeline.outputs import draw_grey_maps, save_float_maps
+from utils.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class ProbabilityMapOptions:
+    """What is written besides the probability maps, and what they are compared with.
+
+    Attributes:
+        class_index: the class whose probability is written.
+        save_entropy: write the other greyscale maps, too, as `draw_grey_maps` makes them.
+        save_npy: write the float32 maps, too, as `save_float_maps` does.
+        calibrated: divide the logits by the temperature of the model.
+        mask_dir: folder of ground-truth masks with which the probabilities are compared.
+        skip_existing: resume an interrupted run, see `Journal`.
+        model_name: for metrics.json.
+    """
+
+    class_index: int = 1
+    save_entropy: bool = False
+    save_npy: bool = False
+    calibrated: bool = False
+    mask_dir: Path | None = None
+    skip_existing: bool = False
+    model_name: str = ""
+
+
+def predict_probabilities(
+    model: TrainedModel, sampler: Sampler, items: Sequence[Item], output_dir: Path, options: ProbabilityMapOptions
+) -> int:
+    """Write each image's map of one class's probability, an 8-bit greyscale PNG in which 255 is 1.
+
+    Args:
+        model: to predict with.
+        sampler: the method.
+        items: the images.
+        output_dir: where the maps and `summary.csv` are written.
+        options: what else is written.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: the model has no such class or no temperature, or a ground-truth mask is missing.
+    """
+    if options.calibrated:
+        sampler = calibrated(sampler, model)
+    class_index = options.class_index
+    if class_index >= model.n_classes:
+        raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
+    ground_truth = GroundTruth(items, options.mask_dir, model.mask_values) if options.mask_dir else None
+
+    # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
+    run = {"method": str(sampler), "temperature": sampler.temperature, "mask_values": list(model.mask_values)}
+    run |= {"class_index": class_index, "save_entropy": options.save_entropy}
+    settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}
+    settings["weights"] = model.fingerprint()
+
+    def draw(maps: ProbabilityMaps) -> dict[str, np.ndarray]:
+        if options.save_entropy:
+            return draw_grey_maps(maps, [class_index])
+        return {"_prob": to_grey(maps.probs[class_index])}
+
+    def save(item: Item, prediction: Prediction) -> list[Path]:
+        output, files = item.output(output_dir), []
+        for suffix, grey_map in prediction.grey_maps.items():
+            files.append(output if suffix == "_prob" else sibling(output, f"{suffix}.png"))
+            save_png(files[-1], grey_map)
+        if options.save_npy:
+            files += save_float_maps(output, prediction.maps, one_class=model.one_class)
+        return files
+
+    statistics, kept = (STATISTICS if f else () for f in (options.save_npy or options.save_entropy, options.save_npy))
+    maps = MapOptions(grey_maps=draw, statistics=statistics, keep=kept)
+    journal = Journal(output_dir, settings, items, options.skip_existing)
+    report = FolderPredictor(model, sampler, save, maps, ground_truth, journal).run(items)
+    report.write(output_dir, ground_truth, run | {"model": options.model_name})
+    return report.finish(f": {output_dir}")

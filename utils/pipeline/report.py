@@ -1,0 +1,105 @@
+"""The outcome of a run over many images: scores, failures, the exit code."""
+
+import errno
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.metrics.evaluation import format_evaluation
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.summary import write_summary
+from utils.runtime import distributed
+from utils.runtime.atomic_files import write_csv, write_json
+from utils.runtime.errors import InputError, bulleted
+
+logger = logging.getLogger(__name__)
+
+_LISTED_IMAGES = 3  # empty masks in a message
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
+
+
+@dataclass
+class Report:
+    """The outcome of a run.
+
+    Attributes:
+        rows: the scores of each finished image, in the order of the images.
+        failures: name and reason of each failed image.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @contextmanager
+    def isolating(self, *names: str) -> Iterator[None]:
+        """Record an error in the `with` block as a failure of these images, unless every image would fail with it."""
+        try:
+            yield
+        except InputError as error:
+            reason = str(error)
+        except torch.OutOfMemoryError:
+            reason = "the device has too little free memory"
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise
+            reason = f"its result cannot be written ({error.strerror})"
+        else:
+            return
+        self.failures += [(name, reason) for name in names]
+
+    def write(
+        self, folder: Path | None, ground_truth: GroundTruth | None = None, run: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write `summary.csv` and, with ground truth, `metrics.csv` and `metrics.json`, and print the metrics.
+
+        Args:
+            folder: where they are written; None writes nothing.
+            ground_truth: with which the images were compared.
+            run: settings of the run, for metrics.json.
+        """
+        if not self.rows or not distributed.is_main():
+            return
+        result = ground_truth.evaluate(self.rows) if ground_truth else {}
+        if ground_truth is not None:
+            masks = f"{len(self.rows)} images compared with the masks in {ground_truth.mask_dir}"
+            print(f"{masks}:\n{format_evaluation(result)}")
+        if folder is None:
+            return
+        try:
+            for name in ("metrics.csv", "metrics.json"):  # of an earlier run
+                (folder / name).unlink(missing_ok=True)
+            write_summary(folder / "summary.csv", self.rows)
+            if ground_truth is not None:
+                write_csv(folder / "metrics.csv", self.rows)
+                write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
+        except OSError as error:
+            self.failures.append(("the summary", f"cannot be written to {folder} ({error.strerror})"))
+
+    def finish(self, destination: str = "") -> int:
+        """Log how the run ended; returns the exit code.
+
+        Args:
+            destination: where the results are.
+        """
+        empty = [row for row in self.rows if row.get("area") == 0]
+        if empty:
+            examples = ", ".join(
+                f"{row['largest_probability']:.3f} in {row['image']}" for row in empty[:_LISTED_IMAGES]
+            )
+            logger.info(
+                "%d of %d masks are empty; their largest foreground probability is %s%s",
+                len(empty),
+                len(self.rows),
+                examples,
+                ", … (see summary.csv)" if len(empty) > _LISTED_IMAGES else "",
+            )
+        logger.info("%d image%s done%s", len(self.rows), "s" * (len(self.rows) != 1), destination)
+        if self.failures and distributed.is_main():
+            problems = [f"{name}: {reason}" for name, reason in sorted(self.failures)]
+            logger.error("%s", bulleted(f"{len(self.failures)} failed", problems))
+        return 1 if self.failures else 0

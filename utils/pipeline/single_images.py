@@ -1,0 +1,195 @@
+"""Single images with all of their maps: where the files go, how an image is predicted, what is written of it."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+from utils.checkpoint import TrainedModel
+from utils.data.images import list_images, read_image, save_png
+from utils.data.masks import mask_to_image
+from utils.inference.maps import STATISTICS
+from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
+from utils.inference.samplers import LogitSamples, Sampler
+from utils.pipeline.items import Item, sibling
+from utils.pipeline.outputs import draw_grey_maps, pass_writers, save_float_maps
+from utils.pipeline.summary import read_summary
+from utils.runtime.errors import InputError
+from utils.runtime.threads import BackgroundWriter, one_torch_thread
+
+MAX_ROWS = 50  # of a figure of several images
+
+# The names of the results beside the mask NAME.png: NAME, and then this.
+_RESULT = (
+    r"(_(prob|std)(_c\d+)?|_((expected_)?entropy|mutual_information|figure)|_mc\d+_c\d+)\.png"
+    r"|_(mean|std|probs|(expected_)?entropy|mutual_information)\.npy"
+)
+
+
+# -- where the files go ------------------------------------------------------------------------------------------------
+
+
+def find_single_images(
+    inputs: Sequence[Path],
+    outputs: Sequence[Path] | None = None,
+    output_dir: Path | None = None,
+    figure: Path | None = None,
+    saving: bool = True,
+) -> list[tuple[Item, Path]]:
+    """Each image with the file of its mask, beside which its other results are written.
+
+    Args:
+        inputs: images, or folders of images.
+        outputs: a mask file for each image; None for names derived from the images'.
+        output_dir: a folder for the masks, in place of `outputs`.
+        figure: the file of a figure of all images.
+        saving: whether anything but the figure is written.
+
+    Raises:
+        InputError: an image cannot be found, or a result would overwrite another file.
+    """
+    paths = [image for path in inputs for image in (list_images(path) if path.is_dir() else [path])]
+    if any(path.is_dir() for path in inputs) and not output_dir and saving:
+        raise InputError("the results of a folder of images require an output folder")
+    if output_dir and output_dir.resolve() in [path.resolve() for path in inputs]:
+        raise InputError(f"the output folder is the input folder, {output_dir}: the next run would predict its results")
+    if output_dir:
+        outputs = [output_dir / f"{path.stem}.png" for path in paths]
+    elif outputs is None:
+        outputs = [sibling(path, "_OUT.png") for path in paths]
+    if len(outputs) != len(paths):
+        raise InputError(f"{len(paths)} images and {len(outputs)} output files: one is required for each image")
+    _check_figure(figure, paths, outputs)
+    _check_outputs(paths, outputs, saving)
+    return [(Item(path, PurePath(path.name)), output) for path, output in zip(paths, outputs, strict=True)]
+
+
+def _check_figure(figure: Path | None, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+    if figure is None:
+        return
+    if figure.suffix.lower() != ".png" or figure.is_dir():
+        raise InputError(f"figure {figure}: a file name that ends with .png was expected")
+    if figure.resolve() in [path.resolve() for path in (*inputs, *outputs)]:
+        raise InputError(f"the figure {figure} would overwrite an image or its mask: choose another name or folder")
+    if len(inputs) > MAX_ROWS:
+        raise InputError(f"a figure shows up to {MAX_ROWS} images, not {len(inputs)}; each has its own NAME_figure.png")
+
+
+def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path], saving: bool) -> None:
+    """See that neither a mask nor what is written beside it overwrites another file."""
+    for folder in {path.parent for path in outputs} if saving else ():
+        read_summary(folder / "summary.csv")  # raises if the file is something else
+    names = defaultdict(Counter)  # of images and masks, by folder
+    for path in (*inputs, *outputs):
+        names[path.parent.resolve()][path.name] += 1
+    masks = Counter(path.resolve() for path in outputs)
+    for path in outputs:
+        if masks[path.resolve()] > 1:
+            raise InputError(f"two images would have the same mask file {path}: rename one of them")
+        if path.suffix.lower() != ".png":
+            raise InputError(f"output {path}: the name of a mask must end with .png (or give an output folder)")
+        if path.is_dir():
+            raise InputError(f"output {path} is a folder: a file was expected")
+        results = re.compile(re.escape(path.stem) + f"(?:{re.escape(path.suffix)}|{_RESULT})")
+        for name, count in names[path.parent.resolve()].items():
+            if results.fullmatch(name) and (name != path.name or count > 1):
+                other = path.with_name(name)
+                raise InputError(
+                    f"output {path}: one of its results would overwrite {other}; choose another name or folder"
+                )
+
+
+# -- predict and save --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SingleImageOptions:
+    """What is written of an image.
+
+    Attributes:
+        threshold: with two classes, the probability above which a pixel is class 1.
+        save: write any files.
+        save_passes: write each pass, as `pass_writers` does.
+        save_mean_std: write mean and standard deviation as float32 maps.
+        save_npy: write all float32 maps.
+    """
+
+    threshold: float = 0.5
+    save: bool = True
+    save_passes: bool = False
+    save_mean_std: bool = False
+    save_npy: bool = False
+
+    @property
+    def save_float(self) -> bool:
+        """Whether any float32 maps are written."""
+        return self.save_mean_std or self.save_npy
+
+    def map_options(self) -> MapOptions:
+        """What is computed at full size; the predictive entropy is kept for a figure."""
+        keep = {*(STATISTICS if self.save_float else ()), "predictive_entropy"}
+        if not self.save:
+            return MapOptions(self.threshold, keep=keep)
+        return MapOptions(self.threshold, draw_grey_maps, STATISTICS, keep)
+
+
+@dataclass
+class SingleImage:
+    """An image with its samples and its prediction."""
+
+    image: Image.Image
+    samples: list[LogitSamples]
+    prediction: Prediction
+
+
+def predict_single_image(model: TrainedModel, sampler: Sampler, item: Item, options: SingleImageOptions) -> SingleImage:
+    """Read and predict an image.
+
+    Raises:
+        InputError: the image cannot be read, or the method cannot be used with the model.
+    """
+    image = read_image(item.path)
+    samples = draw_samples(model, image, sampler, item.key)
+    return SingleImage(image, samples, predict_full_size(samples, image.size, options.map_options()))
+
+
+def save_single_image(
+    output: Path,
+    result: SingleImage,
+    model: TrainedModel,
+    options: SingleImageOptions,
+    save_figure: Callable[[Path], None],
+) -> list[str]:
+    """Write the mask of an image to `output`, `DIR/NAME.png`, and everything else beside it, in threads.
+
+    Args:
+        output: the file of the mask.
+        result: of `predict_single_image`; its float32 maps are dropped once they are written.
+        model: with which it was predicted.
+        options: what is written.
+        save_figure: draws and writes the figure to the given file.
+
+    Returns:
+        The suffixes of the greyscale maps and the figure.
+    """
+    prediction, size = result.prediction, result.image.size
+    if options.save_float:
+        save_float_maps(output, prediction.maps, entropies=options.save_npy, one_class=model.one_class)
+    prediction.maps = None  # as large as a pass
+    passes = pass_writers(output, result.samples, size, model.one_class) if options.save_passes else nullcontext(())
+    with (
+        one_torch_thread(model.device) as threads,
+        passes as write_passes,
+        BackgroundWriter(max(2, threads)) as writer,
+    ):
+        writer.submit(save_figure, sibling(output, "_figure.png"))
+        writer.submit(save_png, output, mask_to_image(prediction.classes, model.mask_values))
+        for suffix, grey_map in prediction.grey_maps.items():
+            writer.submit(save_png, sibling(output, f"{suffix}.png"), grey_map)
+        for write_pass in write_passes:
+            writer.submit(write_pass)
+    return [*prediction.grey_maps, "_figure"]

@@ -1,0 +1,67 @@
+"""`summary.csv`: the scores that need no ground truth, with the image to review first at the top."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.runtime.atomic_files import write_csv
+from utils.runtime.errors import InputError
+
+SUMMARY_COLUMNS = (
+    "image",
+    "soft_dice_confidence",
+    "pairwise_dice",
+    "mean_entropy",
+    "area",
+    "area_mean",
+    "area_std",
+    "area_variation",
+    "largest_probability",
+)
+
+
+def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:
+    """Write the scores of images that need no ground truth as a CSV file, sorted by soft Dice confidence.
+
+    Args:
+        path: of the file.
+        rows: for each image its name and the scores of `ImageScores`; other entries are not written.
+        keep_others: keep the rows of other images in an existing file.
+
+    Raises:
+        InputError: the existing file is not such a summary.
+    """
+    names = {row["image"] for row in rows}
+    others = [row for row in read_summary(path) if row["image"] not in names] if keep_others else []
+    ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
+    write_csv(path, [{name: row.get(name) for name in SUMMARY_COLUMNS} for row in ordered])
+
+
+def read_summary(path: Path) -> list[dict[str, str]]:
+    """The rows of a summary; none if there is no such file.
+
+    Raises:
+        InputError: the file is not a summary.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = set(reader.fieldnames or ())  # earlier versions wrote fewer
+            known = set(SUMMARY_COLUMNS[:2]) <= columns <= set(SUMMARY_COLUMNS)
+            if not known or not all(_is_number(row[SUMMARY_COLUMNS[1]]) for row in rows):
+                raise InputError(f"{path} is not a summary of predictions, and would be overwritten: move it away")
+            return rows
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read as CSV ({error}): move it away") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False

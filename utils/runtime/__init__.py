@@ -1,0 +1,1 @@
+"""What every layer stands on: errors, files, the console, signals, threads, devices, processes, seeds."""

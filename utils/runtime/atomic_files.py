@@ -1,0 +1,102 @@
+"""Atomic writes: a file appears under its name when it is complete, and not before."""
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.part")
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
+    """A binary file to write to that is renamed to `path` when the `with` block has ended without an error.
+
+    The folder is created if it does not exist.
+
+    Raises:
+        OSError: the file cannot be written; an existing file of that name is unchanged.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def remove_partial_files(folders: Iterable[Path]) -> None:
+    """Remove what a killed process has left of files that `atomic_file` was writing; none may be writing now."""
+    for folder in folders:
+        for path in folder.glob(".*.part"):
+            if _PARTIAL.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_npy_file(path: Path | str, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray, int], None]]:
+    """A float32 .npy file that is written block by block, so that the array need not fit into memory.
+
+    Args:
+        path: of the file.
+        shape: of the whole array.
+
+    Yields:
+        The function that writes a block, given its offset in the flattened array; it may be called in threads.
+    """
+    lock = threading.Lock()
+
+    def write(block: np.ndarray, offset: int) -> None:
+        values = np.ascontiguousarray(block, dtype="<f4")
+        with lock:
+            file.seek(start + values.itemsize * offset)
+            file.write(values.data)
+
+    with atomic_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        start = file.tell()
+        _allocate(file, start + 4 * math.prod(shape))
+        yield write
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Reserve a file's space on the disk, so that a full disk is noticed before anything is computed."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
+                raise
+
+
+def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same columns as a CSV file with a header, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
+
+
+def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Write plain values as a JSON file, atomically."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

@@ -1,0 +1,73 @@
+"""What the user sees while a script runs: log lines, progress bars, durations."""
+
+import io
+import logging
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+from utils.runtime import distributed
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("__main__", "utils", "unet")  # whose log lines are shown
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes log lines to standard error without breaking a progress bar."""
+
+    def createLock(self) -> None:
+        self.lock = tqdm.get_lock()  # with two locks, a bar and a log line could wait for each other
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = {logging.WARNING: "Warning: ", logging.ERROR: "Error: "}.get(record.levelno, "")
+        tqdm.write(prefix + self.format(record), file=sys.stderr)
+
+
+def set_log_level(level: int) -> None:
+    """Show this project's log lines from that level up; of several processes the others show errors only."""
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(level if distributed.is_main() else logging.ERROR)
+
+
+def progress(items: Iterable | None = None, **options: object) -> tqdm:
+    """A progress bar on a terminal, a line per minute in a log file, nothing with --quiet or in a secondary process.
+
+    Args:
+        items: to iterate over.
+        options: of `tqdm`.
+    """
+    disable = not (distributed.is_main() and logger.isEnabledFor(logging.INFO))
+    if sys.stderr.isatty():
+        return tqdm(items, disable=disable, dynamic_ncols=True, **options)
+    options |= {"mininterval": 60, "miniters": 1, "file": io.StringIO()}  # the drawn bar itself is thrown away
+    return ProgressLines(items, disable=disable, **options)
+
+
+class ProgressLines(tqdm):
+    """A progress bar for log files: a line of text in place of a bar."""
+
+    monitor_interval = 0  # no thread that asks for more lines
+
+    def display(self, *_: object, **__: object) -> None:
+        if self.initial < self.n < (self.total or 0):
+            state = self.format_dict
+            remaining = state["elapsed"] / (self.n - self.initial) * (self.total - self.n)
+            size = self.format_sizeof if self.unit_scale else str
+            prefix = f"{self.desc}: " if self.desc else ""
+            units = "B" if self.unit_scale else self.unit + ("es" if self.unit.endswith("ch") else "s")
+            counts = f"{size(self.n)} of {size(self.total)} {units}"
+            logger.info("%s%s, about %s left", prefix, counts, format_duration(remaining))
+
+    def close(self) -> None:
+        self.total = None  # no last line when the bar is closed
+        super().close()
+
+
+def format_duration(seconds: float) -> str:
+    """A human-readable duration, such as 40 s, 12 min or 3 h 20 min."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,96 @@
+"""The device and the precision that a script computes with, and batches that fit into the device's memory."""
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name, with its index; by default the first available one of CUDA, MPS and the CPU.
+
+    Raises:
+        InputError: the device is not available, or several processes are to share one GPU.
+    """
+    if distributed.world_size() > 1 and (name or "").startswith("cuda:"):
+        raise InputError(f"device {name}: several processes have one GPU each; give cuda without a number, or nothing")
+    if name in (None, "cuda") and distributed.world_size() > 1 and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device  # with its index, which set_device requires
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        available = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        available += ["mps"] * torch.backends.mps.is_available()
+        raise InputError(f"device {name} is not available; available: {', '.join([*available, 'cpu'])}") from error
+    return device
+
+
+def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
+    """The dtype of mixed precision on a device; None for single precision, with a warning where `amp` gains nothing."""
+    if not amp:
+        return None
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and cpu_has_bfloat16():
+        return torch.bfloat16
+    logger.warning("Mixed precision gains nothing on this %s: using single precision", device.type.upper())
+    return None
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.split())
+
+
+def device_name(device: torch.device) -> str:
+    """A human-readable name of a device."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads > 1)})" if device.type == "cpu" else str(device)
+
+
+def precision_name(dtype: torch.dtype | None) -> str:
+    """A human-readable name of a precision, as `amp_dtype` returns it."""
+    return "single precision" if dtype is None else f"mixed precision ({str(dtype).removeprefix('torch.')})"
+
+
+def in_batches(compute: Callable[[slice], Tensor], n: int, batch_size: int) -> Tensor:
+    """The concatenated results of `compute` for consecutive slices of n inputs.
+
+    A slice has `batch_size` inputs; when the device runs out of memory, half as many from then on.
+
+    Raises:
+        torch.OutOfMemoryError: there is not even enough memory for a single input.
+    """
+    results: list[Tensor] = []
+    start, size = 0, min(batch_size, n)
+    while start < n:
+        result = None
+        with suppress(torch.OutOfMemoryError) if size > 1 else nullcontext():
+            result = compute(slice(start, min(start + size, n)))
+        if result is not None:
+            results.append(result)
+            start += size
+            continue
+        if torch.cuda.is_available():  # the failed attempt no longer holds anything: its error is gone
+            torch.cuda.empty_cache()
+        logger.warning("Out of memory with a batch of %d: continuing with batches of %d", size, size // 2)
+        size //= 2
+    return torch.cat(results)

@@ -1,0 +1,10 @@
+"""The error of a user's mistake, which the scripts print as one line without a traceback."""
+
+
+class InputError(ValueError):
+    """An input is wrong; the message says what was wrong, what was expected and what to do."""
+
+
+def bulleted(title: str, problems: list[str]) -> str:
+    """A message that lists several problems, one per line."""
+    return f"{title}:" + "".join(f"\n  {problem}" for problem in problems)

@@ -1,0 +1,101 @@
+"""Threads: compute ahead of the consumer, write behind the producer, one PyTorch thread in each of ours."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import closing, contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+Element = TypeVar("Element")
+
+
+def torch_thread_pool(threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads respect `torch.set_num_threads`: a new thread does once it has asked for the number."""
+    return ThreadPoolExecutor(threads, initializer=torch.get_num_threads)
+
+
+@contextmanager
+def one_torch_thread(device: torch.device) -> Iterator[int]:
+    """Have PyTorch use a single thread in each of ours, so that each core works on an image of its own.
+
+    Yields:
+        How many threads of ours should compute: one per core on a CPU, a single one on any other device.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def map_ahead(
+    function: Callable[[Element], Any], items: Iterable[Element], threads: int, ahead: int
+) -> Iterator[tuple[Element, Future]]:
+    """Each item with the future of `function(item)`, in order, computed in threads.
+
+    Args:
+        function: what is computed.
+        items: is read as far ahead as is computed.
+        threads: how many compute.
+        ahead: how many items beyond the one that is consumed are submitted.
+    """
+    pool = torch_thread_pool(threads)
+    waiting: deque[tuple[Element, Future]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        # Wait for the futures, not for the threads: when a signal interrupts joining a thread, Python believes that
+        # the thread has ended.
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([future for _, future in waiting if not future.cancelled()])
+
+
+def in_groups(items: Generator[Element, None, None], size: int) -> Iterator[list[Element]]:
+    """Consecutive items in lists of that size; the last list may be shorter."""
+    with closing(items):
+        while group := list(islice(items, size)):
+            yield group
+
+
+class BackgroundWriter:
+    """Runs functions in threads, with a bounded queue, so that what they hold does not pile up in memory.
+
+    At the end of the `with` block all have run. The first error that one raised is raised there, or by `submit`.
+
+    Args:
+        threads: how many run at the same time; one more than that may be waiting.
+    """
+
+    def __init__(self, threads: int = 2) -> None:
+        self._threads, self._pool = threads, torch_thread_pool(threads)
+        self._pending: set[Future] = set()
+
+    def submit(self, function: Callable, *args: Any) -> None:
+        """Run `function(*args)` soon; blocks while the queue is full."""
+        while len(self._pending) > self._threads:
+            done = next(as_completed(self._pending))
+            self._pending.remove(done)
+            done.result()
+        self._pending.add(self._pool.submit(function, *args))
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        try:
+            for done in as_completed(self._pending if error_type is None else ()):
+                done.result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,200 @@
+"""The state of a training: what changes from step to step, how it is saved, and how it is resumed."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from utils.checkpoint import TrainedModel, read_checkpoint, save_checkpoint
+from utils.runtime.atomic_files import remove_partial_files, write_csv
+from utils.runtime.errors import InputError
+from utils.training.data_parallel import data_parallel
+from utils.training.muon import Muon
+
+logger = logging.getLogger(__name__)
+
+_COUNTERS = ("epoch", "step", "loss_sum", "images_seen", "history")  # plain values of a TrainingState
+_FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")  # written by a training
+
+
+@dataclass
+class TrainingState:
+    """What a training changes as it runs; `state_dict` is all that resuming requires.
+
+    Attributes:
+        network: the network that is trained.
+        parallel: the same network, wrapped for training in several processes.
+        dtype: of mixed precision; None for single precision.
+        epoch: number of completed epochs.
+        step: number of completed steps of the next epoch.
+        loss_sum, images_seen: sum of the losses of these steps over their images, and number of these images.
+        history: a row of scores for each completed epoch.
+    """
+
+    network: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler
+    dtype: torch.dtype | None = None
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    images_seen: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.network.parameters()).device
+
+    @property
+    def best(self) -> float:
+        """The best validation Dice so far; 0 before the first epoch."""
+        return max((row["val_dice"] for row in self.history), default=0.0)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss per image over the completed steps of the next epoch."""
+        return self.loss_sum / max(self.images_seen, 1)
+
+    def autocast(self) -> torch.autocast:
+        """The context of mixed precision; without effect in single precision."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def complete_epoch(self, scores: dict[str, float]) -> None:
+        """Record an epoch whose steps are completed, with its validation scores."""
+        self.epoch += 1
+        row = {"epoch": self.epoch, "train_loss": self.loss, "learning_rate": self.scheduler.get_last_lr()[0]}
+        self.history.append(row | {f"val_{name}": score for name, score in scores.items()})
+        self.step, self.loss_sum, self.images_seen = 0, 0.0, 0
+
+    def __str__(self) -> str:
+        """The last epoch in one line."""
+        row = self.history[-1]
+        return (
+            f"loss {row['train_loss']:.4f}; validation Dice {row['val_dice']:.4f} (best {self.best:.4f}), accuracy "
+            f"{row['val_accuracy']:.4f} (background everywhere: {row['val_accuracy_all_background']:.4f})"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors and plain values, with the random states."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
+        for name in ("network", "optimizer", "scheduler"):
+            getattr(self, name).load_state_dict(state[name])
+        if state["scaler"]:  # empty in a training without one
+            self.scaler.load_state_dict(state["scaler"])
+        for name in _COUNTERS:
+            setattr(self, name, state.get(name, getattr(self, name)))  # earlier versions saved whole epochs only
+        self.history = list(self.history)
+        torch.set_rng_state(state["random"])
+        if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def new_training_state(
+    network: nn.Module, learning_rate: float, total_steps: int, dtype: torch.dtype | None = None
+) -> TrainingState:
+    """The state of a new training with Muon and a one-cycle learning rate (Smith and Topin 2017).
+
+    Args:
+        network: on its device.
+        learning_rate: the maximum of the cycle.
+        total_steps: number of steps of the whole training.
+        dtype: of mixed precision; None for single precision.
+    """
+    device = next(network.parameters()).device
+    parallel = data_parallel(network)
+    optimizer = Muon(network, learning_rate, dtype=dtype or torch.float32)
+    return TrainingState(
+        network=network,
+        parallel=parallel,
+        optimizer=optimizer,
+        scheduler=OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total_steps, cycle_momentum=False),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        dtype=dtype,
+    )
+
+
+def prepare_folder(folder: Path, resumed: bool) -> None:
+    """Prepare a checkpoint folder for a new or a resumed training.
+
+    A new one moves the files of an earlier one to a sub-folder `earlier-N`, so that it does not overwrite them; a
+    resumed one removes the partial files of a killed process.
+    """
+    if resumed:
+        remove_partial_files([folder])
+        return
+    files = [path for name in _FILES for path in sorted(folder.glob(name))]
+    if files:
+        numbers = [int(path.name.removeprefix("earlier-")) for path in folder.glob("earlier-[0-9]*")]
+        target = folder / f"earlier-{max(numbers, default=0) + 1}"
+        target.mkdir()
+        for path in files:
+            path.rename(target / path.name)
+        logger.info("The files of the earlier training have been moved to %s", target)
+
+
+def save_epoch(folder: Path, model: TrainedModel, state: TrainingState) -> None:
+    """Write `checkpoint_epoch{N}.pth`, `last.pth` and `metrics.csv`, and `best.pth` if the epoch is the best so far.
+
+    Args:
+        folder: where they are written.
+        model: with the settings that a resumed training has to share.
+        state: of the training.
+
+    Raises:
+        InputError: the validation loss is not finite; nothing is written.
+    """
+    scores = state.history[-1]
+    if not math.isfinite(scores["val_loss"]):
+        raise InputError(
+            f"The validation loss of epoch {state.epoch} is {scores['val_loss']}: the training stops; earlier "
+            "checkpoints are intact. A lower learning rate usually helps"
+        )
+    save_checkpoint(folder / f"checkpoint_epoch{state.epoch}.pth", model)
+    if scores["val_dice"] > max((row["val_dice"] for row in state.history[:-1]), default=-1.0):
+        save_checkpoint(folder / "best.pth", model)
+    write_csv(folder / "metrics.csv", state.history)
+    save_last(folder, model, state)
+
+
+def save_last(folder: Path, model: TrainedModel, state: TrainingState) -> None:
+    """Write `last.pth`, from which a training can be resumed, at the end of an epoch or within it."""
+    save_checkpoint(folder / "last.pth", model, state.state_dict())
+
+
+def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
+    """Resume the training that wrote `path`.
+
+    Raises:
+        InputError: the file has no training state, or was written with other settings.
+    """
+    content = read_checkpoint(path)
+    if "training" not in content:
+        raise InputError(f"{path} cannot be resumed, last.pth can; to start a new training with its weights, load it")
+    for name, value in settings.items():
+        if content["settings"].get(name) != value:
+            raise InputError(
+                f"{path} was written with {name} = {content['settings'].get(name)}, this run has {value}: resuming "
+                "requires the same settings and images"
+            )
+    state.load_state_dict(content["training"])
+    steps = f" and {state.step} steps" if state.step else ""
+    logger.info("Resuming after epoch %d%s from %s", state.epoch, steps, path)

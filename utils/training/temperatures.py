@@ -1,0 +1,104 @@
+"""Temperature scaling: fit the divisor of the logits with which the probabilities are calibrated best."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from unet.mc_dropout import active_dropout_layers
+from utils.checkpoint import TrainedModel, read_checkpoint, write_checkpoint
+from utils.inference.maps import summarize
+from utils.inference.predictor import draw_samples
+from utils.inference.samplers import LogitSamples, MCDropout, Sampler, Softmax, TestTimeAugmentation
+from utils.metrics.pixel_counts import MIN_PROBABILITY
+from utils.runtime.console import progress
+
+TEMPERATURES = 2.0 ** (np.arange(-8, 13) / 4)  # 0.25 to 8
+
+
+def fit_temperatures(
+    model: TrainedModel, dataset: Dataset, batch_size: int = 8, dtype: torch.dtype | None = None
+) -> dict[str, float]:
+    """The temperature that minimises the mean NLL of the pixels, for each method of prediction.
+
+    The logits of every sample are divided by the temperature before the softmax, and the probabilities averaged
+    (Guo et al., ICML 2017; with MC dropout Laves et al., 2019). The NLL is evaluated at `TEMPERATURES`, at the
+    network's resolution, and a parabola through its minimum and the two neighbours is minimised.
+
+    Args:
+        model: to be calibrated; its present `temperatures` are ignored.
+        dataset: of (3, h, w) uint8 images and (h, w) classes at the model's input size, not used in its training.
+        batch_size: number of network inputs per batch.
+        dtype: of mixed precision; None for single precision.
+
+    Returns:
+        Temperatures by `Sampler.method`.
+    """
+    options = {"batch_size": batch_size, "dtype": dtype}
+    samplers: list[Sampler] = [Softmax(**options)]
+    if active_dropout_layers(model.network):
+        samplers.append(MCDropout(**options))
+    if model.input_size[0] == model.input_size[1]:
+        samplers.append(TestTimeAugmentation(**options))
+    samplers = [sampler.for_single_images() for sampler in samplers]
+    losses = {sampler.method: np.zeros(len(TEMPERATURES)) for sampler in samplers}
+    for i in progress(range(len(dataset)), desc="Calibration", unit="image", leave=False):
+        image, target = dataset[i]
+        for sampler in samplers:
+            losses[sampler.method] += nll_by_temperature(model, sampler, image, target, name=str(i))
+    return {method: minimising_temperature(loss) for method, loss in losses.items()}
+
+
+def nll_by_temperature(
+    model: TrainedModel, sampler: Sampler, image: torch.Tensor, target: torch.Tensor, name: str
+) -> np.ndarray:
+    """The mean NLL in nats of an image's pixels at each of `TEMPERATURES`.
+
+    Args:
+        model: to predict with.
+        sampler: the method.
+        image: (3, h, w) uint8.
+        target: (h, w) classes.
+        name: of the image, from which random numbers are derived.
+    """
+    pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
+    samples = draw_samples(model, pil_image, sampler, name)
+    losses = []
+    for temperature in TEMPERATURES:
+        scaled = [LogitSamples(logits / float(temperature), zoom) for logits, zoom in samples]
+        probs = summarize(scaled, pil_image.size, statistics=()).probs
+        p_target = probs.gather(0, target.long()[None].to(probs.device))
+        losses.append(-p_target.clamp(min=MIN_PROBABILITY).log().mean().item())
+    return np.array(losses)
+
+
+def minimising_temperature(losses: np.ndarray) -> float:
+    """The temperature that minimises the loss, interpolated between `TEMPERATURES`.
+
+    Args:
+        losses: at each of `TEMPERATURES`.
+    """
+    i = int(np.argmin(losses))
+    if i in (0, len(losses) - 1):
+        return float(TEMPERATURES[i])
+    curvature, slope, _ = np.polyfit([-1, 0, 1], losses[i - 1 : i + 2], 2)
+    step = math.log(TEMPERATURES[1] / TEMPERATURES[0])
+    return float(TEMPERATURES[i] * math.exp(-slope / (2 * curvature) * step))
+
+
+def format_temperatures(temperatures: Mapping[str, float]) -> str:
+    """Temperatures in one human-readable line."""
+    return ", ".join(f"{method} {value:.3f}" for method, value in temperatures.items())
+
+
+def save_temperatures(path: Path, temperatures: Mapping[str, float]) -> None:
+    """Write temperatures into a checkpoint and leave everything else in it unchanged.
+
+    Raises:
+        InputError: the file is not a checkpoint.
+    """
+    write_checkpoint(path, read_checkpoint(path) | {"temperatures": dict(temperatures)})
