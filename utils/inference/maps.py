@@ -154,16 +154,9 @@ def _overlaps_above(values: Tensor, threshold: float) -> Tensor:
     if not in_any.any():
         return torch.zeros(len(values), len(values), dtype=torch.int64, device=values.device)
     in_all = values.amin(dim=0) > threshold
-    disputed = _nonzero(in_any ^ in_all)
+    disputed = (in_any ^ in_all).flatten().nonzero()[:, 0]
     above = (values[:, disputed // values.shape[2], disputed % values.shape[2]] > threshold).float()  # (T, n)
     return in_all.count_nonzero() + (above @ above.T).long()  # below 2^24, so exact
-
-
-def _nonzero(mask: Tensor) -> Tensor:
-    """The indices at which a flattened mask is true."""
-    if mask.device.type == "cpu":  # NumPy is several times as fast
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero()[:, 0]
 
 
 def split_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:
@@ -186,21 +179,10 @@ def most_probable_class(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
     Returns:
         (H, W) uint8 class indices.
     """
-    if len(probs) > 2:
-        return _to_bytes(probs.argmax(dim=0))
-    if probs.device.type == "cpu":  # NumPy is several times as fast
-        return (probs[1].numpy() > threshold).view(np.uint8)
-    return _to_bytes(probs[1] > threshold)
+    classes = probs[1] > threshold if len(probs) == 2 else probs.argmax(dim=0)
+    return classes.byte().cpu().numpy()
 
 
 def to_grey(values: Tensor, white: float = 1.0) -> np.ndarray:
     """A map as an 8-bit greyscale image: 0 is black, `white` is 255, rounded."""
-    return _to_bytes((values * (255 / white)).round_().clamp_(0, 255))
-
-
-def _to_bytes(values: Tensor) -> np.ndarray:
-    """Whole numbers from 0 to 255 as uint8. NumPy converts faster; from a GPU only bytes should be copied."""
-    if values.device.type != "cpu":
-        return values.to(torch.uint8).cpu().numpy()
-    with np.errstate(invalid="ignore"):  # NaN becomes 0
-        return values.numpy().astype(np.uint8)
+    return (values * (255 / white)).round_().clamp_(0, 255).byte().cpu().numpy()

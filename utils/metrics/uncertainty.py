@@ -11,6 +11,10 @@ from torch import Tensor
 CONFIDENCE_SIGNS = {"soft_dice_confidence": 1, "pairwise_dice": 1, "mean_entropy": -1, "area_variation": -1}
 
 
+_TINY = 1e-38  # at which probabilities are clamped, so that 0 ln 0 is 0
+_MAX_PROBABILITY = 1 - 1e-7  # at which probabilities are clamped, so that ln(1 - p) is finite
+
+
 def score_title(score: str) -> str:
     """The display name of a score."""
     return score.replace("_", " ").replace("dice", "Dice")
@@ -27,24 +31,10 @@ def entropy(probs: Tensor) -> Tensor:
     """
     first, *others = probs.unbind(dim=-3)
     others = others or [1 - first]
-    total = _log(first).mul_(first)
-    for p in others:
-        total.addcmul_(_log(p), p)
+    total = torch.zeros_like(first)
+    for p in (first, *others):
+        total.addcmul_(p.clamp(min=_TINY).log_(), p)  # several times as fast as torch.special.entr
     return total.neg_().clamp_(0, math.log(1 + len(others)))
-
-
-def _log(p: Tensor) -> Tensor:
-    """The logarithm, finite at 0; for p ln p many times as fast as torch.special.entr."""
-    return _logarithm("log", p.clamp(min=1e-38))
-
-
-def _logarithm(function: str, x: Tensor) -> Tensor:
-    """`log` or `log1p`, in place, without gradients. NumPy's are 3 and 40 times as fast as PyTorch's on an x86 CPU."""
-    if x.device.type != "cpu":
-        return getattr(x, f"{function}_")()
-    values = x.numpy()
-    getattr(np, function)(values, out=values)
-    return x
 
 
 @dataclass
@@ -64,12 +54,12 @@ class _ClassSums:
     log_absent: float = 0.0
 
     def add(self, probs: Tensor, classes: Tensor, k: int) -> None:
-        mask = torch.eq(classes, k, out=torch.empty_like(probs))  # a comparison into booleans takes four times as long
+        mask = (classes == k).to(probs.dtype)
         self.area += int(_sum(mask))
         self.inside += _sum(mask.mul_(probs))
         self.everywhere += _sum(probs)
         if not self.area:
-            self.log_absent += _sum(_logarithm("log1p", probs.clamp(max=1 - 1e-7).neg_()))
+            self.log_absent += _sum(probs.clamp(max=_MAX_PROBABILITY).neg_().log1p_())
 
     def confidence(self) -> float:
         return 2 * self.inside / (self.everywhere + self.area) if self.area else math.exp(self.log_absent)
