@@ -28,7 +28,7 @@ from utils.runtime.signals import GracefulStop
 
 logger = logging.getLogger(__name__)
 
-MAX_LOGGED = 3  # images, up to which each one is logged
+MAX_LOGGED = 3  # up to this many images, each one is logged
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -36,15 +36,25 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, parents=[arguments.image_parent(), arguments.mask_parent(), arguments.model_parent()]
     )
     arguments.add_with_default(
-        parser, "--mc", type=arguments.integer(0), default=20, metavar="T", help="passes; 0 or 1: one without dropout"
+        parser,
+        "--mc",
+        type=arguments.integer(0),
+        default=20,
+        metavar="T",
+        help="number of MC dropout passes; 0 or 1: a single pass without dropout",
     )
     parser.add_argument(
-        "--save-prob", action="store_true", help="save each pass, too: NAME_mc00_c0.png ..., and all in NAME_probs.npy"
+        "--save-prob", action="store_true", help="also save each pass: NAME_mc00_c0.png ..., and all in NAME_probs.npy"
     )
-    parser.add_argument("--save-mean-std", action="store_true", help="save NAME_mean.npy and NAME_std.npy, too")
-    parser.add_argument("--mask-dir", type=Path, metavar="DIR", help="folder of ground-truth masks, for the figure")
+    parser.add_argument("--save-mean-std", action="store_true", help="also save NAME_mean.npy and NAME_std.npy")
+    parser.add_argument(
+        "--mask-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of ground-truth masks: adds ground truth, errors, Dice and Jaccard to the figures",
+    )
     arguments.add_float_flags(parser)
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="a figure, .png, of all images, one row each")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="figure of all images, .png, one row each")
     return parser
 
 
@@ -69,12 +79,12 @@ def main(args: argparse.Namespace) -> int:
         for item, output in progress(images, unit="image"):
             with report.isolating(str(item.path)):
                 result = predict_single_image(model, sampler, item, options)
-                row = compare_and_draw(item, result, ground_truth)
+                row = make_row(item, result, ground_truth)
                 if not args.no_save:
                     suffixes = save_single_image(output, result, model, options, partial(save_row, row))
                     level = logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG
                     maps = ", ".join(f"{suffix}.png" for suffix in suffixes)
-                    logger.log(level, "%s: the mask, and beside it %s", output, maps)
+                    logger.log(level, "Saved the mask %s and, beside it, %s", output, maps)
                 if args.viz:
                     show_predictions([row], fallback=sibling(output, "_figure.png"))
                 report.rows.append({"image": str(item.path), **result.prediction.scores})
@@ -84,8 +94,8 @@ def main(args: argparse.Namespace) -> int:
                 break
 
     # The summary of each output folder, also after a stop; the figure of all images
-    for folder, of_folder in summaries.items() if not args.no_save else ():
-        write_summary(folder / "summary.csv", of_folder, keep_others=True)
+    for folder, folder_rows in summaries.items() if not args.no_save else ():
+        write_summary(folder / "summary.csv", folder_rows, keep_others=True)
     if stop():
         stop.exit()
     if rows:
@@ -95,7 +105,7 @@ def main(args: argparse.Namespace) -> int:
     return report.finish("" if args.no_save else describe_results(images, model.n_classes))
 
 
-def compare_and_draw(item: Item, result: SingleImage, ground_truth: GroundTruth | None) -> FigureRow:
+def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) -> FigureRow:
     """The row of an image in a figure; with ground truth, its scores are added to the prediction's."""
     prediction, target = result.prediction, None
     if ground_truth:

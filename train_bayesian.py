@@ -24,7 +24,7 @@ from utils.training.tracking import WandbRun
 
 logger = logging.getLogger(__name__)
 
-# What a resumed training has to share with the interrupted one.
+# What a resumed run has to share with the interrupted one.
 SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "augmentation", "seed", "amp")
 
 
@@ -36,7 +36,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     if args.load and args.resume:
-        raise InputError("--load starts a new training, --resume continues one: give only one of them")
+        raise InputError("--load starts a new run, --resume continues one: give only one of them")
     device, dtype = cli.device_from_args(args)
     torch.manual_seed(args.seed)
 
@@ -45,11 +45,11 @@ def main(args: argparse.Namespace) -> None:
     network = cli.network_from_args(args).to(device, memory_format=torch.channels_last)
     mask_values = decoded.mask_values(network.n_classes)
     training_set, validation_set = split_datasets(args, decoded, mask_values)
-    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a CPU the training needs all cores
+    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a CPU, training needs all cores
     batches = training_batches(training_set, args.batch_size, args.seed, workers)
     held_out = validation_batches(validation_set, args.batch_size)
 
-    # State: new, or that of an interrupted training
+    # State: new, or that of an interrupted run
     state = new_training_state(network, args.learning_rate, args.epochs * len(batches), dtype)
     settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture
     settings |= {"images": len(decoded.pairs), "optimizer": type(state.optimizer).__name__}
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, settings=settings)
     logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
     cli.log_device(device, dtype)
-    logger.info("Checkpoints go to %s", args.checkpoint_dir)
+    logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", settings, args.checkpoint_dir)
 
     # Epochs: train, validate, save, log
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
                 stop.exit()
     wandb_run.finish()
 
-    # Temperatures of the best epoch, which a resumed training may have left in another folder
+    # Temperatures of the best epoch, which a resumed run may have left in another folder
     best = args.checkpoint_dir / "best.pth"
     if distributed.is_main() and best.exists():
         temperatures = fit_temperatures(load_model(best, device), validation_set, args.batch_size, dtype)

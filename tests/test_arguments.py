@@ -11,9 +11,9 @@ def test_integer():
     parse = integer(1, 10)
     assert (parse("1"), parse("10")) == (1, 10)
     for text in ("0", "11", "-1", "1.5", "nan", "", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="an integer from 1 to 10 was expected"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected an integer from 1 to 10"):
             parse(text)
-    with pytest.raises(argparse.ArgumentTypeError, match="an integer of 3 or more was expected"):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected an integer of 3 or more"):
         integer(3)("2")
 
 

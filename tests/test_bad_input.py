@@ -122,7 +122,7 @@ def without_privileges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [(0, "the folder cannot be read (Permission denied)"), (0o500, "cannot be written")]
+    ("mode", "words"), [(0, "the folder cannot be read (Permission denied)"), (0o500, "could not be written")]
 )
 def test_folders_without_permission(mode: int, words: str, tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 2, (40, 30))

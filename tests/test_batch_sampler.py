@@ -19,7 +19,7 @@ from utils.data_loading import (
 
 
 def numbered_dataset(n: int, transform=None) -> SegmentationDataset:
-    """A data set whose image i is filled with the value i."""
+    """A dataset whose image i is filled with the value i."""
     images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 4, 6, 3))
     masks = np.zeros((n, 4, 6), dtype=np.uint8)
     pairs = [Pair(Path(f"{i}.jpg"), Path(f"{i}.png")) for i in range(n)]

@@ -14,7 +14,7 @@ from unet import BayesianUNet, draw_dropout_masks, mc_dropout
 from unet.mc_dropout import active_dropout_layers
 from unet.unet_parts import ChannelDropout
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
-from utils.inference.maps import most_probable_class
+from utils.inference.maps import predict_classes
 from utils.inference.predictor import predict
 from utils.metrics.segmentation import segmentation_scores
 from utils.runtime.errors import InputError
@@ -59,7 +59,7 @@ def test_shipped_model():
     dices = []
     for seed in range(4):
         image, mask = make_image(seed, (400, 300))
-        classes = most_probable_class(predict(model, image).probs)
+        classes = predict_classes(predict(model, image).probs)
         dices.append(segmentation_scores(classes, np.asarray(mask) > 127)["dice"])
     assert np.mean(dices) > 0.8
 

@@ -26,7 +26,7 @@ def parsed(*arguments: object) -> argparse.Namespace:
     ("flags", "value"),
     [
         (("--classes", 3), "2"),
-        (("--bilinear",), "False"),
+        (("--bilinear",), "transposed convolutions"),
         (("--newW", 64), "128"),
         (("--newH", 64), "128"),
     ],

@@ -1,4 +1,4 @@
-"""The data set: loading two folders, the split, the items and their transforms (test_batch_sampler.py: batches)."""
+"""The dataset: loading two folders, the split, the items and their transforms (test_batch_sampler.py: batches)."""
 
 import pickle
 from pathlib import Path
@@ -42,8 +42,8 @@ def test_split_is_a_reproducible_partition(n: int, percent: float, seed: int):
     ("n", "percent", "reason"),
     [
         (1, 15, "too few"),
-        (10, 0, "validation percentage 0: above 0 and below 100"),
-        (10, 100, "validation percentage 100: above 0 and below 100"),
+        (10, 0, "must be above 0 and below 100, not 0"),
+        (10, 100, "must be above 0 and below 100, not 100"),
     ],
 )
 def test_impossible_split(n: int, percent: float, reason: str):

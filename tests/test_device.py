@@ -46,7 +46,7 @@ def test_device_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch):
 
 def test_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("utils.runtime.distributed.world_size", lambda: 2)
-    with pytest.raises(InputError, match="one GPU each"):
+    with pytest.raises(InputError, match="uses its own GPU"):
         choose_device("cuda:1")
 
 
@@ -61,7 +61,7 @@ def test_mixed_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     assert not caplog.text
     monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: False)
     assert amp_dtype(cpu, True) is None
-    assert "gains nothing on this CPU" in caplog.text
+    assert "is not faster on this CPU" in caplog.text
 
 
 def test_mixed_precision_on_cuda(monkeypatch: pytest.MonkeyPatch):

@@ -34,7 +34,7 @@ from utils.figures.predictions import (
     tint_errors,
     tint_region,
 )
-from utils.inference.maps import ProbabilityMaps, most_probable_class
+from utils.inference.maps import ProbabilityMaps, predict_classes
 from utils.inference.predictor import predict
 from utils.inference.samplers import Softmax
 
@@ -51,7 +51,7 @@ def row_and_maps(
     image, mask = make_image(0, size)
     maps = predict(TrainedModel(lively_network(), (32, 32)), image, Softmax())
     target = (np.asarray(mask) > 0).astype(np.uint8) if labelled else None
-    return prediction_row(image, most_probable_class(maps.probs), maps, target, caption), maps
+    return prediction_row(image, predict_classes(maps.probs), maps, target, caption), maps
 
 
 def random_row(
@@ -275,8 +275,9 @@ def test_figure_without_maps_has_no_colour_bar():
     assert not colour_bars_of(figure)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3, 4, 7])
-@pytest.mark.parametrize("size", [(90, 60), (60, 90), (900, 30), (30, 900)])
+@pytest.mark.parametrize(
+    ("n_classes", "size"), [(2, (90, 60)), (3, (60, 90)), (4, (900, 30)), (7, (30, 900)), (7, (90, 60))]
+)
 def test_nothing_overlaps(n_classes: int, size: tuple[int, int]):
     rows = [random_row(n_classes, size=size, caption=caption) for caption in ("x.jpg", CAPTION, 3 * CAPTION)]
     comparison = [random_row(n_classes, METHODS, size)] * 2

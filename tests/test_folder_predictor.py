@@ -19,7 +19,7 @@ from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.report import Report
 
-OUT_OF_MEMORY = "the device has too little free memory"
+OUT_OF_MEMORY = "out of memory on the device"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_failed_writing(tmp_path: Path, model: TrainedModel):
 
     report = FolderPredictor(model, Softmax(), failing_with(errno.EACCES)).run(items)
     assert done(report) == names(0, 1, 3, 4, 5, 6, 7)
-    assert report.failures == [("SKIN_002.jpg", "its result cannot be written (reason)")]
+    assert report.failures == [("SKIN_002.jpg", "its result could not be written (reason)")]
 
     # A full disk ends the run.
     report = FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(items)
@@ -124,7 +124,7 @@ def test_out_of_memory_in_the_network(tmp_path: Path, sampler: Sampler):
     report = FolderPredictor(TrainedModel(network, (32, 32)), sampler, save_nothing).run(items)
     assert done(report) == names(0, 1, 3)
     assert report.failures == [("SKIN_002.jpg", OUT_OF_MEMORY)]
-    assert (batch_sizes[0], batch_sizes[-1]) == (sampler.inputs_per_image, 1)  # smaller batches have been tried
+    assert (batch_sizes[0], batch_sizes[-1]) == (sampler.passes_per_image, 1)  # smaller batches have been tried
 
 
 def test_out_of_memory_fails_the_images_of_the_batch(tmp_path: Path):

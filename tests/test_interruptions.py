@@ -71,7 +71,7 @@ def test_resume_restores_missing_files_and_refuses_other_settings(tmp_path: Path
     assert not partial.exists()
     assert files(tmp_path / "o") == before
     result = run_script("predict_prob_tta.py", *common, "--shrink", 0.7)
-    assert_one_clear_line(result, "with shrink = 0.8, this run has 0.7", "without skipping existing results")
+    assert_one_clear_line(result, "with shrink = 0.8, but this run has 0.7", "without skipping existing results")
     assert files(tmp_path / "o") == before
     result = run_script("predict_prob_tta.py", *common[:-1], "--shrink", 0.7)  # a new run
     assert result.returncode == 0
@@ -88,7 +88,7 @@ def test_interrupted_folder(signum: int, code: int, tmp_path: Path, model_file: 
         process.send_signal(signum)
         logged = process.stderr.read()
     assert process.returncode == code
-    assert "Stopping after this step" in logged
+    assert "Stopping after the current step" in logged
     assert "Traceback" not in logged
     recorded = [json.loads(line) for line in (out / ".progress-0.jsonl").read_text().splitlines() if '"row"' in line]
     recorded_files = sorted(file for entry in recorded for file in entry["files"])
@@ -162,7 +162,7 @@ def test_folder_on_a_full_disk_lists_what_is_missing(tmp_path: Path, model_file:
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     for i in range(2):
-        assert f"SKIN_00{i}.jpg: its result cannot be written (File too large)" in result.stderr
+        assert f"SKIN_00{i}.jpg: its result could not be written (File too large)" in result.stderr
     assert (tmp_path / "o" / "SMALL_OUT_mean.npy").stat().st_size == 128 + 2 * 40 * 40 * 4
     assert not list((tmp_path / "o").glob("SKIN*.npy"))
 
@@ -175,6 +175,6 @@ def test_passes_on_a_full_disk_leave_no_array(tmp_path: Path, model_file: Path):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     for i in range(2):
-        assert f"SKIN_00{i}.jpg: its result cannot be written (File too large)" in result.stderr
+        assert f"SKIN_00{i}.jpg: its result could not be written (File too large)" in result.stderr
     assert [path.name for path in out.glob("*.npy")] == ["SMALL_probs.npy"]
     assert not list(out.glob(".*"))

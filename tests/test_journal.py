@@ -69,5 +69,5 @@ def test_line_that_was_cut_off(out: Path, items: list[Item]):
 
 
 def test_other_settings(out: Path, items: list[Item]):
-    with pytest.raises(InputError, match="made with passes = 3, this run has 9"):
+    with pytest.raises(InputError, match="results with passes = 3, but this run has 9"):
         Journal(out, SETTINGS | {"passes": 9}, items, resume=True)

@@ -13,11 +13,11 @@ from tests.random_data import random_samples
 from utils.inference.maps import (
     STATISTICS,
     full_size_blocks,
+    full_size_maps,
     full_size_probs,
-    most_probable_class,
+    predict_classes,
     split_samples,
-    summarize,
-    to_grey,
+    to_greyscale,
 )
 from utils.inference.samplers import LogitSamples
 from utils.inference.upsampling import StackUpsampler
@@ -28,7 +28,7 @@ from utils.pipeline.report import Report
 @given(st.integers(0, 999), st.integers(1, 6), st.integers(2, 4), st.integers(1, 30), st.integers(1, 30))
 def test_invariants(seed: int, t: int, c: int, width: int, height: int):
     samples = random_samples(seed, t, c)
-    maps = summarize(samples, (width, height))
+    maps = full_size_maps(samples, (width, height))
     ln_c, tiny = math.log(c), 1e-5
     assert maps.probs.shape == maps.std.shape == (c, height, width)
     torch.testing.assert_close(maps.probs.sum(0), torch.ones(height, width))
@@ -46,7 +46,7 @@ def test_invariants(seed: int, t: int, c: int, width: int, height: int):
 @pytest.mark.parametrize("c", [2, 3])
 def test_statistics_against_numpy_and_scipy(c: int):
     samples = [*random_samples(1, 5, c), LogitSamples(random_samples(2, 3, c)[0].logits, 1.25)]
-    maps = summarize(samples, (23, 19), block_values=100)  # several blocks, the last one smaller
+    maps = full_size_maps(samples, (23, 19), block_values=100)  # several blocks, the last one smaller
     probs = np.stack([p.double().numpy() for p in full_size_probs(samples, (23, 19))])  # (T, C, H, W)
     assert probs.shape == (8, c, 19, 23)
     assert maps.num_samples == 8
@@ -63,7 +63,7 @@ def test_statistics_against_numpy_and_scipy(c: int):
 @pytest.mark.parametrize("block_values", [1, 100, 600])
 def test_maps_do_not_depend_on_the_block_size(t: int, c: int, block_values: int):
     samples, size = random_samples(t=t, c=c), (23, 19)
-    expected, maps = summarize(samples, size), summarize(samples, size, block_values=block_values)
+    expected, maps = full_size_maps(samples, size), full_size_maps(samples, size, block_values=block_values)
     for name in (*STATISTICS, "probs"):
         torch.testing.assert_close(getattr(maps, name), getattr(expected, name))
     rows = [rows for rows, _ in full_size_blocks(samples, size, block_values=block_values)]
@@ -74,7 +74,7 @@ def test_maps_do_not_depend_on_the_block_size(t: int, c: int, block_values: int)
 def test_statistics_by_hand():
     z = math.log(3)  # softmax of (0, z) is (1/4, 3/4)
     samples = [LogitSamples(torch.tensor([[0.0, z], [0.0, -z]]).view(2, 2, 1, 1))]
-    maps = summarize(samples, (1, 1))
+    maps = full_size_maps(samples, (1, 1))
     assert maps.probs.flatten().tolist() == pytest.approx([0.5, 0.5])
     assert maps.std.flatten().tolist() == pytest.approx([0.25, 0.25])
     assert maps.predictive_entropy.item() == pytest.approx(math.log(2))
@@ -82,13 +82,13 @@ def test_statistics_by_hand():
 
 
 def test_only_requested_statistics_are_computed():
-    maps = summarize(random_samples(), (9, 8), statistics=["std"])
+    maps = full_size_maps(random_samples(), (9, 8), statistics=["std"])
     assert (maps.predictive_entropy, maps.expected_entropy, maps.overlaps) == (None, None, None)
     assert maps.std is not None
 
 
 def test_entropy_of_certain_predictions_is_finite():
-    maps = summarize([LogitSamples(torch.tensor([[-500.0, 500.0]]).view(1, 2, 1, 1))], (3, 3))
+    maps = full_size_maps([LogitSamples(torch.tensor([[-500.0, 500.0]]).view(1, 2, 1, 1))], (3, 3))
     assert torch.isfinite(maps.predictive_entropy).all()
 
 
@@ -99,8 +99,8 @@ def test_out_of_memory_at_full_size_fails_the_image_alone(monkeypatch: pytest.Mo
     report = Report()
     monkeypatch.setattr(StackUpsampler, "probs", out_of_memory)
     with report.isolating("a.jpg"):
-        summarize(random_samples(), (23, 19))
-    assert report.failures == [("a.jpg", "the device has too little free memory")]
+        full_size_maps(random_samples(), (23, 19))
+    assert report.failures == [("a.jpg", "out of memory on the device")]
 
 
 # -- overlaps
@@ -109,8 +109,8 @@ def test_out_of_memory_at_full_size_fails_the_image_alone(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("c", [2, 3])
 def test_overlaps_count_the_pixels_of_each_pair_of_samples(c: int):
     samples = random_samples(t=4, c=c)
-    maps = summarize(samples, (31, 17))
-    masks = [most_probable_class(probs) for probs in full_size_probs(samples, (31, 17))]
+    maps = full_size_maps(samples, (31, 17))
+    masks = [predict_classes(probs) for probs in full_size_probs(samples, (31, 17))]
     for k in range(1, c):
         for i, a in enumerate(masks):
             for j, b in enumerate(masks):
@@ -119,10 +119,10 @@ def test_overlaps_count_the_pixels_of_each_pair_of_samples(c: int):
 
 def test_nan_pixels_do_not_change_the_overlaps_of_others():
     samples = random_samples(t=4, c=2)
-    before = summarize(samples, (8, 8)).overlaps
+    before = full_size_maps(samples, (8, 8)).overlaps
     for part in samples:
         part.logits[..., 0] = math.nan
-    maps = summarize(samples, (8, 8))
+    maps = full_size_maps(samples, (8, 8))
     assert 0 < maps.probs[1].isnan().sum() < 32
     assert maps.overlaps.sum() > 0
     assert (maps.overlaps <= before).all()
@@ -141,13 +141,13 @@ def test_split_samples():
 
 def test_most_probable_class():
     two = torch.tensor([[0.5, 0.4, 0.2], [0.5, 0.6, 0.8]])[:, None]
-    assert most_probable_class(two).tolist() == [[0, 1, 1]]
-    assert most_probable_class(two, 0.7).tolist() == [[0, 0, 1]]
+    assert predict_classes(two).tolist() == [[0, 1, 1]]
+    assert predict_classes(two, 0.7).tolist() == [[0, 0, 1]]
     three = torch.tensor([[0.3, 0.4], [0.5, 0.1], [0.2, 0.5]])[:, None]
-    assert most_probable_class(three).tolist() == [[1, 2]]
+    assert predict_classes(three).tolist() == [[1, 2]]
 
 
 def test_grey_values_are_rounded():
     values = torch.tensor([[0, 0.5 / 255 - 1e-4, 0.5 / 255 + 1e-4, 0.6, 1.0, 1.2, -0.1]])
-    assert to_grey(values).tolist() == [[0, 0, 1, 153, 255, 255, 0]]
-    assert to_grey(torch.tensor([[math.log(2)]]), white=math.log(2)).tolist() == [[255]]
+    assert to_greyscale(values).tolist() == [[0, 0, 1, 153, 255, 255, 0]]
+    assert to_greyscale(torch.tensor([[math.log(2)]]), white=math.log(2)).tolist() == [[255]]

@@ -131,7 +131,7 @@ def test_third_class_is_no_anti_aliased_edge(counts: dict[int, int]):
 def test_value_without_a_class_is_named_with_its_file():
     with pytest.raises(InputError, match=r"1\.png contains the value 9.*train with 4 classes"):
         infer([{0: 50, 1: 20, 2: 30}, {0: 90, 9: 1}], 3)
-    with pytest.raises(InputError, match="too few for 3 classes"):
+    with pytest.raises(InputError, match="too few values for 3 classes"):
         infer([{0: 5, 1: 5}], 3)
     with pytest.raises(InputError, match="too few"):
         infer([{0: 5}], 2)

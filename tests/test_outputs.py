@@ -11,10 +11,10 @@ from PIL import Image
 
 from tests.conftest import lively_network, make_image
 from utils.checkpoint import TrainedModel
-from utils.inference.maps import ProbabilityMaps, split_samples, summarize, to_grey
+from utils.inference.maps import ProbabilityMaps, full_size_maps, split_samples, to_greyscale
 from utils.inference.predictor import predict
 from utils.inference.samplers import LogitSamples, MCDropout, Sampler, Softmax
-from utils.pipeline.outputs import draw_grey_maps, pass_writers, save_float_maps
+from utils.pipeline.outputs import make_greyscale_maps, pass_writers, save_float_maps
 
 
 def predicted_maps(sampler: Sampler, n_classes: int = 2) -> ProbabilityMaps:
@@ -24,21 +24,21 @@ def predicted_maps(sampler: Sampler, n_classes: int = 2) -> ProbabilityMaps:
 
 def test_grey_maps_are_scaled():
     maps = predicted_maps(MCDropout(num_samples=3), n_classes=3)
-    grey_maps = draw_grey_maps(maps)
-    assert set(grey_maps) == {
+    greyscale_maps = make_greyscale_maps(maps)
+    assert set(greyscale_maps) == {
         *(f"_{name}_c{k}" for name in ("prob", "std") for k in (1, 2)),
         "_entropy",
         "_expected_entropy",
         "_mutual_information",
     }
-    assert np.array_equal(grey_maps["_prob_c2"], np.round(255 * maps.probs[2].numpy()))
-    assert np.array_equal(grey_maps["_std_c1"], np.round(510 * maps.std[1].numpy()))
-    assert abs(grey_maps["_entropy"] - 255 / math.log(3) * maps.predictive_entropy.numpy()).max() <= 0.51
-    assert set(draw_grey_maps(maps, [0])) >= {"_prob", "_std"}
+    assert np.array_equal(greyscale_maps["_prob_c2"], np.round(255 * maps.probs[2].numpy()))
+    assert np.array_equal(greyscale_maps["_std_c1"], np.round(510 * maps.std[1].numpy()))
+    assert abs(greyscale_maps["_entropy"] - 255 / math.log(3) * maps.predictive_entropy.numpy()).max() <= 0.51
+    assert set(make_greyscale_maps(maps, [0])) >= {"_prob", "_std"}
 
 
 def test_single_sample_has_no_map_of_the_spread():
-    assert set(draw_grey_maps(predicted_maps(Softmax()))) == {"_prob", "_entropy"}
+    assert set(make_greyscale_maps(predicted_maps(Softmax()))) == {"_prob", "_entropy"}
 
 
 @pytest.mark.parametrize("one_class", [False, True])
@@ -48,7 +48,7 @@ def test_every_pass_is_written(tmp_path: Path, one_class: bool):
     with writers as save_passes, ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda save: save(), reversed(save_passes)))
         assert not (tmp_path / "x_probs.npy").exists()
-    passes = (summarize([sample], (21, 17), (), block_values=100).probs for sample in split_samples(samples))
+    passes = (full_size_maps([sample], (21, 17), (), block_values=100).probs for sample in split_samples(samples))
     probs = np.stack([p.numpy() for p in passes])  # (5, 2, 17, 21)
     written = np.load(tmp_path / "x_probs.npy")
     assert np.array_equal(written, probs[:, 1] if one_class else probs)
@@ -57,7 +57,7 @@ def test_every_pass_is_written(tmp_path: Path, one_class: bool):
     assert {path.name for path in tmp_path.glob("*.png")} == set(names.values())
     for (t, c), name in names.items():
         with Image.open(tmp_path / name) as image:
-            assert np.array_equal(image, to_grey(torch.from_numpy(probs[t, c + 2 - n_classes])))
+            assert np.array_equal(image, to_greyscale(torch.from_numpy(probs[t, c + 2 - n_classes])))
 
 
 def test_float_maps_are_exact(tmp_path: Path):

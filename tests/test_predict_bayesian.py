@@ -27,7 +27,7 @@ def size_in_inches(path: Path) -> list[float]:
 
 def test_folder(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     common = ["predict_bayesian.py", "-i", images[0], "--mc", 2, "-m", model_file]
-    assert_one_clear_line(run_script(*common), "require an output folder")
+    assert_one_clear_line(run_script(*common), "requires an output folder")
     figure = tmp_path / "o" / "all.png"
     result = run_script(*common, "--output-dir", tmp_path / "o", "--figure", figure)
     assert result.returncode == 0, result.stderr
@@ -57,8 +57,8 @@ def test_mask_and_maps(model_file: Path, images: tuple[Path, Path], tmp_path: Pa
     expected_entropy = -(probs * np.log(probs)).sum(1).mean(0)
 
     def assert_close(name: str, values: np.ndarray) -> None:
-        grey_map = pixels(mask.with_name(f"x.y_{name}.png"))
-        assert abs(grey_map - 255 * values).max() <= 0.51, name
+        greyscale_map = pixels(mask.with_name(f"x.y_{name}.png"))
+        assert abs(greyscale_map - 255 * values).max() <= 0.51, name
 
     assert_close("prob", mean[1])
     assert_close("std", std[1] / 0.5)
@@ -103,7 +103,7 @@ def test_unwritable_output_fails_alone(model_file: Path, images: tuple[Path, Pat
     inputs = [images[0] / f"SKIN_00{i}.jpg" for i in (0, 1)]
     result = run_script("predict_bayesian.py", "-i", *inputs, "-o", *outputs, "--mc", 2, "-m", model_file)
     assert result.returncode == 1
-    assert "SKIN_000.jpg: its result cannot be written" in result.stderr
+    assert "SKIN_000.jpg: its result could not be written" in result.stderr
     assert outputs[1].is_file()
 
 

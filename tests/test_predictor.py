@@ -7,17 +7,17 @@ import torch
 from tests.conftest import lively_network, make_image
 from tests.random_data import random_samples
 from utils.checkpoint import TrainedModel
-from utils.inference.maps import STATISTICS, most_probable_class, summarize
+from utils.inference.maps import STATISTICS, full_size_maps, predict_classes
 from utils.inference.predictor import MapOptions, draw_samples, predict, predict_full_size
 from utils.inference.samplers import MCDropout, Softmax
 from utils.metrics.uncertainty import ImageScores
-from utils.pipeline.outputs import draw_grey_maps
+from utils.pipeline.outputs import make_greyscale_maps
 
 
 def test_predict_summarizes_the_samples():
     model, image = TrainedModel(lively_network(), (32, 32)), make_image(0, (40, 30))[0]
     sampler = MCDropout(num_samples=3).for_single_images()
-    expected = summarize(draw_samples(model, image, sampler, "a.jpg"), image.size)
+    expected = full_size_maps(draw_samples(model, image, sampler, "a.jpg"), image.size)
     assert torch.equal(predict(model, image, sampler, "a.jpg").probs, expected.probs)
     assert torch.equal(predict(model, image).probs, predict(model, image, Softmax()).probs)
 
@@ -25,20 +25,20 @@ def test_predict_summarizes_the_samples():
 @pytest.mark.parametrize(("t", "c"), [(1, 2), (5, 2), (4, 3)])
 def test_prediction_in_blocks_is_that_of_whole_maps(t: int, c: int):
     samples, size, block_values = random_samples(t, t, c), (50, 43), 700  # several blocks, the last one smaller
-    maps = summarize(samples, size)
-    classes = most_probable_class(maps.probs, 0.4)
+    maps = full_size_maps(samples, size)
+    classes = predict_classes(maps.probs, 0.4)
     scores = ImageScores()
-    overlaps = summarize(samples, size, threshold=0.4).overlaps
+    overlaps = full_size_maps(samples, size, threshold=0.4).overlaps
     scores.add(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), overlaps)
 
-    options = MapOptions(0.4, draw_grey_maps, STATISTICS, keep=STATISTICS)
+    options = MapOptions(0.4, make_greyscale_maps, STATISTICS, keep=STATISTICS)
     prediction = predict_full_size(samples, size, options, block_values)
     assert np.array_equal(prediction.classes, classes)
     assert prediction.scores == pytest.approx(scores.scores())
-    expected = draw_grey_maps(maps)
-    assert set(prediction.grey_maps) == set(expected)
-    for suffix, grey_map in expected.items():
-        assert abs(prediction.grey_maps[suffix].astype(int) - grey_map).max() <= 1
+    expected = make_greyscale_maps(maps)
+    assert set(prediction.greyscale_maps) == set(expected)
+    for suffix, greyscale_map in expected.items():
+        assert abs(prediction.greyscale_maps[suffix].astype(int) - greyscale_map).max() <= 1
     torch.testing.assert_close(prediction.maps.probs, maps.probs)
     torch.testing.assert_close(prediction.maps.std, maps.std, atol=1e-6, rtol=0)
 
@@ -46,7 +46,7 @@ def test_prediction_in_blocks_is_that_of_whole_maps(t: int, c: int):
 def test_only_requested_maps_are_kept():
     samples, size = random_samples(), (50, 43)
     maps = predict_full_size(samples, size, MapOptions(keep=["predictive_entropy"]), block_values=700).maps
-    torch.testing.assert_close(maps.predictive_entropy, summarize(samples, size).predictive_entropy)
+    torch.testing.assert_close(maps.predictive_entropy, full_size_maps(samples, size).predictive_entropy)
     assert (maps.std, maps.overlaps, maps.expected_entropy) == (None, None, None)
     prediction = predict_full_size(samples, size, MapOptions())
-    assert (prediction.maps, prediction.grey_maps) == (None, {})
+    assert (prediction.maps, prediction.greyscale_maps) == (None, {})

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import lively_network, make_folders, make_image
 from utils.checkpoint import TrainedModel
 from utils.data.images import IMAGE_EXTENSIONS, read_image
-from utils.inference.maps import to_grey
+from utils.inference.maps import to_greyscale
 from utils.inference.predictor import predict
 from utils.inference.samplers import MCDropout, Softmax, TestTimeAugmentation
 from utils.pipeline.items import find_items
@@ -32,7 +32,7 @@ def test_folder_equals_single_images(tmp_path: Path, model: TrainedModel, sample
     assert predict_probabilities(model, sampler, items, out, ProbabilityMapOptions()) == 0
     assert len(list(out.glob("*.png"))) == 5
     for path in imgs.iterdir():
-        expected = to_grey(predict(model, read_image(path), sampler, path.name, statistics=()).probs[1])
+        expected = to_greyscale(predict(model, read_image(path), sampler, path.name, statistics=()).probs[1])
         with Image.open(out / f"{path.stem}_OUT.png") as image:
             assert (image.mode, image.format) == ("L", "PNG")
             assert np.array_equal(image, expected)

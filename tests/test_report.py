@@ -14,8 +14,8 @@ from utils.runtime.errors import InputError
     ("error", "reason"),
     [
         (InputError("it is empty"), "it is empty"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "the device has too little free memory"),
-        (PermissionError(errno.EACCES, "Permission denied"), "its result cannot be written (Permission denied)"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory on the device"),
+        (PermissionError(errno.EACCES, "Permission denied"), "its result could not be written (Permission denied)"),
     ],
 )
 def test_isolated_errors(error: Exception, reason: str):
@@ -57,7 +57,7 @@ def test_unwritable_summary_is_a_failure(tmp_path: Path):
     report = Report([{"image": "a.jpg", "soft_dice_confidence": 0.5}])
     report.write(tmp_path / "file")
     assert [name for name, _ in report.failures] == ["the summary"]
-    assert "cannot be written" in report.failures[0][1]
+    assert "could not be written" in report.failures[0][1]
 
 
 def test_write_removes_metrics_of_an_earlier_run(tmp_path: Path):

@@ -10,7 +10,7 @@ from tests.conftest import ROOT, run_module
 from utils.checkpoint import load_model
 from utils.data.images import read_image
 from utils.data.masks import read_mask
-from utils.inference.maps import most_probable_class
+from utils.inference.maps import predict_classes
 from utils.inference.predictor import predict
 from utils.inference.samplers import Softmax
 from utils.metrics.segmentation import segmentation_scores
@@ -54,6 +54,6 @@ def test_shipped_model_segments_most_samples():
     dices = []
     for path in SAMPLES:
         with Image.open(path) as image:
-            classes = most_probable_class(predict(model, image, Softmax()).probs)
+            classes = predict_classes(predict(model, image, Softmax()).probs)
         dices.append(segmentation_scores(classes, sample_mask(path) // 255)["dice"])
     assert np.median(dices) > 0.9

@@ -78,7 +78,7 @@ def test_samples_do_not_depend_on_other_images(trained: TrainedModel):
     images = [make_image(i, (90, 70))[0] for i in range(3)]
     names = ["x", "y", "z"]
     for sampler in (Softmax(), MCDropout(num_samples=3), TestTimeAugmentation()):
-        inputs = [sampler.inputs(image, trained.input_size) for image in images]
+        inputs = [sampler.preprocess_image(image, trained.input_size) for image in images]
         together = sampler.sample(trained, inputs, names)
         for i, name in enumerate(names):
             (alone,) = sampler.sample(trained, inputs[i : i + 1], [name])
@@ -140,7 +140,7 @@ def test_temperature_divides_logits():
     model = TrainedModel(lively_network(), (32, 32))
     image = make_image(0)[0]
     for sampler in (Softmax(), MCDropout(num_samples=3), TestTimeAugmentation()):
-        inputs = [sampler.inputs(image, model.input_size)]
+        inputs = [sampler.preprocess_image(image, model.input_size)]
         plain, scaled = (s.sample(model, inputs, ["x"])[0] for s in (sampler, replace(sampler, temperature=2.0)))
         for a, b in zip(plain, scaled, strict=True):
             torch.testing.assert_close(b.logits, a.logits / 2)
@@ -165,5 +165,5 @@ def test_unsuitable_models_are_refused():
 
 def test_tta_without_shrinking_sees_the_same_image_twice():
     sampler = TestTimeAugmentation(shrink=1.0)
-    plain, padded = sampler.inputs(make_image(6, (200, 100))[0], (128, 128))
+    plain, padded = sampler.preprocess_image(make_image(6, (200, 100))[0], (128, 128))
     assert torch.equal(plain, padded)

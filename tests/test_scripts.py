@@ -48,7 +48,7 @@ def test_help(script: str):
             ["-i", "a.jpg", "b.jpg", "-o", "c.png", "c.png"],
             "two images would have the same mask file c.png",
         ),
-        ("predict_bayesian.py", ["-i", "a.png", "b.png", "-o", "c.png"], "2 images and 1 output files"),
+        ("predict_bayesian.py", ["-i", "a.png", "b.png", "-o", "c.png"], "not 1 for 2 images"),
         ("predict_bayesian.py", ["-i", "a.png", "-m", "missing.pth"], "missing.pth: there is no such model file"),
         ("predict_bayesian.py", ["-i", "a.png", "--mc", "-1"], "--mc"),
         ("predict_prob_bayesian.py", ["--input-dir", ".", "--output-dir", "x", "--mc", "0"], "--mc"),
@@ -64,7 +64,7 @@ def test_mistakes_are_one_clear_message(script: str, arguments: list[str], word:
 def test_empty_data_folder(tmp_path: Path):
     (tmp_path / "data" / "imgs").mkdir(parents=True)
     result = run_script("train_bayesian.py", cwd=tmp_path)
-    assert_one_clear_line(result, "data/imgs contains no image", "python -m utils.download_isic fetches")
+    assert_one_clear_line(result, "data/imgs contains no image", "python -m utils.download_isic downloads")
     assert "recursive" not in result.stderr
     result = run_script("predict.py", "--input-dir", "data", "--output-dir", "x", cwd=tmp_path)
     assert_one_clear_line(result, "data contains no image", "sub-folders are included only if recursive")

@@ -117,9 +117,9 @@ def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path):
 def test_resume_checks_file_and_settings(tmp_path: Path):
     make_folders(tmp_path, 4, (40, 40))
     run(tmp_path, 1, "out")
-    with pytest.raises(InputError, match="epochs = 1, this run has 5"):
+    with pytest.raises(InputError, match="epochs = 1, but this run has 5"):
         resume(new_state(), tmp_path / "out" / "last.pth", {"epochs": 5})
-    with pytest.raises(InputError, match="cannot be resumed"):
+    with pytest.raises(InputError, match="contains no training state"):
         resume(new_state(), tmp_path / "out" / "best.pth", {"epochs": 1})
 
 

@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: a `with` block in which dropout is active and batch norm is not."""
+"""Monte Carlo dropout: a context manager that keeps dropout active and everything else in evaluation mode."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,12 +16,12 @@ def active_dropout_layers(model: nn.Module) -> list[_DropoutNd]:
 
 
 @contextmanager
-def dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[None]:
+def use_dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[None]:
     """Have the dropout layers apply given masks within the `with` block.
 
     Args:
-        model: any network with dropout.
-        masks: what `draw_dropout_masks` returned.
+        model: a network whose active dropout layers are all `ChannelDropout`.
+        masks: masks from `draw_dropout_masks`.
     """
     layers = active_dropout_layers(model)
     try:
@@ -41,8 +41,8 @@ def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Itera
     is restored to its previous mode (Gal and Ghahramani, ICML 2016).
 
     Args:
-        model: any network with dropout.
-        masks: what `draw_dropout_masks` returns, for reproducible passes; if None, each forward pass draws its own
+        model: a network with dropout; with `masks`, all of its active dropout layers must be `ChannelDropout`.
+        masks: masks from `draw_dropout_masks`, for reproducible passes; if None, each forward pass draws its own
             from PyTorch's global random state.
 
     Raises:
@@ -58,7 +58,7 @@ def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Itera
         model.eval()
         for layer in layers:
             layer.train()
-        with dropout_masks(model, masks) if masks is not None else nullcontext():
+        with use_dropout_masks(model, masks) if masks is not None else nullcontext():
             yield
     finally:
         for module, mode in modes:

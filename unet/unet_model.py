@@ -14,7 +14,7 @@ DROPOUT_PLACEMENTS = ("layer", "block")
 
 
 class BayesianUNet(nn.Module):
-    """Vanilla U-Net with channel-wise dropout, which `mc_dropout` keeps active in testing.
+    """Vanilla U-Net with channel-wise dropout, which `mc_dropout` keeps active at test time.
 
     Args:
         n_channels: channels of the image.
@@ -63,7 +63,7 @@ class BayesianUNet(nn.Module):
         per_layer = dropout_placement == "layer"
         d = (dropout if per_layer else 0.0, dropout)
         c = [base_channels * 2**level for level in range(5)]  # 32, 64, 128, 256, 512
-        f = 2 if bilinear else 1  # bilinear upsampling keeps the channels, so each level hands up half as many
+        f = 2 if bilinear else 1  # bilinear upsampling keeps the channels, so each level outputs half as many
         self.inc = DoubleConv(n_channels, c[0], dropout=d if per_layer else (0.0, 0.0))
         self.down1 = Down(c[0], c[1], d)
         self.down2 = Down(c[1], c[2], d)

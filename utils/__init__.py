@@ -1,8 +1,7 @@
-"""What the scripts share.
+"""The layers below the scripts.
 
-PyTorch is imported here, before any module wants it, without the search for garbage among the 275,000 objects that it
-makes: they all stay, and looking through them again and again, and once more when the process ends, makes the start and
-the end of the predicting scripts half as long again.
+PyTorch is imported here first, with garbage collection disabled: it allocates some 275,000 objects that all stay, and
+collections among them make a script start and end 0.4 s later, a tenth of the time of 30 images by plain softmax.
 """
 
 import gc

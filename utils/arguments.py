@@ -26,7 +26,7 @@ def integer(minimum: int, maximum: int = _MAX_INTEGER) -> Callable[[str], int]:
             value = minimum - 1
         if not minimum <= value <= maximum:
             bounds = f"of {minimum} or more" if maximum == _MAX_INTEGER else f"from {minimum} to {maximum}"
-            raise argparse.ArgumentTypeError(f"an integer {bounds} was expected, not {text!r}")
+            raise argparse.ArgumentTypeError(f"expected an integer {bounds}, not {text!r}")
         return value
 
     return parse
@@ -42,7 +42,7 @@ def number(low: float, high: float, include_low: bool = False) -> Callable[[str]
             value = float("nan")
         if not (low < value <= high or (include_low and value == low)):
             bounds = f"{'from' if include_low else 'above'} {low:g} and up to {high:g}"
-            raise argparse.ArgumentTypeError(f"a number {bounds} was expected, not {text!r}")
+            raise argparse.ArgumentTypeError(f"expected a number {bounds}, not {text!r}")
         return value
 
     return parse
@@ -73,7 +73,12 @@ def _add_compute_flags(parent: argparse.ArgumentParser) -> argparse._ArgumentGro
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the first available)")
     group.add_argument("--amp", action="store_true", help="mixed precision, faster on devices with bfloat16")
     add_with_default(
-        group, "--seed", type=integer(0, 2**63 - 1), default=0, metavar="N", help="random seed, for repeatable results"
+        group,
+        "--seed",
+        type=integer(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="random seed, for reproducible results",
     )
     return group
 
@@ -94,7 +99,7 @@ def model_parent() -> argparse.ArgumentParser:
         type=integer(1),
         default=8,
         metavar="N",
-        help="images, passes or views per batch on a GPU",
+        help="network inputs per batch on a GPU",
     )
     return parent
 
@@ -123,7 +128,7 @@ def folder_parent() -> argparse.ArgumentParser:
         action="store_true",
         help="resume an interrupted run: keep finished images",
     )
-    group.add_argument("--recursive", action="store_true", help="include sub-folders; the results keep them")
+    group.add_argument("--recursive", action="store_true", help="include sub-folders; the output folder mirrors them")
     return parent
 
 
@@ -141,7 +146,7 @@ def image_parent() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="masks, .png, one per image; the maps are written beside them (default: the image's name with _OUT.png)",
+        help="mask files, .png, one per image; maps are written beside them (default: the image's name with _OUT.png)",
     )
     results.add_argument("--output-dir", type=Path, metavar="DIR", help="folder for the masks NAME.png and the maps")
     return parent
@@ -161,7 +166,7 @@ def probability_parent() -> argparse.ArgumentParser:
     parent.add_argument(
         "--save-entropy",
         action="store_true",
-        help="save the uncertainty maps, too: entropy and, for several samples, standard deviation, expected entropy "
+        help="also save the uncertainty maps: entropy and, for several samples, standard deviation, expected entropy "
         "and mutual information",
     )
     add_float_flags(parent)
@@ -170,7 +175,7 @@ def probability_parent() -> argparse.ArgumentParser:
 
 def add_float_flags(parser: argparse.ArgumentParser) -> None:
     """Add --save-npy, --calibrated."""
-    parser.add_argument("--save-npy", action="store_true", help="save all maps as float32 .npy files, too")
+    parser.add_argument("--save-npy", action="store_true", help="also save all maps as float32 .npy files")
     parser.add_argument(
         "--calibrated", action="store_true", help="divide the logits by the temperature stored in the model file"
     )
@@ -188,37 +193,59 @@ def mask_parent() -> argparse.ArgumentParser:
         metavar="P",
         help="for two classes, the probability above which a pixel is foreground",
     )
-    parent.add_argument("--no-save", "-n", action="store_true", help="write no results")
+    parent.add_argument("--no-save", "-n", action="store_true", help="do not save masks, maps or scores")
     parent.add_argument("--viz", "-v", action="store_true", help="show each result in a window")
     return parent
 
 
 def training_parent() -> argparse.ArgumentParser:
-    """The recipe, the start and the results of a training, and the flags of `compute_parent`."""
+    """The flags of train_bayesian.py, with those of `compute_parent`, but for the folders of its data."""
     parent = _parent()
-    recipe = parent.add_argument_group("recipe")
+    recipe = parent.add_argument_group("training")
     add_with_default(recipe, "--epochs", "-e", type=integer(1), default=20, metavar="N", help="number of epochs")
     add_with_default(recipe, "--batch-size", "-b", type=integer(1), default=8, metavar="N", help="images per step")
     add_with_default(
-        recipe, "--learning-rate", "-l", type=number(0, 10), default=1e-3, metavar="RATE", help="maximum of the cycle"
+        recipe,
+        "--learning-rate",
+        "-l",
+        type=number(0, 10),
+        default=1e-3,
+        metavar="RATE",
+        help="peak of the one-cycle schedule",
     )
     add_with_default(
-        recipe, "--validation", "-v", type=float, default=15.0, metavar="PERCENT", help="images held out for validation"
+        recipe,
+        "--validation",
+        "-v",
+        type=float,
+        default=15.0,
+        metavar="PERCENT",
+        help="percentage of images held out for validation",
     )
     add_with_default(
         recipe,
         "--augmentation",
         choices=["light", "strong"],
         default="light",
-        help="random transforms of the training images; strong is for trainings of 60 epochs and more",
+        help="random transforms of the training images; strong is for 60 epochs or more",
     )
     recipe.add_argument(
-        "--classes", "-c", type=integer(1, 256), metavar="N", help="1 is a sigmoid (default: 2, or that of --load)"
+        "--classes",
+        "-c",
+        type=integer(1, 256),
+        metavar="N",
+        help="number of classes; 1 trains a single sigmoid output (default: 2, or as in --load)",
     )
     recipe.add_argument(
         "--bilinear", action="store_true", default=None, help="bilinear upsampling in place of transposed convolutions"
     )
-    start = parent.add_argument_group("start")
+    _add_run_flags(parent)
+    _add_compute_flags(parent)
+    return parent
+
+
+def _add_run_flags(parent: argparse.ArgumentParser) -> None:
+    start = parent.add_argument_group("initialisation")
     start.add_argument("--load", "-f", type=Path, metavar="FILE", help="initialise with the weights of this checkpoint")
     start.add_argument(
         "--resume",
@@ -226,7 +253,7 @@ def training_parent() -> argparse.ArgumentParser:
         type=Path,
         const=Path(),
         metavar="FILE",
-        help="resume an interrupted training, from FILE or from last.pth in the checkpoint folder",
+        help="resume an interrupted run, from FILE or from last.pth in the checkpoint folder",
     )
     results = parent.add_argument_group("results")
     add_with_default(
@@ -238,8 +265,6 @@ def training_parent() -> argparse.ArgumentParser:
         help="folder for checkpoints and metrics.csv",
     )
     results.add_argument("--wandb", choices=MODES, help="Weights & Biases (default: online with a login, else offline)")
-    _add_compute_flags(parent)
-    return parent
 
 
 def training_folders_parent() -> argparse.ArgumentParser:
@@ -247,8 +272,8 @@ def training_folders_parent() -> argparse.ArgumentParser:
     parent = _parent()
     folders = parent.add_argument_group("folders")
     for flag, default, content in (
-        ("--imgs-dir", Path("data/imgs"), "images"),
-        ("--masks-dir", Path("data/masks"), "masks, NAME.* or NAME_Segmentation.* for the image NAME.jpg"),
+        ("--imgs-dir", Path("data/imgs"), "folder of images"),
+        ("--masks-dir", Path("data/masks"), "folder of masks, NAME.* or NAME_Segmentation.* for the image NAME.jpg"),
     ):
         add_with_default(folders, flag, type=Path, default=default, metavar="DIR", help=content)
     folders.add_argument(
@@ -256,6 +281,6 @@ def training_folders_parent() -> argparse.ArgumentParser:
         type=Path,
         default=DEFAULT_CACHE_DIR,
         metavar="DIR",
-        help="decoded images, for the next run (default: data/.cache of this project)",
+        help="cache of decoded images (default: data/.cache of this project)",
     )
     return parent

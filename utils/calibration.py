@@ -1,6 +1,6 @@
 """Fit the temperatures of an existing model on its validation images, and store them in its file.
 
-`python -m utils.calibration -m MODEL` does for a model what a training does at its end.
+`python -m utils.calibration -m MODEL` does what train_bayesian.py does at the end of training.
 """
 
 import argparse
@@ -35,12 +35,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def held_out_indices(model: TrainedModel, n_images: int) -> Sequence[int]:
-    """The validation images of a model among those of its folder; all of them, if its file does not record the split.
+    """The images that were held out when a model was trained; all, if its file does not record the split.
 
     Raises:
         InputError: the folder has another number of images than the one that the model was trained on.
     """
     if "validation" not in model.settings:
+        logger.warning("The model file does not record which images were held out: fitting on all of them")
         return range(n_images)
     if model.settings.get("images") != n_images:
         raise InputError(

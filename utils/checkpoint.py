@@ -9,9 +9,9 @@ code:
     mask_values   the mask value of class 0, 1, ...
     epoch         number of epochs trained
     validation    scores on the validation images, by name
-    temperatures  divisors of the logits, by method of prediction; empty before they are fitted
+    temperatures  divisors of the logits, by prediction method; empty before they are fitted
     settings      how it was trained, by name
-    training      only in last.pth: the state of the training, for resuming
+    training      only in last.pth: the training state, for resuming
 
 A checkpoint of the original project is a flat dict of weights and `mask_values`.
 """
@@ -85,7 +85,7 @@ class TrainedModel:
 
     @property
     def n_classes(self) -> int:
-        """The number of classes that predictions distinguish: 2 for a one-class (sigmoid) network, too."""
+        """The number of classes that predictions distinguish; 2 for a one-class (sigmoid) network as well."""
         return len(self.mask_values)
 
     @property
@@ -111,9 +111,9 @@ def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str
     """Write a checkpoint, atomically.
 
     Args:
-        path: of the file; its folder is created if it does not exist.
-        model: what is saved.
-        training: the state of the training, of tensors, numbers, strings, lists and dicts.
+        path: output file; its folder is created if it does not exist.
+        model: the model to save.
+        training: the training state, made of tensors, numbers, strings, lists and dicts.
 
     Raises:
         OSError: the file cannot be written; an existing file of that name is unchanged.
@@ -151,8 +151,8 @@ def load_model(
     """Load a model of this project, or of the original one, ready to predict.
 
     Args:
-        path: of the checkpoint.
-        device: of the network.
+        path: checkpoint file.
+        device: device for the network.
         default_input_size: width and height for a file of the original project, which does not record them.
 
     Raises:
@@ -171,7 +171,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: there is no such model file; train_bayesian.py writes them (.pth)")
+        raise InputError(
+            f"{path}: there is no such model file; expected a .pth file that train_bayesian.py has written"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _LOADING_ERRORS as error:
@@ -190,8 +192,8 @@ def model_from_checkpoint(
     """Rebuild the model of a checkpoint.
 
     Args:
-        content: what `read_checkpoint` returned.
-        name: of the file, for messages.
+        content: the content of the file, from `read_checkpoint`.
+        name: name of the file, for messages.
         default_input_size: width and height for a file that does not record them.
 
     Raises:
@@ -238,10 +240,12 @@ def _rebuild_network(weights: Mapping[str, Tensor], recorded: Mapping[str, Any])
     if any(recorded.get(key, value) != value for key, value in inferred.items()):
         raise ValueError(f"its weights are those of {inferred}, not of {recorded}")
     if inferred["n_channels"] != 3:
-        raise ValueError(f"it is for images of {inferred['n_channels']} channels, not of 3")
+        raise ValueError(f"it is for images of {inferred['n_channels']} channels, 3 are supported")
     not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if not_finite:
-        raise ValueError(f"{not_finite[0]} and {len(not_finite) - 1} more contain values that are not finite")
+        raise ValueError(
+            f"{len(not_finite)} of its tensors contain values that are not finite, such as {not_finite[0]}"
+        )
     network = BayesianUNet(**{**recorded, **inferred})
     network.load_state_dict(weights)
     return network.eval()
@@ -250,5 +254,5 @@ def _rebuild_network(weights: Mapping[str, Tensor], recorded: Mapping[str, Any])
 def _temperatures(content: Mapping[str, Any]) -> dict[str, float]:
     temperatures = {str(method): float(value) for method, value in content.items()}
     if not all(0 < value < float("inf") for value in temperatures.values()):
-        raise ValueError(f"its temperatures are {temperatures}")
+        raise ValueError(f"its temperatures are {temperatures}, positive numbers were expected")
     return temperatures

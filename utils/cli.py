@@ -58,7 +58,7 @@ def model_from_args(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype
 
 
 def check_model_flags(args: argparse.Namespace, path: Path, model: TrainedModel) -> None:
-    """See that no flag contradicts a model.
+    """Check that no flag contradicts a model.
 
     Raises:
         InputError: a flag does.
@@ -69,7 +69,8 @@ def check_model_flags(args: argparse.Namespace, path: Path, model: TrainedModel)
         given = getattr(args, name, None)
         if given is not None and given != value:
             flag = f"--{name}" if given is True else f"--{name} {given}"
-            raise InputError(f"{path} contradicts {flag}: the model has {value}. Omit the flag")
+            actual_value = "transposed convolutions" if given is True else value
+            raise InputError(f"{path} contradicts {flag}: the model has {actual_value}. Omit the flag")
 
 
 def network_from_args(args: argparse.Namespace) -> BayesianUNet:
@@ -104,7 +105,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler()])
     group = parser.add_argument_group("messages").add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="only results, warnings and errors")
-    group.add_argument("--verbose", action="store_true", help="one line per image, too")
+    group.add_argument("--verbose", action="store_true", help="also show debug messages, such as a line per image")
     args = parser.parse_args()
     level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
     exit_on_termination()
@@ -116,7 +117,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         logger.error("%s", error)
         code = 2
     except torch.OutOfMemoryError:
-        logger.error("Out of memory on the device: a smaller --batch-size, or --device cpu, requires less")
+        logger.error("Out of memory on the device: reduce --batch-size, or use --device cpu")
         code = 2
     except OSError as error:
         logger.error("%s", _describe_os_error(error, args))

@@ -100,7 +100,7 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
         InputError: a folder has no such file, or the folders are of different images.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError("a folder of results was given twice")
+        raise InputError("a result folder was given twice")
     found = []
     for folder in folders:
         path = folder / "metrics.json"
@@ -115,11 +115,11 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path} was not written by a predict_prob script of this version: run it again"
+                f"{path} was not written by a predict_prob script of this version: run the script again with --mask-dir"
             ) from error
     if len({(result["images"], result["pixels"]) for result in found}) > 1:
         counts = ", ".join(f"{folder} of {result['images']}" for folder, result in zip(folders, found, strict=True))
-        raise InputError(f"the results are of different images: {counts}")
+        raise InputError(f"the result folders are of different images: {counts}")
     titles = [
         method if methods.count(method) == 1 else f"{method} ({folder})"
         for method, folder in zip(methods, folders, strict=True)

@@ -1,4 +1,4 @@
-"""The data set, its split, and its batches: the file to adapt to other data.
+"""The dataset, its split, and its batches: the file to adapt to other data.
 
 `load_pairs` decodes the images and masks of two folders, `split_indices` sets some aside for validation,
 `SegmentationDataset` serves them, `SeededBatchSampler` shuffles them into batches.
@@ -47,7 +47,7 @@ def split_indices(n: int, validation_percent: float, seed: int) -> tuple[list[in
         InputError: there are fewer than two images, or the percentage is not between 0 and 100.
     """
     if not 0 < validation_percent < 100:
-        raise InputError(f"validation percentage {validation_percent:g}: above 0 and below 100 was expected")
+        raise InputError(f"the validation percentage must be above 0 and below 100, not {validation_percent:g}")
     if n < 2:
         raise InputError(f"{n} image is too few: one is needed for training and another for validation")
     n_validation = min(max(round(n * validation_percent / 100), 1), n - 1)
@@ -109,15 +109,15 @@ class SegmentationDataset(Dataset):
 
 
 class SeededBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
-    """Batches of a shuffled data set, each item with a seed for its random transforms.
+    """Batches of a shuffled dataset, each item with a seed for its random transforms.
 
     The batches depend on the seed and on `epoch` and nothing else, so an epoch can be resumed at any batch, and each of
     several processes takes its share of every batch.
 
     Args:
-        n: size of the data set.
-        batch_size: of all processes together; the last batch of an epoch may be smaller.
-        seed: of the order and of the items' seeds.
+        n: size of the dataset.
+        batch_size: images per batch, over all processes; the last batch of an epoch may be smaller.
+        seed: seed of the order and of the items' seeds.
 
     Attributes:
         epoch: from 1 on; set by the caller.
@@ -164,12 +164,12 @@ def collate(items: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> tu
 
 
 def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader:
-    """Shuffled batches of the training set, the share of this process.
+    """Shuffled batches of the training set; this process's part of each.
 
     Args:
-        dataset: with the training transforms.
-        batch_size: of all processes together.
-        seed: of the order and the transforms.
+        dataset: the training set, with its transforms.
+        batch_size: images per batch, over all processes.
+        seed: seed of the order and the transforms.
         workers: processes that load ahead; with 0 the main process loads.
     """
     height, width = dataset.masks.shape[1:]
@@ -180,11 +180,11 @@ def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, w
         persistent_workers=workers > 0,
         pin_memory=workers > 0 and torch.cuda.is_available(),
         collate_fn=partial(collate, size=(width, height)),
-        generator=torch.Generator(),  # its own: drawing from the global one would make resumed trainings differ
+        generator=torch.Generator(),  # its own: drawing from the global one would make resumed runs differ
     )
 
 
 def validation_batches(dataset: SegmentationDataset, batch_size: int) -> DataLoader:
-    """The share of this process of the validation set, in order."""
+    """This process's part of the validation set, in order."""
     share = range(distributed.rank(), len(dataset), distributed.world_size())
     return DataLoader(Subset(dataset, share), batch_size)

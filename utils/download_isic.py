@@ -1,7 +1,7 @@
 """Download the images and masks of the ISIC 2016 challenge, part 1 (Gutman et al., arXiv:1605.01397).
 
 `python -m utils.download_isic` writes 900 pairs to data/imgs and data/masks, 379 to data/imgs_test and data/masks_test.
-Existing files are not downloaded again, and an interrupted download is resumed, which torchvision's own cannot do.
+Existing files are not downloaded again, and an interrupted download is resumed.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace, archives: Sequence[Archive] = ARCHIVES, retry_delay: float = RETRY_DELAY) -> None:
     if not args.url.startswith(("http://", "https://")):
-        raise InputError(f"--url {args.url}: an address that begins with https:// was expected")
+        raise InputError(f"--url {args.url}: an address that begins with https:// or http:// was expected")
     downloads = args.data_dir / ".download"
     for archive in archives:
         folder = args.data_dir / archive.folder
@@ -174,7 +174,7 @@ def _download_rest(url: str, part: Path, bar: tqdm) -> None:
         total = start + int(length) if length.isdecimal() else None
         free = shutil.disk_usage(part.parent).free
         if total and free < total - start:
-            raise InputError(f"{url} has {total / 1e6:.0f} MB, {part.parent} {free / 1e6:.0f} MB of free space")
+            raise InputError(f"{url} requires {total / 1e6:.0f} MB, {part.parent} has {free / 1e6:.0f} MB free")
         bar.total, bar.n, bar.initial, bar.last_print_n = total, start, start, start
         with open(part, "ab") as file:
             file.truncate(start)

@@ -16,7 +16,7 @@ from utils.checkpoint import TrainedModel
 from utils.data.images import read_image
 from utils.figures.curves import draw_passes
 from utils.figures.grid import save_figure
-from utils.inference.maps import full_size_probs, most_probable_class
+from utils.inference.maps import full_size_probs, predict_classes
 from utils.inference.predictor import draw_samples
 from utils.inference.samplers import MCDropout
 from utils.metrics.pixel_counts import PixelCounts, count_pixels
@@ -105,7 +105,7 @@ def evaluate_passes(
         total = total + probs
         if t in numbers:
             mean = total / t
-            entropy_of_mean, classes, scores = entropy(mean), most_probable_class(mean), ImageScores()
+            entropy_of_mean, classes, scores = entropy(mean), predict_classes(mean), ImageScores()
             scores.add(mean, entropy_of_mean, torch.from_numpy(classes).to(mean.device))
             counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).coarse()
             dice = segmentation_scores(classes, target, len(mean))["dice"]

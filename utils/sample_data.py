@@ -1,4 +1,4 @@
-"""Synthetic dermoscopy images with masks, to try everything out without any data.
+"""Synthetic dermoscopy images with masks, for trying the scripts without real data.
 
 `python -m utils.sample_data --output-dir data/samples --count 9` writes the built-in ones, always the same.
 """
@@ -24,8 +24,8 @@ SIZE = (512, 384)
 def make_sample(seed: int, size: tuple[int, int] = SIZE) -> tuple[Image.Image, Image.Image]:
     """A synthetic image of a skin lesion, and its mask.
 
-    Skin has a tone, folds and veins; the lesion an irregular border, partly sharp and partly fading, blotches and a
-    pigment network; over them lie hairs, bubbles of immersion fluid, and the dark corners of the lens.
+    The skin has a tone, lighting from one side, noise and redness; the lesion an irregular border, partly sharp and
+    partly fading, blotches and a pigment network; over them are hairs, bubbles of immersion fluid, and vignetting.
 
     Args:
         seed: the same seed makes the same image.
@@ -140,7 +140,7 @@ def _draw_hairs(rng: np.random.Generator, image: Image.Image, count: int) -> Ima
 
 
 def _draw_bubbles(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:
-    """Bubbles: a bright ring with a darker inside and a highlight."""
+    """Bubbles: a bright ring with a darker interior and a highlight."""
     for _ in range(count):
         layer = Image.new("L", (4 * image.width, 4 * image.height))
         draw = ImageDraw.Draw(layer)
@@ -168,11 +168,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         parser, "--count", type=arguments.integer(1, 100_000), default=9, metavar="N", help="number of images"
     )
     arguments.add_with_default(
-        parser, "--seed", type=arguments.integer(0), default=0, metavar="N", help="of the first image"
+        parser, "--seed", type=arguments.integer(0), default=0, metavar="N", help="seed of the first image"
     )
     for flag, value in (("--width", SIZE[0]), ("--height", SIZE[1])):
         arguments.add_with_default(
-            parser, flag, type=arguments.integer(16, 20_000), default=value, metavar="N", help="in pixels"
+            parser, flag, type=arguments.integer(16, 20_000), default=value, metavar="N", help=f"{flag[2:]} in pixels"
         )
     return parser
 

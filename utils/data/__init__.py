@@ -1,1 +1,1 @@
-"""Files to arrays: images, masks, pairs of both, and what the network takes."""
+"""Files to arrays: images, masks, pairs of both, and network input."""

@@ -64,7 +64,7 @@ class TrainingTransforms:
         )
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform an image (3, h, w) uint8 and a mask (h, w) uint8; regions from outside are black and background."""
+        """Transform an image (3, h, w) uint8 and a mask (h, w) uint8; areas from outside are black and background."""
         image, mask = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
@@ -73,15 +73,15 @@ class RandomChannelGain(v2.Transform):
     """Multiply each colour channel of an image by a random factor.
 
     Args:
-        strength: factors are drawn from [1 - strength, 1 + strength].
+        max_change: factors are drawn from [1 - max_change, 1 + max_change].
     """
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self, max_change: float) -> None:
         super().__init__()
-        self.strength = strength
+        self.max_change = max_change
 
     def make_params(self, flat_inputs: list) -> dict[str, Tensor]:
-        return {"gains": 1 + self.strength * (2 * torch.rand(3, 1, 1) - 1)}
+        return {"gains": 1 + self.max_change * (2 * torch.rand(3, 1, 1) - 1)}
 
     def transform(self, inpt: Tensor, params: dict[str, Tensor]) -> Tensor:
         if not isinstance(inpt, tv_tensors.Image):

@@ -23,8 +23,8 @@ from utils.data.pairing import Pair
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_DIR = Path(__file__).resolve().parents[2] / "data" / ".cache"
-_VERSION = 1  # to be increased whenever the cached arrays are computed differently
-_ABANDONED_AFTER = 86400  # seconds after which an unfinished folder is taken for one of a killed process
+_VERSION = 1  # to be incremented when the cached arrays change
+_ABANDONED_AFTER = 86400  # seconds, after which an unfinished folder counts as abandoned
 
 
 def decode_pairs(
@@ -58,7 +58,7 @@ def decode_pairs(
     if cached is not None:
         return cached
 
-    # A new one, built in a hidden folder, with what an earlier cache of the same data set already has.
+    # A new one, built in a hidden folder, reusing entries of an earlier cache of the same dataset.
     shutil.rmtree(folder, ignore_errors=True)
     earlier = sorted(cache_dir.glob(f"{dataset}-*"))
     building = _new_folder(folder, len(pairs), size)
@@ -75,7 +75,7 @@ def decode_pairs(
             shutil.rmtree(building, ignore_errors=True)
         raise
 
-    # Into its place; the caches that it replaces are removed.
+    # Move it into place, and remove the caches that it replaces.
     try:
         building.rename(folder)
     except OSError:  # another process has meanwhile built the same one

@@ -1,4 +1,4 @@
-"""Decode all pairs of a data set into arrays at the network's input size, in threads."""
+"""Decode all pairs of a dataset into arrays at the network's input size, in threads."""
 
 import os
 import threading
@@ -16,12 +16,12 @@ from utils.data.preprocessing import preprocess
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError, bulleted
 
-MAX_VALUES = 256  # distinct values in the masks of a data set, so that their indices are bytes
+MAX_VALUES = 256  # distinct values in the masks of a dataset, so that their indices are bytes
 
 
 @dataclass
 class DecodedPairs:
-    """All pairs of a data set at the network's input size.
+    """All pairs of a dataset at the network's input size.
 
     Attributes:
         pairs: the N files.
@@ -125,8 +125,8 @@ class PairDecoder:
             new = [value for value in found[: MAX_VALUES + 1] if value not in values]
             if len(values) + len(new) > MAX_VALUES:
                 raise InputError(
-                    f"with the {len(found)} values of this mask there are more than {MAX_VALUES} distinct values in "
-                    "the masks; is it a mask?"
+                    f"it has {len(found)} distinct values, and all masks together more than {MAX_VALUES}, where one "
+                    "per class was expected: is it a mask?"
                 )
             values.extend(new)
             return np.array([values.index(value) for value in found], dtype=np.uint8)

@@ -54,7 +54,7 @@ def list_images(
     if not folder.exists():
         raise InputError(f"{folder}: there is no such folder")
     if not folder.is_dir():
-        raise InputError(f"{folder} is a file: a folder with images was expected")
+        raise InputError(f"{folder} is a file, a folder of images was expected")
     found, visited = [], set()
     for root, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         if os.path.realpath(root) in visited:  # a link to a folder above
@@ -67,7 +67,7 @@ def list_images(
         ]
     if not found:
         if folder.name in _CHALLENGE_FOLDERS:
-            advice += "; python -m utils.download_isic fetches the images and masks of the challenge"
+            advice += "; python -m utils.download_isic downloads the images and masks of the challenge"
         raise InputError(f"{folder} contains no image (looked for {' '.join(sorted(suffixes))}){advice}")
     return sorted(found)
 

@@ -48,7 +48,9 @@ def read_mask(path: Path | str) -> np.ndarray:
         is_grey = (red == green) & (red == blue)
         return np.where(is_grey, red, RGB_OFFSET + (red << 16) + (green << 8) + blue)
     if image.mode == "F" and not (np.isin(values % 1, 0).all() and abs(values).max() < RGB_OFFSET):
-        raise InputError(f"{path} has values that are not integers: is it a mask?")
+        raise InputError(
+            f"{path} contains values that are not integers, one integer per class was expected: is it a mask?"
+        )
     return values.astype(np.int32)
 
 
@@ -134,7 +136,7 @@ def mask_to_classes(mask: np.ndarray, mask_values: Sequence[int], name: str) -> 
 
 
 def infer_mask_values(values: Sequence[int], counts: np.ndarray, names: Sequence[str], n_classes: int) -> list[int]:
-    """The mask values of a data set, sorted: the k-th is that of class k.
+    """The mask values of a dataset, sorted: the k-th is that of class k.
 
     Masks of two classes may be anti-aliased, with many values between the two on a small fraction of the pixels.
 
@@ -158,8 +160,8 @@ def infer_mask_values(values: Sequence[int], counts: np.ndarray, names: Sequence
         soft = 1 - (pixels[low] + pixels[high]) / sum(pixels.values())
         if high - low >= _MIN_CONTRAST and high < RGB_OFFSET and soft <= _MAX_SOFT_FRACTION:
             logger.info(
-                "Masks have values between %d and %d on %.1f %% of their pixels: read as anti-aliased edges, with a "
-                "threshold at the middle",
+                "Masks have values between %d and %d on %.1f %% of their pixels: treated as anti-aliased edges, with a "
+                "threshold halfway between the two",
                 low,
                 high,
                 100 * soft,
@@ -167,8 +169,8 @@ def infer_mask_values(values: Sequence[int], counts: np.ndarray, names: Sequence
             return [low, high]
     if len(found) < n_classes:
         raise InputError(
-            f"the masks have {len(found)} value(s), {_format_mask_values(found)}, which is too few for {n_classes} "
-            "classes: each class must occur in at least one mask"
+            f"the masks have too few values for {n_classes} classes, only {_format_mask_values(found)}: each class "
+            "must occur in at least one mask"
         )
     rarest = min(pixels, key=lambda value: pixels[value])
     example = names[int(np.argmax(counts[:, list(values).index(rarest)] > 0))]

@@ -45,8 +45,10 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str) -> list[Pair]:
     ]
     if problems:  # sizes are otherwise compared when a pair is decoded; here they complete the list
         problems += [problem for problem in map(size_problem, pairs) if problem]
-        title = f"{imgs_dir} and {masks_dir} do not pair (an image NAME.jpg needs one mask, NAME.png or "
-        raise InputError(bulleted(f"{title}NAME_Segmentation.png)", problems))
+        title = (
+            f"the images in {imgs_dir} and the masks in {masks_dir} do not match (an image NAME.jpg requires one mask, "
+        )
+        raise InputError(bulleted(f"{title}NAME.png or NAME_Segmentation.png)", problems))
     return pairs
 
 
@@ -74,7 +76,7 @@ def find_masks(names: Sequence[PurePath], masks_dir: Path | str) -> dict[PurePat
         else:
             problems.append(f"{name}: " + (f"{len(paths)} masks ({_names(paths)})" if paths else "no mask"))
     if problems:
-        title = f"{masks_dir} does not have one mask per image (for NAME.jpg NAME.png or NAME_Segmentation.png)"
+        title = f"{masks_dir} does not have one mask per image (NAME.jpg requires NAME.png or NAME_Segmentation.png)"
         raise InputError(bulleted(title, problems))
     return found
 

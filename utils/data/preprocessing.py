@@ -1,4 +1,4 @@
-"""From an image to what the network takes."""
+"""Preprocess images into network input."""
 
 import math
 
@@ -12,7 +12,7 @@ def preprocess(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """Resize an image to the network's input size, bicubically, without keeping the aspect ratio.
 
     Args:
-        image: of any mode and size.
+        image: an image of any mode and size.
         size: width and height of the network's input.
 
     Returns:
@@ -27,7 +27,7 @@ def to_network_input(images: Tensor, device: torch.device) -> Tensor:
 
     Args:
         images: (N, 3, h, w) uint8.
-        device: of the network.
+        device: device of the network.
 
     Returns:
         (N, 3, h, w) float32 in [0, 1], channels last.
@@ -36,16 +36,16 @@ def to_network_input(images: Tensor, device: torch.device) -> Tensor:
 
 
 def downscale_and_pad(image: Image.Image, size: tuple[int, int], scale: float) -> Tensor:
-    """Preprocess an image that is downscaled and zero-padded back to its own size, exactly centred.
+    """Preprocess an image that is downscaled and zero-padded back to its own size, centred to sub-pixel accuracy.
 
     Args:
-        image: of any mode and size.
+        image: an image of any mode and size.
         size: width and height of the network's input.
         scale: size of the downscaled image relative to the padded one, in (0, 1].
 
     Returns:
-        (3, h, w) uint8, RGB. Only a region around the downscaled image is resized: the region begins and ends at whole
-        pixels of the result, the downscaled image itself may begin and end between them.
+        (3, h, w) uint8, RGB. Only a region around the downscaled image is resampled, aligned to whole pixels of the
+        result.
     """
     image = image.convert("RGB")
     begin, pads, box = [], [], []  # for x and y

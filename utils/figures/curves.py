@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 _THIN = {"markersize": 3.5, "linewidth": 1.2}
 
-Results = Mapping[str, Mapping[str, Any]]  # by the display name of a method what `evaluate_set` returned
+Results = Mapping[str, Mapping[str, Any]]  # results of `evaluate_set`, by the display name of each method
 
 
 def draw_reliability(results: Results) -> Figure:
     """Reliability diagrams of several methods, top-label and foreground.
 
     Args:
-        results: by the display name of each method what `evaluate_set` returned.
+        results: results of `evaluate_set`, by the display name of each method.
     """
     from matplotlib.figure import Figure
 
@@ -59,7 +59,7 @@ def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") ->
     They are shown up to twice the risk of a random ranking.
 
     Args:
-        results: by the display name of each method what `evaluate_set` returned.
+        results: results of `evaluate_set`, by the display name of each method.
         score: by which the images are ranked.
     """
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") ->
         ylim=(0, highest),  # a single bad image among the first ones would be far above
     )
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, title="dotted horizontal lines: random", title_fontsize=8)
+    ax.legend(fontsize=8, title="dotted: random ranking", title_fontsize=8)
     return figure
 
 
@@ -103,6 +103,6 @@ def draw_passes(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
     axes = figure.subplots(1, len(curves), squeeze=False)
     for ax, (name, (passes, values)) in zip(axes[0], curves.items(), strict=True):
         ax.plot(passes, values, markersize=3, **CURVE_STYLES[0])
-        ax.set(xscale="log", xlabel="passes T", title=name)
+        ax.set(xscale="log", xlabel="number of passes T", title=name)
         ax.grid(alpha=0.25)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -152,21 +153,21 @@ def _lines(text: str) -> int:
 def _wrap(text: str, width: float, size: float, bold: bool = False) -> str:
     """Break a text into lines of at most that many inches, at spaces or, in long words, anywhere."""
     from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
+    from matplotlib.textpath import text_to_path
 
-    font = FontProperties(weight="bold" if bold else "normal")
+    font = FontProperties(size=size, weight="bold" if bold else "normal")
 
-    def fits(line: str) -> bool:
-        path = TextPath((0, 0), line.replace("$", "S"), size=size, prop=font)
-        return path.get_extents().width * _HINTING <= 72 * width
+    def is_too_wide(line: str) -> bool:
+        points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+        return points * _HINTING > 72 * width
 
     lines = [""]
     for word in text.split(" "):
-        if lines[-1] and fits(f"{lines[-1]} {word}"):
+        if lines[-1] and not is_too_wide(f"{lines[-1]} {word}"):
             lines[-1] += f" {word}"
             continue
-        while word and not fits(word):
-            length = next(n for n in range(len(word), 0, -1) if fits(word[:n]) or n == 1)
+        while is_too_wide(word):
+            length = max(1, bisect_left(range(1, len(word)), True, key=lambda n, word=word: is_too_wide(word[:n])))
             lines.append(word[:length])
             word = word[length:]
         lines.append(word)

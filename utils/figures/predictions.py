@@ -34,8 +34,8 @@ class FigureRow:
     Attributes:
         image: (h, w, 3) uint8.
         target: (h, w) class indices of the ground truth, or None.
-        maps: by the display name of each method the (h, w) probability of any class but the background and the (h, w)
-            predictive entropy, in nats.
+        maps: by the display name of each method the (h, w) foreground probability, or that of the class that was saved,
+            and the (h, w) predictive entropy, in nats.
         classes: (h, w) predicted class indices, or None.
         n_classes: number of classes.
         caption: a line below the row.

@@ -41,7 +41,10 @@ class ProbabilityMaps:
 
     @property
     def mutual_information(self) -> Tensor:
-        """(H, W) float32 in nats: predictive minus expected entropy, BALD (Houlsby et al. 2011; Gal et al. 2017)."""
+        """(H, W) float32 in nats: predictive minus expected entropy, BALD (Houlsby et al. 2011; Gal et al. 2017).
+
+        Requires both entropies.
+        """
         return (self.predictive_entropy - self.expected_entropy).clamp_(min=0)
 
     def empty_like(self, height: int, statistics: Collection[str]) -> "ProbabilityMaps":
@@ -81,11 +84,11 @@ def full_size_blocks(
     """Upsample the samples of an image and compute statistics over them, a block of rows at a time, top to bottom.
 
     The logits are interpolated bilinearly (`align_corners=False`); the softmax comes after. All samples of a block are
-    upsampled together, so T full-size maps never exist, and what a consumer computes from a block finds it in the
-    processor's cache.
+    upsampled together, so T full-size maps never exist in memory, and a block stays in the processor's cache while it
+    is used.
 
     Args:
-        samples: of one image.
+        samples: samples of one image.
         size: width and height of the image.
         statistics: which of `STATISTICS` to compute in addition to the mean.
         threshold: with two classes, the probability above which a sample assigns a pixel to class 1 in `overlaps`.
@@ -102,7 +105,7 @@ def full_size_blocks(
 
 
 @torch.inference_mode()
-def summarize(
+def full_size_maps(
     samples: Sequence[LogitSamples],
     size: tuple[int, int],
     statistics: Collection[str] = STATISTICS,
@@ -166,11 +169,11 @@ def split_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:
 
 def full_size_probs(samples: Sequence[LogitSamples], size: tuple[int, int]) -> Iterator[Tensor]:
     """The probabilities of each sample of an image, one after the other, (C, H, W) float32."""
-    return (summarize([sample], size, statistics=()).probs for sample in split_samples(samples))
+    return (full_size_maps([sample], size, statistics=()).probs for sample in split_samples(samples))
 
 
-def most_probable_class(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
-    """The predicted mask.
+def predict_classes(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
+    """The predicted mask: the most probable class or, with two classes, class 1 above a threshold.
 
     Args:
         probs: (C, H, W).
@@ -183,6 +186,6 @@ def most_probable_class(probs: Tensor, threshold: float = 0.5) -> np.ndarray:
     return classes.byte().cpu().numpy()
 
 
-def to_grey(values: Tensor, white: float = 1.0) -> np.ndarray:
+def to_greyscale(values: Tensor, white: float = 1.0) -> np.ndarray:
     """A map as an 8-bit greyscale image: 0 is black, `white` is 255, rounded."""
     return (values * (255 / white)).round_().clamp_(0, 255).byte().cpu().numpy()

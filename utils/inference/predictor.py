@@ -1,4 +1,4 @@
-"""Predict one image: its maps, or its mask, scores and greyscale maps in one pass over its rows."""
+"""Predict one image: its maps, or its mask, scores and greyscale maps in one sweep over its rows."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from utils.checkpoint import TrainedModel
-from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, most_probable_class, summarize
+from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, full_size_maps, predict_classes
 from utils.inference.samplers import LogitSamples, Sampler, Softmax
 from utils.metrics.uncertainty import ImageScores
 
@@ -24,11 +24,11 @@ def predict(
     """The maps of a single image.
 
     Args:
-        model: what `utils.checkpoint.load_model` returned.
-        image: of any mode and size.
+        model: a model from `utils.checkpoint.load_model`.
+        image: an image of any mode and size.
         sampler: `Softmax()`, `MCDropout()` or `TestTimeAugmentation()`; None for the first.
-        name: of the image, from which MC dropout derives its random numbers; the scripts use the file's name, with its
-            path within the folder for sub-folders.
+        name: name of the image, from which MC dropout derives its random numbers; the scripts use the file's path
+            within the input folder.
         statistics: which of `STATISTICS` to compute in addition to the mean.
 
     Returns:
@@ -38,7 +38,7 @@ def predict(
         InputError: the sampler cannot be used with the model.
     """
     sampler = (sampler or Softmax()).for_single_images()
-    return summarize(draw_samples(model, image, sampler, name), image.size, statistics)
+    return full_size_maps(draw_samples(model, image, sampler, name), image.size, statistics)
 
 
 def draw_samples(model: TrainedModel, image: Image.Image, sampler: Sampler, name: str) -> list[LogitSamples]:
@@ -51,10 +51,10 @@ def draw_samples(model: TrainedModel, image: Image.Image, sampler: Sampler, name
         InputError: the sampler cannot be used with the model.
     """
     sampler.check(model)
-    return sampler.sample(model, [sampler.inputs(image, model.input_size)], [name])[0]
+    return sampler.sample(model, [sampler.preprocess_image(image, model.input_size)], [name])[0]
 
 
-def _no_grey_maps(block: ProbabilityMaps) -> Mapping[str, np.ndarray]:
+def _no_greyscale_maps(block: ProbabilityMaps) -> Mapping[str, np.ndarray]:
     return {}
 
 
@@ -64,14 +64,14 @@ class MapOptions:
 
     Attributes:
         threshold: with two classes, the probability above which a pixel is class 1.
-        grey_maps: makes (rows, W) uint8 greyscale maps of a block of rows, by their names; called in threads.
+        greyscale_maps: makes (rows, W) uint8 greyscale maps of a block of rows, by their names; called in threads.
         statistics: which of `STATISTICS` it requires.
         keep: which of `STATISTICS` are kept as float32 maps of the whole image, together with the mean probabilities;
             without any no such maps are kept.
     """
 
     threshold: float = 0.5
-    grey_maps: Callable[[ProbabilityMaps], Mapping[str, np.ndarray]] = _no_grey_maps
+    greyscale_maps: Callable[[ProbabilityMaps], Mapping[str, np.ndarray]] = _no_greyscale_maps
     statistics: Collection[str] = ()
     keep: Collection[str] = ()
 
@@ -82,14 +82,14 @@ class Prediction:
 
     Attributes:
         classes: (H, W) uint8, the predicted class of each pixel.
-        scores: of the image, as `ImageScores.scores` returns them.
-        grey_maps: (H, W) uint8 greyscale maps, by name.
+        scores: scores of the image, from `ImageScores.scores`.
+        greyscale_maps: (H, W) uint8 greyscale maps, by name.
         maps: the float32 maps that were kept, if any.
     """
 
     classes: np.ndarray
     scores: dict[str, Any] = field(default_factory=dict)
-    grey_maps: dict[str, np.ndarray] = field(default_factory=dict)
+    greyscale_maps: dict[str, np.ndarray] = field(default_factory=dict)
     maps: ProbabilityMaps | None = None
 
 
@@ -99,7 +99,7 @@ def predict_full_size(
     """The prediction of an image from its samples, block by block.
 
     Args:
-        samples: of one image.
+        samples: samples of one image.
         size: width and height of the image.
         options: what to compute.
         block_values: as for `full_size_blocks`.
@@ -110,16 +110,16 @@ def predict_full_size(
     statistics = {*options.statistics, *options.keep, "predictive_entropy", "overlaps"}
     for rows, block in full_size_blocks(samples, size, statistics, options.threshold, block_values):
         # The mask and the scores of these rows.
-        classes = most_probable_class(block.probs, options.threshold)
+        classes = predict_classes(block.probs, options.threshold)
         prediction.classes[rows] = classes
         on_device = torch.from_numpy(classes).to(block.probs.device)
         scores.add(block.probs, block.predictive_entropy, on_device, block.overlaps)
 
         # Their greyscale maps, and their float32 maps.
-        for name, grey in options.grey_maps(block).items():
-            if name not in prediction.grey_maps:
-                prediction.grey_maps[name] = np.empty_like(prediction.classes)
-            prediction.grey_maps[name][rows] = grey
+        for name, grey in options.greyscale_maps(block).items():
+            if name not in prediction.greyscale_maps:
+                prediction.greyscale_maps[name] = np.empty_like(prediction.classes)
+            prediction.greyscale_maps[name][rows] = grey
         if options.keep:
             prediction.maps = prediction.maps or block.empty_like(height, options.keep)
             prediction.maps.put_rows(rows, block)

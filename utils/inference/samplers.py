@@ -22,7 +22,7 @@ from utils.runtime.device import in_batches
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 
-_CPU_BATCH_PIXELS = 4 * 128 * 128  # of a batch on a CPU, a size at which its caches are used well
+_CPU_BATCH_PIXELS = 4 * 128 * 128  # a batch of this size uses a CPU's caches well
 
 
 class LogitSamples(NamedTuple):
@@ -43,8 +43,8 @@ class Sampler(ABC):
 
     Attributes:
         batch_size: number of network inputs per batch on a GPU. A CPU takes four inputs of 128x128, or as many as have
-            their pixels, so that its maps do not depend on the batch size.
-        dtype: of mixed precision; None for single precision.
+            that number of pixels, so that its maps do not depend on the batch size.
+        dtype: dtype of mixed precision; None for single precision.
         temperature: divisor of the logits (Guo et al., ICML 2017).
     """
 
@@ -55,8 +55,8 @@ class Sampler(ABC):
     temperature: float = 1.0
 
     @property
-    def inputs_per_image(self) -> int:
-        """The number of network inputs per image."""
+    def passes_per_image(self) -> int:
+        """The number of forward passes per image."""
         return 1
 
     @property
@@ -68,7 +68,7 @@ class Sampler(ABC):
 
     def for_single_images(self) -> "Sampler":
         """The same sampler for images that are predicted one by one: a batch has at most the inputs of one image."""
-        return replace(self, batch_size=min(self.batch_size, self.inputs_per_image))
+        return replace(self, batch_size=min(self.batch_size, self.passes_per_image))
 
     @abstractmethod
     def __str__(self) -> str:
@@ -81,8 +81,8 @@ class Sampler(ABC):
             InputError: it cannot.
         """
 
-    def inputs(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
-        """The preprocessed versions of an image: (V, 3, h, w) uint8, for an input size of width and height."""
+    def preprocess_image(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+        """Preprocess an image for an input size of width and height: (V, 3, h, w) uint8, V versions of it."""
         return preprocess(image, size)[None]
 
     @abstractmethod
@@ -91,8 +91,8 @@ class Sampler(ABC):
 
         Args:
             model: to predict with.
-            inputs: for each image what `inputs` returned, (V, 3, h, w) uint8.
-            names: of the images, from which random numbers are derived.
+            inputs: the results of `preprocess_image` for each image, (V, 3, h, w) uint8.
+            names: names of the images, from which random numbers are derived.
 
         Returns:
             For each image its samples, one `LogitSamples` per zoom.
@@ -117,7 +117,7 @@ class Sampler(ABC):
         n, (width, height) = len(inputs), model.input_size
         size = self.batch_size
         if device.type == "cpu":
-            size = min(max(1, _CPU_BATCH_PIXELS // (width * height)), self.inputs_per_image)
+            size = min(max(1, _CPU_BATCH_PIXELS // (width * height)), self.passes_per_image)
         padded = torch.arange(-(-n // size) * size).clamp(max=n - 1)
 
         def compute(batch: slice) -> Tensor:
@@ -139,7 +139,7 @@ class Sampler(ABC):
 
 @dataclass(frozen=True)
 class Softmax(Sampler):
-    """One deterministic pass: the uncalibrated softmax (sigmoid for a one-class model)."""
+    """One deterministic forward pass: softmax (sigmoid for a one-class model)."""
 
     method = "softmax"
 
@@ -169,7 +169,7 @@ class MCDropout(Sampler):
         return f"MC dropout, {self.num_samples} passes" + self._calibrated()
 
     @property
-    def inputs_per_image(self) -> int:
+    def passes_per_image(self) -> int:
         return self.num_samples
 
     def check(self, model: TrainedModel) -> None:
@@ -181,7 +181,7 @@ class MCDropout(Sampler):
         by_layer = [torch.cat(layer) for layer in zip(*masks, strict=True)]  # each (N T, C, 1, 1)
         passes = torch.cat(list(inputs)).repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
         logits = self.logits(model, passes, by_layer)
-        return [[LogitSamples(of_image)] for of_image in logits.split(self.num_samples)]
+        return [[LogitSamples(image_logits)] for image_logits in logits.split(self.num_samples)]
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class TestTimeAugmentation(Sampler):
         return "test-time augmentation" + self._calibrated()
 
     @property
-    def inputs_per_image(self) -> int:
+    def passes_per_image(self) -> int:
         return 2 * N_SYMMETRIES
 
     def check(self, model: TrainedModel) -> None:
@@ -212,7 +212,7 @@ class TestTimeAugmentation(Sampler):
                 f"test-time augmentation by symmetries of the square requires a square input, not {width}x{height}"
             )
 
-    def inputs(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
+    def preprocess_image(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         return torch.stack([preprocess(image, size), downscale_and_pad(image, size, self.shrink)])
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
@@ -234,7 +234,7 @@ def calibrated(sampler: Sampler, model: TrainedModel) -> Sampler:
     """
     if sampler.method not in model.temperatures:
         raise InputError(
-            f"this model has no temperature for {sampler}: train_bayesian.py fits one at the end of a training, "
-            "python -m utils.calibration for an existing model"
+            f"this model has no temperature for {sampler}: train_bayesian.py fits one at the end of training, "
+            "for an existing model run python -m utils.calibration"
         )
     return replace(sampler, temperature=model.temperatures[sampler.method])

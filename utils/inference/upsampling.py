@@ -42,8 +42,8 @@ class StackUpsampler:
     A softmax of two classes is the sigmoid of the difference of their logits, so two classes are one channel here.
 
     Args:
-        samples: of one image.
-        width, height: of the image.
+        samples: samples of one image.
+        width, height: size of the image.
         block_values: how many values are computed at a time; None for the default of the device.
     """
 

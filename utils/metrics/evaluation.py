@@ -25,13 +25,13 @@ def evaluate_set(
     Args:
         rows: for each image its segmentation scores, its `PIXEL_METRICS`, and its scores without ground truth.
         counts: for each image `PixelCounts.coarse()`, for the intervals.
-        total: of the whole set; None if the probabilities are not evaluated.
+        total: counts of the whole set; None if the probabilities are not evaluated.
         resamples: number of bootstrap samples, drawn with a fixed seed.
 
     Returns:
-        The content of metrics.json: `segmentation`, `calibration`, `errors`, `selective`, `reliability` and
-        `risk_coverage`. A metric is a dict of its `value`, `low` and `high` and, if it is a mean over the images,
-        their `median`.
+        `images`, `segmentation`, `selective` and `risk_coverage`; if the probabilities are evaluated also `pixels`,
+        `calibration`, `errors` and `reliability`. A metric is a dict of its `value`, `low` and `high` and, if it is a
+        mean over the images, their `median`; those of the `oracle` and the `random` ranking are plain numbers.
     """
     n = len(rows)
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
@@ -62,8 +62,8 @@ def _evaluate_pixels(
     per_image = {f"{name}_per_image": _mean(rows, name, weights) for name in ("ece_top_label", "ece_foreground")}
     return {
         "pixels": int(total.pixels),
-        "calibration": {name: one for name, one in pooled.items() if not name.startswith("error")} | per_image,
-        "errors": {name: one for name, one in pooled.items() if name.startswith("error")},
+        "calibration": {name: metric for name, metric in pooled.items() if not name.startswith("error")} | per_image,
+        "errors": {name: metric for name, metric in pooled.items() if name.startswith("error")},
         "reliability": {
             name: dict(zip(("pixels", "probability", "positives"), getattr(total, name).tolist(), strict=True))
             for name in ("top_label", "foreground")

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-N_BINS = 15  # of a reliability diagram
-MIN_PROBABILITY = 1e-7  # at which probabilities are clamped in the NLL
+N_BINS = 15  # bins of a reliability diagram
+MIN_PROBABILITY = 1e-7  # lower clamp of probabilities in the NLL
 BLOCK_SIZE = 2**19  # pixels that are counted at a time
 
 _OCTAVES, _BINS_PER_OCTAVE = 24, 2**7  # of 1 - confidence; float32 has no smaller steps below 1
 _CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
 _ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # no float32 below 1 has a larger logit
-_MERGED = 8  # fine bins per bin of `PixelCounts.coarse`
+_MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
 def confidence_bins(confidence: Tensor) -> Tensor:
-    """The fine bin of each confidence, int32: 128 bins per octave of 1 - confidence, so each is at most 0.8 % wide.
+    """The fine bin of each confidence, int32: 128 bins per octave of 1 - confidence, each at most 0.8 % of it wide.
 
-    A bin index is the upper bits of a float32, whose order is that of the numbers.
+    A bin index consists of the leading bits of a float32, which sort like its value.
 
     Args:
         confidence: float32 in (0, 1].
@@ -115,7 +115,7 @@ class PixelCounts:
         """The same counts with merged fine bins, small enough for a bootstrap over many images."""
 
         def merge(counts: np.ndarray) -> np.ndarray:
-            return counts.reshape(*counts.shape[:-1], -1, _MERGED).sum(axis=-1)
+            return counts.reshape(*counts.shape[:-1], -1, _MERGE_FACTOR).sum(axis=-1)
 
         rest = (self.top_label, self.foreground, self.squared_error, self.log_loss)
         return PixelCounts(*rest, merge(self.by_confidence), merge(self.by_entropy))
@@ -180,7 +180,7 @@ def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray) -> PixelCount
     """The counts of B weighted sets of images, with a leading dimension B.
 
     Args:
-        counts: of n images.
+        counts: counts of n images.
         weights: (B, n), how often each image occurs in each set.
     """
     weights = weights.astype(np.float64)

@@ -24,7 +24,7 @@ def expected_calibration_error(by_bin: np.ndarray) -> np.ndarray:
 
 
 def adaptive_calibration_error(by_confidence: np.ndarray) -> np.ndarray:
-    """The top-label ECE with equal-mass bins (Nixon et al., CVPR workshops 2019).
+    """The top-label ECE with `N_BINS` equal-mass bins (Nixon et al., CVPR workshops 2019).
 
     Args:
         by_confidence: (..., 2, n), `PixelCounts.by_confidence`.
@@ -68,7 +68,7 @@ def error_aupr(by_entropy: np.ndarray) -> np.ndarray:
         (...,) in [0, 1]; NaN without errors.
     """
     errors, correct = np.moveaxis(by_entropy[..., ::-1].astype(np.float64), -2, 0)  # in order of decreasing entropy
-    # Within a bin errors and correct pixels are taken to be shuffled: half of each precede.
+    # Pixels of one bin are assumed to be in random order, so half of them precede.
     true_positives = errors.cumsum(axis=-1) - (errors - 1) / 2
     false_positives = correct.cumsum(axis=-1) - correct / 2
     precision = true_positives / np.maximum(true_positives + false_positives, 1)

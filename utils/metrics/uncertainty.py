@@ -42,27 +42,27 @@ class _ClassSums:
     """Sums over pixels for one class.
 
     Attributes:
-        area: pixels for which the class is predicted.
-        inside: sum of its probabilities over these.
-        everywhere: sum of its probabilities over all pixels.
-        log_absent: log of the probability that no pixel is of the class; not continued once it is predicted anywhere.
+        area: number of pixels for which the class is predicted.
+        prob_in_mask: sum of its probabilities over these pixels.
+        prob: sum of its probabilities over all pixels.
+        log_prob_empty: sum of ln(1 - p); no longer updated once the class is predicted anywhere.
     """
 
     area: int = 0
-    inside: float = 0.0
-    everywhere: float = 0.0
-    log_absent: float = 0.0
+    prob_in_mask: float = 0.0
+    prob: float = 0.0
+    log_prob_empty: float = 0.0
 
     def add(self, probs: Tensor, classes: Tensor, k: int) -> None:
         mask = (classes == k).to(probs.dtype)
         self.area += int(_sum(mask))
-        self.inside += _sum(mask.mul_(probs))
-        self.everywhere += _sum(probs)
+        self.prob_in_mask += _sum(mask.mul_(probs))
+        self.prob += _sum(probs)
         if not self.area:
-            self.log_absent += _sum(probs.clamp(max=_MAX_PROBABILITY).neg_().log1p_())
+            self.log_prob_empty += _sum(probs.clamp(max=_MAX_PROBABILITY).neg_().log1p_())
 
     def confidence(self) -> float:
-        return 2 * self.inside / (self.everywhere + self.area) if self.area else math.exp(self.log_absent)
+        return 2 * self.prob_in_mask / (self.prob + self.area) if self.area else math.exp(self.log_prob_empty)
 
 
 class ImageScores:
@@ -94,10 +94,11 @@ class ImageScores:
 
     @property
     def soft_dice_confidence(self) -> float:
-        """The Dice coefficient to expect if the probabilities are right: 2 sum(p m) / (sum(p) + sum(m)).
+        """An estimate of the Dice coefficient, for calibrated probabilities: 2 sum(p m) / (sum(p) + sum(m)).
 
         In [0, 1], the mean over the classes but the background (Borges et al., "Soft Dice confidence", 2024). For a
-        class with an empty mask it is the probability that the ground truth is empty, too.
+        class with an empty mask it is the product of 1 - p, the probability that the ground truth is empty as well if
+        the pixels are independent.
         """
         return sum(sums.confidence() for sums in self._classes) / len(self._classes)
 

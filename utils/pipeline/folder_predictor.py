@@ -85,9 +85,9 @@ class FolderPredictor:
         return dict(self.journal.rows)
 
     def _predict_share(self, share: Sequence[Item]) -> None:
-        """Read, predict, show and save images, each step in threads of its own but the third."""
+        """Read, predict and save images in threads, and show them in the main thread."""
         device = self.model.device
-        group_size = 1 if device.type == "cpu" else max(1, self.sampler.batch_size // self.sampler.inputs_per_image)
+        group_size = 1 if device.type == "cpu" else max(1, self.sampler.batch_size // self.sampler.passes_per_image)
         readers = max(2, torch.get_num_threads() // 2)  # Pillow decodes without holding Python's lock
         with (
             GracefulStop() as stop,
@@ -115,7 +115,7 @@ class FolderPredictor:
     def _read(self, item: Item) -> tuple[tuple[int, int], Tensor]:
         """Width and height of an image, and its network inputs."""
         image = read_image(item.path)
-        return image.size, self.sampler.inputs(image, self.model.input_size)
+        return image.size, self.sampler.preprocess_image(image, self.model.input_size)
 
     def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction]]:
         """Predict images that share a batch, with a replica of the model that no other thread is using."""
@@ -129,13 +129,15 @@ class FolderPredictor:
         replica = self._replicas.get()
         try:
             with self._report.isolating(*keys):
-                samples = self.sampler.sample(replica, [views for _, views in inputs.values()], keys)
+                samples = self.sampler.sample(replica, [tensor for _, tensor in inputs.values()], keys)
         finally:
             self._replicas.put(replica)
         predictions = []
-        for (item, (size, _)), of_image in zip(inputs.items(), samples, strict=False):  # none if the batch has failed
+        for (item, (size, _)), image_samples in zip(
+            inputs.items(), samples, strict=False
+        ):  # none if the batch has failed
             with self._report.isolating(item.key):
-                predictions.append((item, predict_full_size(of_image, size, self.options)))
+                predictions.append((item, predict_full_size(image_samples, size, self.options)))
         return predictions
 
     def _finish(self, item: Item, prediction: Prediction) -> None:
@@ -166,8 +168,8 @@ class FolderPredictor:
         parts = distributed.gather((self._rows, self._report.failures, packed))
         rows = {key: row for rows, _, _ in parts for key, row in rows.items()}
         failures = [failure for _, failures, _ in parts for failure in failures]
-        for _, _, of_process in parts:
-            packed |= of_process
+        for _, _, process_packed in parts:
+            packed |= process_packed
         report = Report([rows[item.key] for item in items if item.key in rows], failures)
         assert len(report.rows) + len(report.failures) == len(items), "an image is neither done nor failed"
         return report

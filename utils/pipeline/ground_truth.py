@@ -25,7 +25,7 @@ class GroundTruth:
         items: the images.
         mask_dir: folder of the masks, which are found as by `utils.data.pairing.find_masks`.
         mask_values: the value of class 0, 1, ... in them.
-        evaluate_probs: evaluate the probabilities of a prediction, too, not only its mask.
+        evaluate_probs: evaluate the probabilities of a prediction, not only its mask.
 
     Attributes:
         packed: by an image's key its `PixelCounts.pack()`.

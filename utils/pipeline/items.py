@@ -16,8 +16,8 @@ class Item:
     """An image to predict.
 
     Attributes:
-        path: of its file.
-        name: its path within the input folder.
+        path: path of its file.
+        name: path within the input folder.
     """
 
     path: Path
@@ -46,18 +46,20 @@ def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], rec
             written to the same file.
     """
     if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"the output folder {output_dir} is a file: a folder was expected")
+        raise InputError(f"the output folder {output_dir} is a file, a folder was expected")
     advice = "" if recursive else "; sub-folders are included only if recursive"
     paths = list_images(input_dir, extensions, recursive, advice)
     inside, target = input_dir.resolve(), output_dir.resolve()
     if target == inside:
-        raise InputError(f"the output folder is the input folder, {input_dir}: the next run would predict its results")
+        raise InputError(
+            f"the output folder is the input folder, {input_dir}: the next run would take the results for images"
+        )
     if inside in target.parents:
         paths = [path for path in paths if target not in path.resolve().parents]
     items = [Item(path, path.relative_to(input_dir)) for path in paths]
     if not items:
         raise InputError(f"{input_dir} contains no image outside the output folder {output_dir}")
-    logger.info("%d images in %s", len(items), input_dir)
+    logger.info("%d image%s in %s", len(items), "s" if len(items) > 1 else "", input_dir)
     outputs: dict[Path, Item] = {}
     for item in items:
         other = outputs.setdefault(item.output(output_dir), item)

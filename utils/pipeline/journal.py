@@ -21,7 +21,7 @@ class Journal:
         folder: the output folder.
         settings: plain values that have to be equal for results to belong together.
         items: the images; one whose file has changed is predicted again.
-        resume: take over what an earlier run has finished; otherwise start anew.
+        resume: take over what an earlier run has finished; otherwise start over.
 
     Attributes:
         rows: the scores of the finished images whose files all exist, by their keys.
@@ -59,8 +59,8 @@ class Journal:
         if earlier != self.settings:
             name = next(name for name in earlier | self.settings if earlier.get(name) != self.settings.get(name))
             raise InputError(
-                f"{self.folder} contains results that were made with {name} = {earlier.get(name)}, this run has "
-                f"{self.settings.get(name)}: choose another output folder, or start anew without skipping existing "
+                f"{self.folder} contains results with {name} = {earlier.get(name)}, but this run has "
+                f"{self.settings.get(name)}: choose another output folder, or start over without skipping existing "
                 "results"
             )
         for line, entry in list(entries.items())[1:]:

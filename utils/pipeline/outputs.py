@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.images import save_png
-from utils.inference.maps import ProbabilityMaps, full_size_blocks, split_samples, to_grey
+from utils.inference.maps import ProbabilityMaps, full_size_blocks, split_samples, to_greyscale
 from utils.inference.samplers import LogitSamples
 from utils.pipeline.items import sibling
 from utils.runtime.atomic_files import atomic_npy_file
@@ -17,7 +17,7 @@ from utils.runtime.atomic_files import atomic_npy_file
 MAX_STD = 0.5  # the largest standard deviation of a probability
 
 
-def draw_grey_maps(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+def make_greyscale_maps(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
     """The maps as (H, W) uint8 greyscale maps, by the suffix of their file names.
 
     White is probability 1, standard deviation 0.5, and ln C nats of entropy and mutual information for C classes. Maps
@@ -33,14 +33,14 @@ def draw_grey_maps(maps: ProbabilityMaps, classes: Sequence[int] | None = None) 
     max_entropy = math.log(n_classes)
     drawn = {}
     for k in classes:
-        of_class = f"_c{k}" if len(classes) > 1 else ""
-        drawn[f"_prob{of_class}"] = to_grey(maps.probs[k])
+        suffix = f"_c{k}" if len(classes) > 1 else ""
+        drawn[f"_prob{suffix}"] = to_greyscale(maps.probs[k])
         if maps.num_samples > 1:
-            drawn[f"_std{of_class}"] = to_grey(maps.std[k], white=MAX_STD)
-    drawn["_entropy"] = to_grey(maps.predictive_entropy, white=max_entropy)
+            drawn[f"_std{suffix}"] = to_greyscale(maps.std[k], white=MAX_STD)
+    drawn["_entropy"] = to_greyscale(maps.predictive_entropy, white=max_entropy)
     if maps.num_samples > 1:
-        drawn["_expected_entropy"] = to_grey(maps.expected_entropy, white=max_entropy)
-        drawn["_mutual_information"] = to_grey(maps.mutual_information, white=max_entropy)
+        drawn["_expected_entropy"] = to_greyscale(maps.expected_entropy, white=max_entropy)
+        drawn["_mutual_information"] = to_greyscale(maps.mutual_information, white=max_entropy)
     return drawn
 
 
@@ -61,8 +61,8 @@ def save_float_maps(
     Returns:
         The files.
     """
-    of_class = 1 if one_class else slice(None)
-    arrays = {"_mean": maps.probs[of_class], "_std": maps.std[of_class]}
+    classes = 1 if one_class else slice(None)
+    arrays = {"_mean": maps.probs[classes], "_std": maps.std[classes]}
     if entropies:
         arrays["_entropy"] = maps.predictive_entropy
         arrays |= {"_expected_entropy": maps.expected_entropy, "_mutual_information": maps.mutual_information}
@@ -101,13 +101,13 @@ def pass_writers(
     shape = (len(passes), *([] if one_class else [n_classes]), height, width)
 
     def save_pass(t: int) -> None:
-        grey_maps = np.empty((n_classes, height, width), dtype=np.uint8)
+        greyscale_maps = np.empty((n_classes, height, width), dtype=np.uint8)
         for rows, block in full_size_blocks([passes[t]], size, statistics=(), block_values=block_values):
             for c, probs in enumerate(block.probs[-n_classes:]):
                 write(probs.cpu().numpy(), ((t * n_classes + c) * height + rows.start) * width)
-                grey_maps[c, rows] = to_grey(probs)
-        for c, grey_map in enumerate(grey_maps):
-            save_png(sibling(output, f"_mc{t:02d}_c{c}.png"), grey_map)
+                greyscale_maps[c, rows] = to_greyscale(probs)
+        for c, greyscale_map in enumerate(greyscale_maps):
+            save_png(sibling(output, f"_mc{t:02d}_c{c}.png"), greyscale_map)
 
     with atomic_npy_file(sibling(output, "_probs.npy"), shape) as write:
         yield [partial(save_pass, t) for t in range(len(passes))]

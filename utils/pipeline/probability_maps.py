@@ -8,14 +8,14 @@ import numpy as np
 
 from utils.checkpoint import TrainedModel
 from utils.data.images import save_png
-from utils.inference.maps import STATISTICS, ProbabilityMaps, to_grey
+from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Sampler, calibrated
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.journal import Journal
-from utils.pipeline.outputs import draw_grey_maps, save_float_maps
+from utils.pipeline.outputs import make_greyscale_maps, save_float_maps
 from utils.runtime.errors import InputError
 
 
@@ -25,12 +25,12 @@ class ProbabilityMapOptions:
 
     Attributes:
         class_index: the class whose probability is written.
-        save_entropy: write the other greyscale maps, too, as `draw_grey_maps` makes them.
-        save_npy: write the float32 maps, too, as `save_float_maps` does.
+        save_entropy: also write the other greyscale maps, as `make_greyscale_maps` makes them.
+        save_npy: also write the float32 maps, as `save_float_maps` does.
         calibrated: divide the logits by the temperature of the model.
         mask_dir: folder of ground-truth masks with which the probabilities are compared.
         skip_existing: resume an interrupted run, see `Journal`.
-        model_name: for metrics.json.
+        model_name: name of the model file, recorded in metrics.json.
     """
 
     class_index: int = 1
@@ -75,20 +75,20 @@ def predict_probabilities(
 
     def draw(maps: ProbabilityMaps) -> dict[str, np.ndarray]:
         if options.save_entropy:
-            return draw_grey_maps(maps, [class_index])
-        return {"_prob": to_grey(maps.probs[class_index])}
+            return make_greyscale_maps(maps, [class_index])
+        return {"_prob": to_greyscale(maps.probs[class_index])}
 
     def save(item: Item, prediction: Prediction) -> list[Path]:
         output, files = item.output(output_dir), []
-        for suffix, grey_map in prediction.grey_maps.items():
+        for suffix, greyscale_map in prediction.greyscale_maps.items():
             files.append(output if suffix == "_prob" else sibling(output, f"{suffix}.png"))
-            save_png(files[-1], grey_map)
+            save_png(files[-1], greyscale_map)
         if options.save_npy:
             files += save_float_maps(output, prediction.maps, one_class=model.one_class)
         return files
 
     statistics, kept = (STATISTICS if f else () for f in (options.save_npy or options.save_entropy, options.save_npy))
-    maps = MapOptions(grey_maps=draw, statistics=statistics, keep=kept)
+    maps = MapOptions(greyscale_maps=draw, statistics=statistics, keep=kept)
     journal = Journal(output_dir, settings, items, options.skip_existing)
     report = FolderPredictor(model, sampler, save, maps, ground_truth, journal).run(items)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})

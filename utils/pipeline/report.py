@@ -43,11 +43,11 @@ class Report:
         except InputError as error:
             reason = str(error)
         except torch.OutOfMemoryError:
-            reason = "the device has too little free memory"
+            reason = "out of memory on the device"
         except OSError as error:
             if error.errno in _DISK_ERRORS:
                 raise
-            reason = f"its result cannot be written ({error.strerror})"
+            reason = f"its result could not be written ({error.strerror})"
         else:
             return
         self.failures += [(name, reason) for name in names]
@@ -78,7 +78,7 @@ class Report:
                 write_csv(folder / "metrics.csv", self.rows)
                 write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
         except OSError as error:
-            self.failures.append(("the summary", f"cannot be written to {folder} ({error.strerror})"))
+            self.failures.append(("the summary", f"could not be written to {folder} ({error.strerror})"))
 
     def finish(self, destination: str = "") -> int:
         """Log how the run ended; returns the exit code.

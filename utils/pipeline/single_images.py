@@ -16,12 +16,12 @@ from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
 from utils.inference.samplers import LogitSamples, Sampler
 from utils.pipeline.items import Item, sibling
-from utils.pipeline.outputs import draw_grey_maps, pass_writers, save_float_maps
+from utils.pipeline.outputs import make_greyscale_maps, pass_writers, save_float_maps
 from utils.pipeline.summary import read_summary
 from utils.runtime.errors import InputError
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
 
-MAX_ROWS = 50  # of a figure of several images
+MAX_FIGURE_ROWS = 50
 
 # The names of the results beside the mask NAME.png: NAME, and then this.
 _RESULT = (
@@ -40,7 +40,7 @@ def find_single_images(
     figure: Path | None = None,
     saving: bool = True,
 ) -> list[tuple[Item, Path]]:
-    """Each image with the file of its mask, beside which its other results are written.
+    """Pair each image with the file of its mask, beside which its other results are written.
 
     Args:
         inputs: images, or folders of images.
@@ -54,17 +54,20 @@ def find_single_images(
     """
     paths = [image for path in inputs for image in (list_images(path) if path.is_dir() else [path])]
     if any(path.is_dir() for path in inputs) and not output_dir and saving:
-        raise InputError("the results of a folder of images require an output folder")
+        raise InputError("a folder of images requires an output folder for the results")
     if output_dir and output_dir.resolve() in [path.resolve() for path in inputs]:
-        raise InputError(f"the output folder is the input folder, {output_dir}: the next run would predict its results")
+        raise InputError(
+            f"the output folder is the input folder, {output_dir}: the next run would take the results for images"
+        )
     if output_dir:
         outputs = [output_dir / f"{path.stem}.png" for path in paths]
     elif outputs is None:
         outputs = [sibling(path, "_OUT.png") for path in paths]
     if len(outputs) != len(paths):
-        raise InputError(f"{len(paths)} images and {len(outputs)} output files: one is required for each image")
+        raise InputError(f"one output file per image was expected, not {len(outputs)} for {len(paths)} images")
     _check_figure(figure, paths, outputs)
-    _check_outputs(paths, outputs, saving)
+    if saving:
+        _check_outputs(paths, outputs)
     return [(Item(path, PurePath(path.name)), output) for path, output in zip(paths, outputs, strict=True)]
 
 
@@ -75,13 +78,15 @@ def _check_figure(figure: Path | None, inputs: Sequence[Path], outputs: Sequence
         raise InputError(f"figure {figure}: a file name that ends with .png was expected")
     if figure.resolve() in [path.resolve() for path in (*inputs, *outputs)]:
         raise InputError(f"the figure {figure} would overwrite an image or its mask: choose another name or folder")
-    if len(inputs) > MAX_ROWS:
-        raise InputError(f"a figure shows up to {MAX_ROWS} images, not {len(inputs)}; each has its own NAME_figure.png")
+    if len(inputs) > MAX_FIGURE_ROWS:
+        raise InputError(
+            f"the figure is limited to {MAX_FIGURE_ROWS} images, not {len(inputs)}; each has its own NAME_figure.png"
+        )
 
 
-def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path], saving: bool) -> None:
-    """See that neither a mask nor what is written beside it overwrites another file."""
-    for folder in {path.parent for path in outputs} if saving else ():
+def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Check that neither a mask nor what is written beside it overwrites another file."""
+    for folder in {path.parent for path in outputs}:
         read_summary(folder / "summary.csv")  # raises if the file is something else
     names = defaultdict(Counter)  # of images and masks, by folder
     for path in (*inputs, *outputs):
@@ -108,7 +113,7 @@ def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path], saving: bool
 
 @dataclass(frozen=True)
 class SingleImageOptions:
-    """What is written of an image.
+    """Which results of an image are written.
 
     Attributes:
         threshold: with two classes, the probability above which a pixel is class 1.
@@ -134,7 +139,7 @@ class SingleImageOptions:
         keep = {*(STATISTICS if self.save_float else ()), "predictive_entropy"}
         if not self.save:
             return MapOptions(self.threshold, keep=keep)
-        return MapOptions(self.threshold, draw_grey_maps, STATISTICS, keep)
+        return MapOptions(self.threshold, make_greyscale_maps, STATISTICS, keep)
 
 
 @dataclass
@@ -188,8 +193,8 @@ def save_single_image(
     ):
         writer.submit(save_figure, sibling(output, "_figure.png"))
         writer.submit(save_png, output, mask_to_image(prediction.classes, model.mask_values))
-        for suffix, grey_map in prediction.grey_maps.items():
-            writer.submit(save_png, sibling(output, f"{suffix}.png"), grey_map)
+        for suffix, greyscale_map in prediction.greyscale_maps.items():
+            writer.submit(save_png, sibling(output, f"{suffix}.png"), greyscale_map)
         for write_pass in write_passes:
             writer.submit(write_pass)
-    return [*prediction.grey_maps, "_figure"]
+    return [*prediction.greyscale_maps, "_figure"]

@@ -48,7 +48,7 @@ def progress(items: Iterable | None = None, **options: object) -> tqdm:
 class ProgressLines(tqdm):
     """A progress bar for log files: a line of text in place of a bar."""
 
-    monitor_interval = 0  # no thread that asks for more lines
+    monitor_interval = 0  # disables tqdm's monitor thread
 
     def display(self, *_: object, **__: object) -> None:
         if self.initial < self.n < (self.total or 0):

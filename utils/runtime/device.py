@@ -21,7 +21,9 @@ def choose_device(name: str | None = None) -> torch.device:
         InputError: the device is not available, or several processes are to share one GPU.
     """
     if distributed.world_size() > 1 and (name or "").startswith("cuda:"):
-        raise InputError(f"device {name}: several processes have one GPU each; give cuda without a number, or nothing")
+        raise InputError(
+            f"device {name}: each of several processes uses its own GPU; give cuda without an index, or nothing"
+        )
     if name in (None, "cuda") and distributed.world_size() > 1 and torch.cuda.is_available():
         name = f"cuda:{distributed.local_rank()}"
     if name is None:
@@ -38,14 +40,14 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
-    """The dtype of mixed precision on a device; None for single precision, with a warning where `amp` gains nothing."""
+    """The dtype of mixed precision on a device; None for single precision, with a warning where `amp` is not faster."""
     if not amp:
         return None
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and cpu_has_bfloat16():
         return torch.bfloat16
-    logger.warning("Mixed precision gains nothing on this %s: using single precision", device.type.upper())
+    logger.warning("Mixed precision is not faster on this %s: using single precision", device.type.upper())
     return None
 
 
@@ -74,7 +76,7 @@ def precision_name(dtype: torch.dtype | None) -> str:
 def in_batches(compute: Callable[[slice], Tensor], n: int, batch_size: int) -> Tensor:
     """The concatenated results of `compute` for consecutive slices of n inputs.
 
-    A slice has `batch_size` inputs; when the device runs out of memory, half as many from then on.
+    A slice has `batch_size` inputs; each time the device runs out of memory, the batch size is halved.
 
     Raises:
         torch.OutOfMemoryError: there is not even enough memory for a single input.

@@ -1,6 +1,6 @@
 """Several processes started by torchrun: rank, barriers, and collectives.
 
-Everything here does the obvious for a single process, so that no other module has to distinguish the two cases.
+With a single process every function is trivial, so that no other module has to distinguish the two cases.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The error of a user's mistake, which the scripts print as one line without a traceback."""
+"""The error for invalid user input, which the scripts print as one line without a traceback."""
 
 
 class InputError(ValueError):

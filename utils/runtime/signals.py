@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def exit_on_termination() -> None:
-    """Have SIGTERM end the process with `finally` blocks run and exit code 143; a second one kills it."""
+    """On SIGTERM run `finally` blocks and exit with 143; a second SIGTERM kills the process."""
     signal.signal(signal.SIGTERM, _exit)
 
 
@@ -47,7 +47,7 @@ class GracefulStop:
     def _record(self, signum: int, frame: Any) -> None:
         self._signal = signum
         self.__exit__()  # the next one takes effect at once
-        logger.warning("Stopping after this step; a second signal stops at once")
+        logger.warning("Stopping after the current step; a second signal stops immediately")
 
     def exit(self) -> NoReturn:
         """End the process as the signal demands; without one, since another process has received it, as SIGTERM."""

@@ -1,4 +1,4 @@
-"""Threads: compute ahead of the consumer, write behind the producer, one PyTorch thread in each of ours."""
+"""Threads: compute ahead of the consumer, write behind the producer, with one PyTorch thread in each."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,16 +13,16 @@ Element = TypeVar("Element")
 
 
 def torch_thread_pool(threads: int) -> ThreadPoolExecutor:
-    """A pool whose threads respect `torch.set_num_threads`: a new thread does once it has asked for the number."""
+    """A pool whose threads respect `torch.set_num_threads`, which new threads ignore until they call the getter."""
     return ThreadPoolExecutor(threads, initializer=torch.get_num_threads)
 
 
 @contextmanager
 def one_torch_thread(device: torch.device) -> Iterator[int]:
-    """Have PyTorch use a single thread in each of ours, so that each core works on an image of its own.
+    """Limit PyTorch to one thread per worker thread, so that each core works on an image of its own.
 
     Yields:
-        How many threads of ours should compute: one per core on a CPU, a single one on any other device.
+        The number of worker threads to use: one per core on a CPU, a single one on any other device.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu":
@@ -44,7 +44,7 @@ def map_ahead(
         function: what is computed.
         items: is read as far ahead as is computed.
         threads: how many compute.
-        ahead: how many items beyond the one that is consumed are submitted.
+        ahead: maximum number of items submitted beyond the one that is consumed.
     """
     pool = torch_thread_pool(threads)
     waiting: deque[tuple[Element, Future]] = deque()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from unet import class_logits, draw_dropout_masks, dropout_masks
+from unet import class_logits, draw_dropout_masks, use_dropout_masks
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.dice_score import dice_coefficient, segmentation_loss
@@ -16,7 +16,7 @@ from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.training.state import TrainingState
 
-MAX_GRAD_NORM = 1.0  # to which longer gradients are clipped
+MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
 
 
 def train_one_epoch(
@@ -62,7 +62,7 @@ def train_one_epoch(
 
 
 def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: list[Tensor], share: float) -> Tensor:
-    """Forward and backward pass of a batch.
+    """Do the forward and backward pass of a batch.
 
     Args:
         state: gets the gradients of the mean loss over the images of all processes.
@@ -78,7 +78,7 @@ def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: li
     own = slice(distributed.rank(), None, distributed.world_size())
     dropout = [masks[own].to(state.device) for masks in dropout]
     state.optimizer.zero_grad(set_to_none=True)
-    with dropout_masks(state.network, dropout), state.autocast():
+    with use_dropout_masks(state.network, dropout), state.autocast():
         logits = class_logits(state.parallel(images))
     if len(images):
         loss = segmentation_loss(logits, target)
@@ -89,7 +89,7 @@ def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: li
 
 
 def update_weights(state: TrainingState, loss: float) -> None:
-    """An optimizer step with clipped gradients.
+    """Take an optimizer step with clipped gradients.
 
     Raises:
         InputError: the loss or the gradient is not finite.
@@ -101,8 +101,8 @@ def update_weights(state: TrainingState, loss: float) -> None:
     scale = state.scaler.get_scale()
     if not math.isfinite(loss) or not (torch.isfinite(norm) or (state.scaler.is_enabled() and scale > 1e-3)):
         raise InputError(
-            f"The loss is no longer finite (epoch {state.epoch + 1}, step {state.step + 1}: {loss}): the training "
-            "stops; earlier checkpoints are intact. A lower learning rate usually helps"
+            f"The loss is no longer finite (epoch {state.epoch + 1}, step {state.step + 1}: {loss}): training "
+            "stops; earlier checkpoints are intact. Try a lower learning rate"
         )
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -142,7 +142,7 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float]:
 def predict_examples(
     state: TrainingState, dataset: Dataset, count: int = 4
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """The first images of a data set, (h, w, 3) uint8, with their ground truth and predicted (h, w) classes."""
+    """The first images of a dataset, (h, w, 3) uint8, with their ground truth and predicted (h, w) classes."""
     state.network.eval()
     images, masks = zip(*(dataset[i] for i in range(min(count, len(dataset)))), strict=True)
     logits = class_logits(state.network(to_network_input(torch.stack(images), state.device)))

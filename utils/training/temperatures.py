@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from unet.mc_dropout import active_dropout_layers
 from utils.checkpoint import TrainedModel, read_checkpoint, write_checkpoint
-from utils.inference.maps import summarize
+from utils.inference.maps import full_size_maps
 from utils.inference.predictor import draw_samples
 from utils.inference.samplers import LogitSamples, MCDropout, Sampler, Softmax, TestTimeAugmentation
 from utils.metrics.pixel_counts import MIN_PROBABILITY
@@ -23,7 +23,7 @@ TEMPERATURES = 2.0 ** (np.arange(-8, 13) / 4)  # 0.25 to 8
 def fit_temperatures(
     model: TrainedModel, dataset: Dataset, batch_size: int = 8, dtype: torch.dtype | None = None
 ) -> dict[str, float]:
-    """The temperature that minimises the mean NLL of the pixels, for each method of prediction.
+    """The temperature that minimises the mean NLL of the pixels, for each prediction method.
 
     The logits of every sample are divided by the temperature before the softmax, and the probabilities averaged
     (Guo et al., ICML 2017; with MC dropout Laves et al., 2019). The NLL is evaluated at `TEMPERATURES`, at the
@@ -33,7 +33,7 @@ def fit_temperatures(
         model: to be calibrated; its present `temperatures` are ignored.
         dataset: of (3, h, w) uint8 images and (h, w) classes at the model's input size, not used in its training.
         batch_size: number of network inputs per batch.
-        dtype: of mixed precision; None for single precision.
+        dtype: dtype of mixed precision; None for single precision.
 
     Returns:
         Temperatures by `Sampler.method`.
@@ -70,7 +70,7 @@ def nll_by_temperature(
     losses = []
     for temperature in TEMPERATURES:
         scaled = [LogitSamples(logits / float(temperature), zoom) for logits, zoom in samples]
-        probs = summarize(scaled, pil_image.size, statistics=()).probs
+        probs = full_size_maps(scaled, pil_image.size, statistics=()).probs
         p_target = probs.gather(0, target.long()[None].to(probs.device))
         losses.append(-p_target.clamp(min=MIN_PROBABILITY).log().mean().item())
     return np.array(losses)

@@ -1,4 +1,4 @@
-"""Weights & Biases: online with a login, offline without; its failures never stop a training."""
+"""Weights & Biases: online with a login, offline without; its failures never stop training."""
 
 import logging
 import netrc
@@ -49,12 +49,12 @@ def _labels(classes: np.ndarray) -> dict[int, str]:
 
 
 class WandbRun:
-    """A run of Weights & Biases. Every failure becomes a warning, and the training continues without it.
+    """A run of Weights & Biases. Every failure becomes a warning, and training continues without it.
 
     Args:
         mode: "online", "offline" or "disabled"; None for the environment variable WANDB_MODE or, without it, online
             with a login and offline without.
-        config: the settings of the training.
+        config: settings of the training run.
         folder: the run's files are written to its sub-folder `wandb`.
     """
 
@@ -88,7 +88,11 @@ class WandbRun:
             logger.info("wandb: %s", self.run.url)
 
     def log(
-        self, row: Mapping[str, float], images: Sequence[np.ndarray], masks: Sequence[np.ndarray], predicted: np.ndarray
+        self,
+        row: Mapping[str, float],
+        images: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        predicted: Sequence[np.ndarray],
     ) -> None:
         """Log an epoch's numbers and example images.
 
