@@ -13,7 +13,7 @@ from utils.figures.predictions import FigureRow, draw_predictions, format_scores
 from utils.inference.samplers import MCDropout, Softmax, calibrated
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, sibling
+from utils.pipeline.items import Item
 from utils.pipeline.report import Report
 from utils.pipeline.single_images import (
     SingleImage,
@@ -68,7 +68,11 @@ def main(args: argparse.Namespace) -> int:
     sampler = (calibrated(sampler, model) if args.calibrated else sampler).for_single_images()
     sampler.check(model)
     options = SingleImageOptions(
-        args.mask_threshold, not args.no_save, args.save_prob, args.save_mean_std, args.save_npy
+        threshold=args.mask_threshold,
+        save=not args.no_save,
+        save_passes=args.save_prob,
+        save_mean_std=args.save_mean_std,
+        save_npy=args.save_npy,
     )
     items = [item for item, _ in images]
     ground_truth = GroundTruth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
@@ -86,16 +90,18 @@ def main(args: argparse.Namespace) -> int:
                     maps = ", ".join(f"{suffix}.png" for suffix in suffixes)
                     logger.log(level, "Saved the mask %s and, beside it, %s", output, maps)
                 if args.viz:
-                    show_predictions([row], fallback=sibling(output, "_figure.png"))
+                    show_predictions([row])
                 report.rows.append({"image": str(item.path), **result.prediction.scores})
                 summaries[output.parent].append(report.rows[-1])
-                rows += [row] * bool(args.figure)
+                if args.figure:
+                    rows.append(row)
             if stop():
                 break
 
     # The summary of each output folder, also after a stop; the figure of all images
-    for folder, folder_rows in summaries.items() if not args.no_save else ():
-        write_summary(folder / "summary.csv", folder_rows, keep_others=True)
+    if not args.no_save:
+        for folder, folder_rows in summaries.items():
+            write_summary(folder / "summary.csv", folder_rows, keep_others=True)
     if stop():
         stop.exit()
     if rows:

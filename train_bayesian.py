@@ -87,8 +87,8 @@ def main(args: argparse.Namespace) -> None:
 
     # Temperatures of the best epoch, which a resumed run may have left in another folder
     best = args.checkpoint_dir / "best.pth"
-    if distributed.is_main() and best.exists():
-        temperatures = fit_temperatures(load_model(best, device), validation_set, args.batch_size, dtype)
+    if distributed.is_main() and best.exists() and (model := load_model(best, device)).settings == settings:
+        temperatures = fit_temperatures(model, validation_set, args.batch_size, dtype)
         save_temperatures(best, temperatures)
         logger.info("Temperatures for --calibrated: %s", format_temperatures(temperatures))
         logger.info("Best validation Dice %.4f: %s", state.best, best)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from utils.inference.samplers import LogitSamples
+from utils.inference.upsampling import LogitSamples
 from utils.metrics.pixel_counts import PixelCounts, count_pixels
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.uncertainty import entropy

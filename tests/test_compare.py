@@ -105,3 +105,13 @@ def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, 
     assert_one_clear_line(
         run_module("utils.passes", *common[:2], "--output-dir", tmp_path, "-m", model_file), "--mask-dir is required"
     )
+
+
+def test_metrics_of_an_earlier_version(project: Path, tmp_path: Path):
+    """Whose reliability bins had another name: one clear line before anything is written."""
+    folder = tmp_path / "old"
+    shutil.copytree(project / "direct", folder)
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text.replace('"positives"', '"hits"'))
+    with pytest.raises(InputError, match="was not written by a predict_prob script of this version"):
+        read_results([folder])

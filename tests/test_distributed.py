@@ -84,7 +84,7 @@ def test_batch_norm_over_all_processes(tmp_path: Path, sizes: list[int]):
 def test_collectives(tmp_path: Path):
     def work(rank: int, size: int) -> dict:
         return {
-            "gathered": distributed.gather({"rank": rank}),
+            "gathered": distributed.all_gather({"rank": rank}),
             "sum": distributed.sum_over_processes(torch.tensor([1.0, rank])).tolist(),
             "any": [distributed.any_process(rank == 1), distributed.any_process(False)],
             "main": distributed.is_main(),
@@ -98,7 +98,7 @@ def test_collectives(tmp_path: Path):
 
 def test_single_process():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-    assert distributed.gather(5) == [5]
+    assert distributed.all_gather(5) == [5]
     assert distributed.sum_over_processes(torch.tensor(3)) == 3
     network = torch.nn.BatchNorm2d(3)
     assert data_parallel(network) is network

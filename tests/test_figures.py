@@ -360,7 +360,7 @@ def test_save_figure_uses_dpi(tmp_path: Path):
 def test_without_display_the_figure_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     show_predictions([row_and_maps()[0]], tmp_path / "f.png")
-    assert "No display" in caplog.text
+    assert "There is no display" in caplog.text
     assert str(tmp_path / "f.png") in caplog.text
     with Image.open(tmp_path / "f.png") as image:
         assert image.width > 900

@@ -13,13 +13,14 @@ from tests.conftest import lively_network, make_folders
 from utils.checkpoint import TrainedModel
 from utils.data.images import IMAGE_EXTENSIONS
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
-from utils.inference.samplers import LogitSamples, MCDropout, Sampler, Softmax
+from utils.inference.samplers import MCDropout, Sampler, Softmax
+from utils.inference.upsampling import LogitSamples
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.report import Report
 
-OUT_OF_MEMORY = "out of memory on the device"
+OUT_OF_MEMORY = "out of memory"
 
 
 @pytest.fixture(scope="module")

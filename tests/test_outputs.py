@@ -13,7 +13,8 @@ from tests.conftest import lively_network, make_image
 from utils.checkpoint import TrainedModel
 from utils.inference.maps import ProbabilityMaps, full_size_maps, split_samples, to_greyscale
 from utils.inference.predictor import predict
-from utils.inference.samplers import LogitSamples, MCDropout, Sampler, Softmax
+from utils.inference.samplers import MCDropout, Sampler, Softmax
+from utils.inference.upsampling import LogitSamples
 from utils.pipeline.outputs import make_greyscale_maps, pass_writers, save_float_maps
 
 

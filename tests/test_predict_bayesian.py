@@ -170,3 +170,20 @@ def test_ground_truth_and_figure_of_all_images(model_file: Path, images: tuple[P
     (tmp_path / "o" / "summary.csv").write_text("patient,age\n")
     result = run_script("predict_bayesian.py", "-i", inputs[0], "-o", outputs[0], *common)
     assert_one_clear_line(result, "summary.csv is not a summary of predictions")
+
+
+def test_no_save_writes_nothing(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """Not even the figure that --viz cannot show, and not into the folder of the images."""
+    before = sorted(images[0].iterdir())
+    result = run_script("predict_bayesian.py", "-i", images[0], "--no-save", "--viz", "--mc", 2, "-m", model_file)
+    assert result.returncode == 0, result.stderr
+    assert "There is no display to show the figure on" in result.stderr
+    assert sorted(images[0].iterdir()) == before
+
+
+def test_figure_is_not_overwritten_by_a_result(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    arguments = ("-i", images[0] / "SKIN_000.jpg", "-o", tmp_path / "a.png", "-m", model_file)
+    for name in ("a_figure.png", "a_prob.png"):
+        result = run_script("predict_bayesian.py", *arguments, "--figure", tmp_path / name)
+        assert_one_clear_line(result, f"would overwrite {tmp_path / name}")
+    assert not list(tmp_path.glob("*.png"))

@@ -74,7 +74,7 @@ def test_predict_threshold_no_save_viz(model_file: Path, images: tuple[Path, Pat
         "predict.py", "--input-dir", images[0], "--output-dir", tmp_path / "v", "-m", model_file, "--no-save", "--viz"
     )
     assert result.returncode == 0
-    assert "No display to show the figure on" in result.stderr
+    assert "There is no display to show the figure on: it has been written to" in result.stderr
     assert sorted(p.name for p in (tmp_path / "v").iterdir()) == [f"SKIN_00{i}_figure.png" for i in range(4)]
 
 

@@ -69,3 +69,15 @@ def test_class_index(tmp_path: Path, model: TrainedModel):
     assert abs(pixels[0] + pixels[1] - 255).max() <= 1
     with pytest.raises(InputError, match="classes 0 to 1"):
         predict_probabilities(model, Softmax(), items, tmp_path, ProbabilityMapOptions(class_index=2))
+
+
+def test_impossible_method_leaves_the_earlier_run_resumable(tmp_path: Path):
+    """The journal of an earlier run is not replaced by that of a run that cannot begin."""
+    imgs, _ = make_folders(tmp_path, 2, (40, 30))
+    items = find_items(imgs, tmp_path / "out", [".jpg"])
+    model = TrainedModel(lively_network(), input_size=(64, 32))
+    predict_probabilities(model, Softmax(), items, tmp_path / "out", ProbabilityMapOptions())
+    journal = (tmp_path / "out" / ".progress-0.jsonl").read_bytes()
+    with pytest.raises(InputError, match="square input"):
+        predict_probabilities(model, TestTimeAugmentation(), items, tmp_path / "out", ProbabilityMapOptions())
+    assert (tmp_path / "out" / ".progress-0.jsonl").read_bytes() == journal

@@ -14,7 +14,7 @@ from utils.runtime.errors import InputError
     ("error", "reason"),
     [
         (InputError("it is empty"), "it is empty"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory on the device"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
         (PermissionError(errno.EACCES, "Permission denied"), "its result could not be written (Permission denied)"),
     ],
 )

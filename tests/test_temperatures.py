@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.conftest import lively_network, make_image
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
-from utils.inference.samplers import LogitSamples, Sampler
+from utils.inference.samplers import Sampler
+from utils.inference.upsampling import LogitSamples
 from utils.training.temperatures import (
     TEMPERATURES,
     fit_temperatures,

@@ -10,8 +10,7 @@ from PIL import Image
 
 from tests.random_data import random_samples
 from utils.data.preprocessing import downscale_and_pad
-from utils.inference.samplers import LogitSamples
-from utils.inference.upsampling import StackUpsampler, bilinear_matrix
+from utils.inference.upsampling import LogitSamples, StackUpsampler, bilinear_matrix
 
 
 @given(st.integers(1, 40), st.integers(1, 90))

@@ -20,7 +20,7 @@ from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.runtime import distributed
 from utils.runtime.console import ConsoleHandler, set_log_level
 from utils.runtime.device import amp_dtype, choose_device, device_name, precision_name
-from utils.runtime.errors import InputError
+from utils.runtime.errors import OUT_OF_MEMORY, InputError
 from utils.runtime.signals import exit_on_termination
 
 logger = logging.getLogger(__name__)
@@ -116,8 +116,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except InputError as error:
         logger.error("%s", error)
         code = 2
-    except torch.OutOfMemoryError:
-        logger.error("Out of memory on the device: reduce --batch-size, or use --device cpu")
+    except OUT_OF_MEMORY:
+        logger.error("Out of memory: reduce --batch-size, or use --device cpu")
         code = 2
     except OSError as error:
         logger.error("%s", _describe_os_error(error, args))

@@ -107,6 +107,8 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
         try:
             found.append(json.loads(path.read_text(encoding="utf-8")))
             methods = [result["run"]["method"] for result in found]
+            for kind in ("top_label", "foreground"):
+                found[-1]["reliability"][kind]["positives"]  # earlier versions had other names
             if found[-1]["images"] and found[-1]["pixels"] and found[-1]["run"]["class_index"] == 0:
                 raise InputError(f"{folder} contains background probabilities: predict with --class-index 1")
         except FileNotFoundError as error:

@@ -37,7 +37,7 @@ def load_pairs(
     """
     pairs = pair_files(imgs_dir, masks_dir)
     with distributed.main_first():
-        return decode_pairs(pairs, size, cache_dir, show_progress=distributed.is_main())
+        return decode_pairs(pairs, size, cache_dir)
 
 
 def split_indices(n: int, validation_percent: float, seed: int) -> tuple[list[int], list[int]]:

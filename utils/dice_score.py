@@ -43,5 +43,8 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     Args:
         logits: (N, C, H, W), C >= 2.
         target: (N, H, W) integer classes.
+
+    Returns:
+        A float32 scalar.
     """
     return F.cross_entropy(logits.float(), target.long()) + dice_loss(logits, target)

@@ -31,7 +31,6 @@ def decode_pairs(
     pairs: Sequence[Pair],
     size: tuple[int, int],
     cache_dir: Path | str | None = DEFAULT_CACHE_DIR,
-    show_progress: bool = False,
 ) -> DecodedPairs:
     """Every image and mask at the network's input size.
 
@@ -40,14 +39,13 @@ def decode_pairs(
         size: width and height of the network's input.
         cache_dir: where the arrays are kept for the next run; if None, or if it cannot be written, they are in memory
             only.
-        show_progress: show a progress bar.
 
     Raises:
         InputError: files that cannot be read, or pairs of different sizes; all are listed.
     """
     fingerprints = [_fingerprint(pair.image) + _fingerprint(pair.mask) for pair in pairs]
     if cache_dir is None:
-        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, show_progress)
+        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None)
 
     # The cache of exactly these files, if it exists and is intact.
     cache_dir = Path(cache_dir)
@@ -64,7 +62,7 @@ def decode_pairs(
     building = _new_folder(folder, len(pairs), size)
     arrays = _new_arrays(len(pairs), size) if building is None else _memory_map(building, "r+")
     try:
-        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, show_progress)
+        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None)
         if building is None:
             return decoded
         for array in arrays.values():
@@ -90,7 +88,6 @@ def _decode(
     fingerprints: list[list],
     arrays: dict[str, np.ndarray],
     earlier: Path | None,
-    show_progress: bool,
 ) -> DecodedPairs:
     """Decode the pairs into arrays; those whose files have not changed are copied from an earlier cache."""
     decoder = PairDecoder(pairs, arrays)
@@ -103,7 +100,7 @@ def _decode(
             todo.append(i)
         else:
             decoder.reuse(i, source, row)
-    decoder.decode_all(todo, show_progress)
+    decoder.decode_all(todo)
     return decoder.decoded
 
 

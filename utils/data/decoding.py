@@ -104,16 +104,14 @@ class PairDecoder:
         target.masks[i] = indices[np.searchsorted(found, resized)]
         return None
 
-    def decode_all(self, todo: Sequence[int], show_progress: bool) -> None:
+    def decode_all(self, todo: Sequence[int]) -> None:
         """Decode these pairs from their files, in threads.
 
         Raises:
             InputError: pairs that cannot be used; all are listed.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            results = pool.map(self.decode, todo)
-            if show_progress:
-                results = progress(results, total=len(todo), desc="Decoding", unit="pair")
+            results = progress(pool.map(self.decode, todo), total=len(todo), desc="Decoding", unit="pair")
             problems = [problem for problem in results if problem]
         if problems:
             raise InputError(bulleted(f"{len(problems)} of {len(self.decoded.pairs)} pairs cannot be used", problems))

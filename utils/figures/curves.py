@@ -36,16 +36,18 @@ def draw_reliability(results: Results) -> Figure:
     }
     for (upper, lower), (kind, (title, x, y, low)) in zip(axes.T, kinds.items(), strict=True):
         upper.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+        lowest = low  # on the vertical axis
         for style, (name, result) in zip(itertools.cycle(CURVE_STYLES), results.items(), strict=False):
             bins = result["reliability"][kind]
             n, total, positives = (np.array(bins[key]) for key in ("pixels", "probability", "positives"))
             used = n > 0
+            lowest = min(lowest, *(positives[used] / n[used]))
             ece = result["calibration"][f"ece_{kind}"]["value"]
             label = f"{name} (ECE {ece:.3f})"
             upper.plot(total[used] / n[used], positives[used] / n[used], label=label, **_THIN, **style)
             edges = np.linspace(0, 1, len(n) + 1)
             lower.stairs(n / n.sum(), edges, color=style["color"], linestyle=style["linestyle"])
-        upper.set(xlim=(low, 1), ylim=(low, 1), ylabel=y, title=title)
+        upper.set(xlim=(low, 1), ylim=(lowest, 1), ylabel=y, title=title)
         upper.legend(fontsize=7.5, loc="best")
         lower.set(yscale="log", xlabel=x, ylabel="fraction of pixels")
         for ax in (upper, lower):
@@ -79,7 +81,7 @@ def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") ->
             **style,
         )
         ax.axhline(selective["random"]["aurc"], color=style["color"], linestyle=(0, (1, 3)), linewidth=1)
-    highest = 2 * max(result["selective"]["random"]["aurc"] for result in results.values())
+    highest = 2 * max(result["selective"]["random"]["aurc"] for result in results.values()) or 1.0
     ax.set(
         xlabel=f"coverage: fraction of images kept, by {score_title(score)}",
         ylabel="risk: mean 1 - Dice of the images kept",

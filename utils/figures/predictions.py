@@ -203,13 +203,21 @@ def tint_region(image: np.ndarray, region: np.ndarray, colour: Colour, opacity: 
     return np.round(image * (1 - alpha) + np.array(colour) * alpha).astype(np.uint8)
 
 
-def show_predictions(rows: Sequence[FigureRow], fallback: Path) -> None:
-    """Show `draw_predictions` in a window until it is closed; without a display, write it to the file `fallback`."""
+def show_predictions(rows: Sequence[FigureRow], fallback: Path | None = None) -> None:
+    """Show `draw_predictions` in a window until it is closed; without a display, warn.
+
+    Args:
+        rows: of the figure.
+        fallback: file to which the figure is written if there is no display.
+    """
     import matplotlib.pyplot as plt
 
     if plt.get_backend().lower() == "agg":
-        save_figure(draw_predictions(rows), fallback)
-        logger.warning("No display to show the figure on: it has been written to %s", fallback)
+        if fallback is None:
+            logger.warning("There is no display to show the figure on")
+        else:
+            save_figure(draw_predictions(rows), fallback)
+            logger.warning("There is no display to show the figure on: it has been written to %s", fallback)
         return
     figure = draw_predictions(rows, plt.figure)
     try:

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.inference.samplers import LogitSamples
-from utils.inference.upsampling import StackUpsampler
+from utils.inference.upsampling import LogitSamples, StackUpsampler
 from utils.metrics.uncertainty import entropy
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
@@ -53,9 +52,7 @@ class ProbabilityMaps:
         for name in _MAP_FIELDS:
             if name == "probs" or name in statistics:
                 values = getattr(self, name)
-                planes = _distinct_planes(values)
-                empty = planes.new_empty(*planes.shape[:-2], height, planes.shape[-1])
-                maps[name] = empty.expand(*values.shape[:-2], -1, -1)
+                maps[name] = values.new_empty(*values.shape[:-2], height, values.shape[-1])
         overlaps = torch.zeros_like(self.overlaps) if "overlaps" in statistics and self.overlaps is not None else None
         return ProbabilityMaps(num_samples=self.num_samples, overlaps=overlaps, **maps)
 
@@ -63,14 +60,9 @@ class ProbabilityMaps:
         """Fill in the maps of some rows, and add their overlaps."""
         for name in _MAP_FIELDS:
             if getattr(self, name) is not None:
-                _distinct_planes(getattr(self, name))[..., rows, :] = _distinct_planes(getattr(block, name))
+                getattr(self, name)[..., rows, :] = getattr(block, name)
         if self.overlaps is not None:
             self.overlaps += block.overlaps
-
-
-def _distinct_planes(values: Tensor) -> Tensor:
-    """Maps without their expanded dimension: the standard deviation of two classes is the same for both."""
-    return values[:1] if values.stride(0) == 0 else values
 
 
 @torch.inference_mode()
@@ -101,7 +93,7 @@ def full_size_blocks(
     stack = StackUpsampler(samples, width, height, block_values)
     for begin in range(0, height, stack.block_rows):
         rows = slice(begin, min(begin + stack.block_rows, height))
-        yield rows, _statistics(stack.probs(rows), stack.n_classes, statistics, threshold)
+        yield rows, _summarise(stack.probs(rows), stack.n_classes, statistics, threshold)
 
 
 @torch.inference_mode()
@@ -120,8 +112,8 @@ def full_size_maps(
     return whole
 
 
-def _statistics(probs: Tensor, n_classes: int, statistics: Collection[str], threshold: float) -> ProbabilityMaps:
-    """The requested statistics of (T, 1 or C, rows, W) probabilities."""
+def _summarise(probs: Tensor, n_classes: int, statistics: Collection[str], threshold: float) -> ProbabilityMaps:
+    """The requested statistics of (T, 1 or C, rows, W) probabilities; of two classes there is the second one only."""
     n_samples, channels = probs.shape[:2]
     mean = probs.new_empty(n_classes, *probs.shape[2:])  # (C, rows, W)
     mean[-channels:] = probs.mean(dim=0) if n_samples > 1 else probs[0]
@@ -168,7 +160,7 @@ def split_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:
 
 
 def full_size_probs(samples: Sequence[LogitSamples], size: tuple[int, int]) -> Iterator[Tensor]:
-    """The probabilities of each sample of an image, one after the other, (C, H, W) float32."""
+    """Lazily the probabilities of each sample of an image, (C, H, W) float32, for a size of width and height."""
     return (full_size_maps([sample], size, statistics=()).probs for sample in split_samples(samples))
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from utils.checkpoint import TrainedModel
 from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, full_size_maps, predict_classes
-from utils.inference.samplers import LogitSamples, Sampler, Softmax
+from utils.inference.samplers import Sampler, Softmax
+from utils.inference.upsampling import LogitSamples
 from utils.metrics.uncertainty import ImageScores
 
 

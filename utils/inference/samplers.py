@@ -7,7 +7,7 @@ T by MC dropout, 16 by test-time augmentation. `utils.inference.maps` takes any 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -18,23 +18,12 @@ from unet.mc_dropout import active_dropout_layers
 from utils.checkpoint import TrainedModel
 from utils.data.preprocessing import downscale_and_pad, preprocess, to_network_input
 from utils.inference.symmetries import N_SYMMETRIES, apply_symmetry, invert_symmetry
+from utils.inference.upsampling import LogitSamples
 from utils.runtime.device import in_batches
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 
 _CPU_BATCH_PIXELS = 4 * 128 * 128  # a batch of this size uses a CPU's caches well
-
-
-class LogitSamples(NamedTuple):
-    """Samples of an image's logits, in the image's own orientation.
-
-    Attributes:
-        logits: (T, C, h, w) float32, C >= 2.
-        zoom: 1.0 where they cover the image; else the image is their central 1 / zoom.
-    """
-
-    logits: Tensor
-    zoom: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +88,7 @@ class Sampler(ABC):
         """
 
     @torch.inference_mode()
-    def logits(self, model: TrainedModel, inputs: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
+    def compute_logits(self, model: TrainedModel, inputs: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
         """The network's logits, in batches, without dropout or with given dropout masks.
 
         Batches are padded with copies of the last input: the last bits of a result depend on the batch size, so an
@@ -147,7 +136,7 @@ class Softmax(Sampler):
         return "softmax" + self._calibrated()
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
-        return [[LogitSamples(logits[None])] for logits in self.logits(model, torch.cat(list(inputs)))]
+        return [[LogitSamples(logits[None])] for logits in self.compute_logits(model, torch.cat(list(inputs)))]
 
 
 @dataclass(frozen=True)
@@ -180,7 +169,7 @@ class MCDropout(Sampler):
         masks = [draw_dropout_masks(model.network, self.num_samples, derived_seed(self.seed, name)) for name in names]
         by_layer = [torch.cat(layer) for layer in zip(*masks, strict=True)]  # each (N T, C, 1, 1)
         passes = torch.cat(list(inputs)).repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
-        logits = self.logits(model, passes, by_layer)
+        logits = self.compute_logits(model, passes, by_layer)
         return [[LogitSamples(image_logits)] for image_logits in logits.split(self.num_samples)]
 
 
@@ -218,7 +207,7 @@ class TestTimeAugmentation(Sampler):
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
         images = torch.stack(list(inputs))  # (N, 2, 3, h, w)
         views = torch.stack([apply_symmetry(images, k) for k in range(N_SYMMETRIES)], dim=2)  # (N, 2, 8, 3, h, w)
-        logits = self.logits(model, views.flatten(0, 2)).unflatten(0, views.shape[:3])  # (N, 2, 8, C, h, w)
+        logits = self.compute_logits(model, views.flatten(0, 2)).unflatten(0, views.shape[:3])  # (N, 2, 8, C, h, w)
         upright = torch.stack([invert_symmetry(logits[:, :, k], k) for k in range(N_SYMMETRIES)], dim=2)
         return [[LogitSamples(plain), LogitSamples(padded, 1 / self.shrink)] for plain, padded in upright]
 

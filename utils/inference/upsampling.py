@@ -1,15 +1,26 @@
 """Bilinear upsampling of stacks of logits, as matrix products over a few rows at a time."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from utils.inference.samplers import LogitSamples
-
 CPU_BLOCK_VALUES = 2**20  # computed at a time: 4 MB, which fit into a CPU's cache
 _GPU_BLOCK_VALUES = 2**24  # enough to keep a GPU busy
 _BAND_ROWS = 8  # rows of the network's resolution that are taken to full width at a time
+
+
+class LogitSamples(NamedTuple):
+    """Samples of an image's logits, in the image's own orientation.
+
+    Attributes:
+        logits: (T, C, h, w) float32, C >= 2.
+        zoom: 1.0 where they cover the image; else the image is their central 1 / zoom.
+    """
+
+    logits: Tensor
+    zoom: float = 1.0
 
 
 def bilinear_matrix(n_in: int, n_out: int, zoom: float = 1.0) -> Tensor:

@@ -20,7 +20,7 @@ BLOCK_SIZE = 2**19  # pixels that are counted at a time
 
 _OCTAVES, _BINS_PER_OCTAVE = 24, 2**7  # of 1 - confidence; float32 has no smaller steps below 1
 _CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
-_ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # no float32 below 1 has a larger logit
+_ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
 _MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
@@ -51,8 +51,11 @@ def entropy_bins(entropy: Tensor, n_classes: int) -> Tensor:
     So the bins are narrow near 0, where most pixels are, and near ln C, where most errors are.
 
     Args:
-        entropy: float32 in [0, ln C], in nats.
+        entropy: float32 of any shape in [0, ln C], in nats.
         n_classes: number of classes C.
+
+    Returns:
+        The bin of each, of the same shape.
     """
     logit = (entropy / math.log(n_classes)).logit_(eps=1e-7)
     return logit.add_(_MAX_LOGIT).mul_(_ENTROPY_BINS / (2 * _MAX_LOGIT)).clamp_(0, _ENTROPY_BINS - 1).int()

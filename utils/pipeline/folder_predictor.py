@@ -2,7 +2,7 @@
 
 import logging
 import queue
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ from utils.checkpoint import TrainedModel
 from utils.data.images import read_image
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
+from utils.inference.upsampling import LogitSamples
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
@@ -52,9 +53,12 @@ class FolderPredictor:
     ground_truth: GroundTruth | None = None
     journal: Journal | None = None
     show: Callable[[Item, Prediction], None] | None = None
+    _report: Report = field(init=False, default_factory=Report)
+    _rows: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
+    _replicas: queue.SimpleQueue = field(init=False, default_factory=queue.SimpleQueue)
 
     def run(self, items: Sequence[Item]) -> Report:
-        """Predict the images.
+        """Predict the images, once.
 
         Raises:
             InputError: the method cannot be used with the model.
@@ -64,7 +68,7 @@ class FolderPredictor:
             self.options = replace(self.options, keep={*self.options.keep, "predictive_entropy"})
 
         # What an interrupted run has finished, and this process's share of the rest.
-        self._report, self._rows = Report(), self._finished_rows()
+        self._rows |= self._finished_rows()
         remaining = [item for item in items if item.key not in self._rows]
         if self._rows:
             logger.info("%d of %d images are already done", len(items) - len(remaining), len(items))
@@ -97,7 +101,6 @@ class FolderPredictor:
             closing(in_groups(map_ahead(self._read, share, readers, group_size + readers), group_size)) as groups,
             closing(map_ahead(self._predict_group, groups, threads, threads - 1)) as predictions,
         ):
-            self._replicas: queue.SimpleQueue[TrainedModel] = queue.SimpleQueue()
             for _ in range(threads):
                 self._replicas.put(self.model.replica())
             for group, future in predictions:
@@ -118,27 +121,29 @@ class FolderPredictor:
         return image.size, self.sampler.preprocess_image(image, self.model.input_size)
 
     def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction]]:
-        """Predict images that share a batch, with a replica of the model that no other thread is using."""
+        """Predict images that share a batch, each with failures of its own."""
         inputs: dict[Item, tuple[tuple[int, int], Tensor]] = {}
         for item, reading in group:
             with self._report.isolating(item.key):
                 inputs[item] = reading.result()
         if not inputs:
             return []
-        keys, samples = [item.key for item in inputs], []
+        predictions = []
+        for (item, (size, _)), samples in zip(inputs.items(), self._draw_samples(inputs), strict=False):
+            with self._report.isolating(item.key):
+                predictions.append((item, predict_full_size(samples, size, self.options)))
+        return predictions
+
+    def _draw_samples(self, inputs: Mapping[Item, tuple[tuple[int, int], Tensor]]) -> list[list[LogitSamples]]:
+        """The samples of images that share a batch; none if the batch has failed."""
+        keys, tensors = [item.key for item in inputs], [tensor for _, tensor in inputs.values()]
         replica = self._replicas.get()
         try:
             with self._report.isolating(*keys):
-                samples = self.sampler.sample(replica, [tensor for _, tensor in inputs.values()], keys)
+                return self.sampler.sample(replica, tensors, keys)
         finally:
             self._replicas.put(replica)
-        predictions = []
-        for (item, (size, _)), image_samples in zip(
-            inputs.items(), samples, strict=False
-        ):  # none if the batch has failed
-            with self._report.isolating(item.key):
-                predictions.append((item, predict_full_size(image_samples, size, self.options)))
-        return predictions
+        return []
 
     def _finish(self, item: Item, prediction: Prediction) -> None:
         """Save the prediction of an image, compare it with its ground truth, and record both."""
@@ -164,12 +169,13 @@ class FolderPredictor:
 
     def _merged_report(self, items: Sequence[Item]) -> Report:
         """The report of all processes, in the order of the images."""
-        packed = self.ground_truth.packed if self.ground_truth else {}
-        parts = distributed.gather((self._rows, self._report.failures, packed))
+        parts = distributed.all_gather(
+            (self._rows, self._report.failures, self.ground_truth.packed if self.ground_truth else {})
+        )
         rows = {key: row for rows, _, _ in parts for key, row in rows.items()}
         failures = [failure for _, failures, _ in parts for failure in failures]
-        for _, _, process_packed in parts:
-            packed |= process_packed
+        for _, _, packed in parts if self.ground_truth else ():
+            self.ground_truth.packed |= packed
         report = Report([rows[item.key] for item in items if item.key in rows], failures)
         assert len(report.rows) + len(report.failures) == len(items), "an image is neither done nor failed"
         return report

@@ -49,13 +49,13 @@ def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], rec
         raise InputError(f"the output folder {output_dir} is a file, a folder was expected")
     advice = "" if recursive else "; sub-folders are included only if recursive"
     paths = list_images(input_dir, extensions, recursive, advice)
-    inside, target = input_dir.resolve(), output_dir.resolve()
-    if target == inside:
+    source, destination = input_dir.resolve(), output_dir.resolve()
+    if destination == source:
         raise InputError(
             f"the output folder is the input folder, {input_dir}: the next run would take the results for images"
         )
-    if inside in target.parents:
-        paths = [path for path in paths if target not in path.resolve().parents]
+    if source in destination.parents:
+        paths = [path for path in paths if destination not in path.resolve().parents]
     items = [Item(path, path.relative_to(input_dir)) for path in paths]
     if not items:
         raise InputError(f"{input_dir} contains no image outside the output folder {output_dir}")

@@ -47,7 +47,7 @@ class Journal:
             elif distributed.is_main():
                 path.unlink(missing_ok=True)
         # All processes use what the main process has read, and none writes before all have read.
-        self.rows, self.packed = distributed.gather((self.rows, self.packed))[0]
+        self.rows, self.packed = distributed.all_gather((self.rows, self.packed))[0]
 
     def _take_over(self, path: Path) -> None:
         """Read the finished images of a file of an earlier run."""

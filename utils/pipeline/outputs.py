@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.data.images import save_png
 from utils.inference.maps import ProbabilityMaps, full_size_blocks, split_samples, to_greyscale
-from utils.inference.samplers import LogitSamples
+from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import sibling
 from utils.runtime.atomic_files import atomic_npy_file
 

@@ -62,6 +62,7 @@ def predict_probabilities(
     """
     if options.calibrated:
         sampler = calibrated(sampler, model)
+    sampler.check(model)
     class_index = options.class_index
     if class_index >= model.n_classes:
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
@@ -87,7 +88,8 @@ def predict_probabilities(
             files += save_float_maps(output, prediction.maps, one_class=model.one_class)
         return files
 
-    statistics, kept = (STATISTICS if f else () for f in (options.save_npy or options.save_entropy, options.save_npy))
+    kept = STATISTICS if options.save_npy else ()
+    statistics = STATISTICS if options.save_entropy else kept
     maps = MapOptions(greyscale_maps=draw, statistics=statistics, keep=kept)
     journal = Journal(output_dir, settings, items, options.skip_existing)
     report = FolderPredictor(model, sampler, save, maps, ground_truth, journal).run(items)

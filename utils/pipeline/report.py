@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from utils.metrics.evaluation import format_evaluation
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.summary import write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import write_csv, write_json
-from utils.runtime.errors import InputError, bulleted
+from utils.runtime.errors import OUT_OF_MEMORY, InputError, bulleted
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +40,8 @@ class Report:
             yield
         except InputError as error:
             reason = str(error)
-        except torch.OutOfMemoryError:
-            reason = "out of memory on the device"
+        except OUT_OF_MEMORY:
+            reason = "out of memory"
         except OSError as error:
             if error.errno in _DISK_ERRORS:
                 raise

@@ -14,7 +14,8 @@ from utils.data.images import list_images, read_image, save_png
 from utils.data.masks import mask_to_image
 from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
-from utils.inference.samplers import LogitSamples, Sampler
+from utils.inference.samplers import Sampler
+from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.outputs import make_greyscale_maps, pass_writers, save_float_maps
 from utils.pipeline.summary import read_summary
@@ -67,7 +68,7 @@ def find_single_images(
         raise InputError(f"one output file per image was expected, not {len(outputs)} for {len(paths)} images")
     _check_figure(figure, paths, outputs)
     if saving:
-        _check_outputs(paths, outputs)
+        _check_outputs([*paths, *([figure] if figure else [])], outputs)
     return [(Item(path, PurePath(path.name)), output) for path, output in zip(paths, outputs, strict=True)]
 
 
@@ -84,12 +85,12 @@ def _check_figure(figure: Path | None, inputs: Sequence[Path], outputs: Sequence
         )
 
 
-def _check_outputs(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Check that neither a mask nor what is written beside it overwrites another file."""
+def _check_outputs(others: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Check that neither a mask nor what is written beside it overwrites another mask or one of the other files."""
     for folder in {path.parent for path in outputs}:
         read_summary(folder / "summary.csv")  # raises if the file is something else
-    names = defaultdict(Counter)  # of images and masks, by folder
-    for path in (*inputs, *outputs):
+    names = defaultdict(Counter)  # by folder
+    for path in (*others, *outputs):
         names[path.parent.resolve()][path.name] += 1
     masks = Counter(path.resolve() for path in outputs)
     for path in outputs:
@@ -132,7 +133,7 @@ class SingleImageOptions:
     @property
     def save_float(self) -> bool:
         """Whether any float32 maps are written."""
-        return self.save_mean_std or self.save_npy
+        return self.save and (self.save_mean_std or self.save_npy)
 
     def map_options(self) -> MapOptions:
         """What is computed at full size; the predictive entropy is kept for a figure."""

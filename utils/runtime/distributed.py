@@ -63,7 +63,7 @@ def main_first() -> Iterator[None]:
             dist.barrier()
 
 
-def gather(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """The values of all processes, by rank, in every process."""
     if world_size() == 1:
         return [value]

@@ -1,5 +1,9 @@
 """The error for invalid user input, which the scripts print as one line without a traceback."""
 
+import torch
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # on a GPU, on a CPU
+
 
 class InputError(ValueError):
     """An input is wrong; the message says what was wrong, what was expected and what to do."""

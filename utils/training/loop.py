@@ -42,14 +42,14 @@ def train_one_epoch(
     sampler: SeededBatchSampler = batches.batch_sampler
     sampler.epoch, sampler.start = state.epoch + 1, state.step
     state.network.train()
-    for images, masks in batches:
+    for images, target in batches:
         n = sampler.size(state.step)  # images of this batch, over all processes
         dropout = draw_dropout_masks(state.network, n, sampler.batch_seed(state.step))
         share = len(images) / n
-        loss = train_step(state, images, masks, dropout, share)
+        own_loss = train_step(state, images, target, dropout, share)
 
         # The loss of the batch, and whether to stop, over all processes.
-        values = torch.tensor([loss.item() * share, stop()], dtype=torch.float64)
+        values = torch.tensor([own_loss.item() * share, stop()], dtype=torch.float64)
         loss, stopping = distributed.sum_over_processes(values).tolist()
         update_weights(state, loss)
         state.step += 1
@@ -76,7 +76,7 @@ def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: li
     """
     images, target = to_network_input(images, state.device), target.to(state.device)
     own = slice(distributed.rank(), None, distributed.world_size())
-    dropout = [masks[own].to(state.device) for masks in dropout]
+    dropout = [layer_masks[own].to(state.device) for layer_masks in dropout]
     state.optimizer.zero_grad(set_to_none=True)
     with use_dropout_masks(state.network, dropout), state.autocast():
         logits = class_logits(state.parallel(images))

@@ -13,7 +13,8 @@ from unet.mc_dropout import active_dropout_layers
 from utils.checkpoint import TrainedModel, read_checkpoint, write_checkpoint
 from utils.inference.maps import full_size_maps
 from utils.inference.predictor import draw_samples
-from utils.inference.samplers import LogitSamples, MCDropout, Sampler, Softmax, TestTimeAugmentation
+from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
+from utils.inference.upsampling import LogitSamples
 from utils.metrics.pixel_counts import MIN_PROBABILITY
 from utils.runtime.console import progress
 
@@ -100,5 +101,6 @@ def save_temperatures(path: Path, temperatures: Mapping[str, float]) -> None:
 
     Raises:
         InputError: the file is not a checkpoint.
+        OSError: the file cannot be written; it is unchanged.
     """
     write_checkpoint(path, read_checkpoint(path) | {"temperatures": dict(temperatures)})
