@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
 from utils.runtime.errors import InputError
 from utils.runtime.signals import GracefulStop
+from utils.runtime.threads import cores_per_process
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
 from utils.training.state import TrainingState, new_training_state, prepare_folder, resume, save_epoch, save_last
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     network = cli.network_from_args(args).to(device, memory_format=torch.channels_last)
     mask_values = decoded.mask_values(network.n_classes)
     training_set, validation_set = split_datasets(args, decoded, mask_values)
-    workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0  # on a CPU, training needs all cores
+    workers = min(8, cores_per_process()) if device.type == "cuda" else 0  # on a CPU, training needs all cores
     batches = training_batches(training_set, args.batch_size, args.seed, workers)
     held_out = validation_batches(validation_set, args.batch_size)
 

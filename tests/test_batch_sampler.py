@@ -1,5 +1,9 @@
 """The batches of a training: their order, their seeds, and the share of each process."""
 
+import os
+import signal
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import ROOT, heed_ctrl_c
 from utils.data.decoding import DecodedPairs
 from utils.data.pairing import Pair
 from utils.data_loading import (
@@ -87,3 +92,34 @@ def test_validation_batches_of_each_process(monkeypatch: pytest.MonkeyPatch):
         batches = list(validation_batches(dataset, 3))
         shares.append([[int(image.max()) for image in images] for images, _ in batches])
     assert shares == [[[0, 2, 4], [6]], [[1, 3, 5]]]
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are a matter of POSIX")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_worker_processes_survive_the_signals_of_their_group(signum: int):
+    """Terminals, torchrun and Slurm send them to all processes; only the main one may decide when to stop."""
+    code = """
+import signal, sys
+from tests.test_batch_sampler import numbered_dataset
+from utils.data_loading import training_batches
+from utils.runtime.signals import GracefulStop
+
+batches = training_batches(numbered_dataset(400), 2, seed=0, workers=2)
+count = 0
+with GracefulStop() as stop:
+    for images, _ in batches:
+        count += len(images)
+        if count == 20:
+            print("ready", flush=True)
+            while not stop():
+                signal.pause()
+print(count, flush=True)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signum)
+        assert process.stdout.read() == "400\n"
+    assert process.returncode == 0

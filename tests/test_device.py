@@ -9,7 +9,7 @@ import torch
 from torch.cuda._utils import _get_device_index
 
 from utils.runtime import device
-from utils.runtime.device import amp_dtype, choose_device, in_batches
+from utils.runtime.device import amp_dtype, choose_device, in_batches, precision_name
 from utils.runtime.errors import InputError
 
 # -- device ------------------------------------------------------------------------------------------------------------
@@ -27,11 +27,13 @@ def test_choose_device():
 def test_cuda_device_has_its_index(name: str | None, monkeypatch: pytest.MonkeyPatch):
     """`torch.cuda.set_device` takes no device without one."""
     chosen = []
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
     monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append(_get_device_index(device)))
     assert choose_device(name) == torch.device("cuda:0")
     assert chosen == [0]
+    assert not torch.backends.cudnn.allow_tf32  # single precision is what it says
 
 
 def test_device_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch):
@@ -149,3 +151,10 @@ def test_failed_batch_is_freed_before_the_next(monkeypatch: pytest.MonkeyPatch):
     finally:
         gc.enable()
     assert emptied == [True, True]
+
+
+def test_precision_names():
+    cuda, cpu = torch.device("cuda:0"), torch.device("cpu")
+    assert precision_name(None, cpu) == "single precision"
+    assert precision_name(None, cuda) == "single precision (float32, without TF32)"
+    assert precision_name(torch.bfloat16, cuda) == "mixed precision (bfloat16)"

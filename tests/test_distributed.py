@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,13 @@ from utils.runtime import distributed
 from utils.training.data_parallel import SynchronisedBatchNorm, data_parallel
 
 
-def torchrun_command(processes: int, script: str, *arguments: object) -> list[str]:
+def torchrun_command(processes: int, script: str | Path, *arguments: object) -> list[str]:
     """The command that runs a script in several processes, as in the README."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     return [*map(str, command), str(ROOT / script), *map(str, arguments)]
 
 
-def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
+def torchrun(processes: int, script: str | Path, *arguments: object) -> subprocess.CompletedProcess:
     """Run a script in several processes, to its end."""
     return subprocess.run(
         torchrun_command(processes, script, *arguments),
@@ -162,3 +163,73 @@ def test_two_processes_predict_like_one(script: str, tmp_path: Path, model_file:
     assert two.returncode != 0
     assert two.stderr.count("SKIN_004.jpg: ") == 1
     assert len(list((tmp_path / "three").glob("*_OUT.png"))) == 6
+
+
+@pytest.mark.parametrize("error", ["InputError('one clear line')", "ValueError('a bug')"])
+def test_failed_process_does_not_wait_for_the_others(error: str, tmp_path: Path):
+    """Leaving the group could wait for them, while they wait for this one."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import argparse, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from utils import cli
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
+
+def main(args):
+    distributed.all_gather(1)
+    if distributed.is_main():
+        raise {error}
+    time.sleep(300)  # as one that waits in a collective
+
+cli.run(main, argparse.ArgumentParser())
+"""
+    )
+    started = time.monotonic()
+    result = torchrun(2, script)
+    assert time.monotonic() - started < 60
+    assert result.returncode != 0
+    assert ("Error: one clear line" if "InputError" in error else "ValueError: a bug") in result.stderr
+    assert ("Traceback" in result.stderr.split("torch/distributed/elastic")[0]) == ("ValueError" in error)
+
+
+def test_others_wait_while_the_main_process_decodes(tmp_path: Path):
+    def work(rank: int, size: int) -> bool:
+        mark = tmp_path / "decoded"
+        with distributed.main_first():
+            if rank == 0:
+                time.sleep(1)
+                mark.touch()
+            return mark.exists()
+
+    assert in_processes(work, [0, 0], tmp_path) == [True, True]
+
+
+def test_batch_norm_of_the_device(monkeypatch: pytest.MonkeyPatch):
+    """PyTorch's own on a GPU, this project's on a CPU, with the same parameters and buffers."""
+    monkeypatch.setattr("utils.training.data_parallel.world_size", lambda: 2)
+    monkeypatch.setattr("utils.training.data_parallel.DistributedDataParallel", lambda network, device_ids: network)
+    for device, kind in (("cuda", torch.nn.SyncBatchNorm), ("cpu", SynchronisedBatchNorm)):
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+        state = network.state_dict(keep_vars=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.nn.Parameter, "device", torch.device(device), raising=False)
+            converted = data_parallel(network)
+        assert type(converted[1]) is kind
+        assert all(value is state[name] for name, value in converted.state_dict(keep_vars=True).items())
+
+
+def test_group_is_destroyed_unless_there_was_an_error(monkeypatch: pytest.MonkeyPatch):
+    """With NCCL, destroying it waits for the other processes."""
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("init_process_group", "new_group", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, name=name, **__: calls.append(name))
+    with distributed.process_group():
+        pass
+    assert calls == ["init_process_group", "new_group", "barrier", "destroy_process_group"]
+    calls.clear()
+    with pytest.raises(ZeroDivisionError), distributed.process_group():
+        raise ZeroDivisionError
+    assert calls == ["init_process_group", "new_group"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from utils.runtime.threads import BackgroundWriter, in_groups, map_ahead
+from utils.runtime.threads import BackgroundWriter, cores_per_process, in_groups, map_ahead, usable_cores
 
 
 def test_writer_runs_all_and_bounds_its_queue():
@@ -95,3 +95,51 @@ def test_one_torch_thread():
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     printed = subprocess.check_output([sys.executable, "-c", CONVOLVE], cwd=ROOT, env=environment, text=True)
     assert printed.split() == ["0", "2", "2"]
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu.max": "nonsense"}, 8),
+    ],
+)
+def test_usable_cores(files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("processes", "cores"), [(1, 8), (2, 4), (3, 2), (16, 1)])
+def test_cores_are_shared_among_processes(processes: int, cores: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("utils.runtime.threads.usable_cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert cores_per_process() == cores
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [(None, 2), ("6", 6)])
+def test_torch_threads_are_limited_to_the_cores(chosen: str | None, threads: int):
+    """Unless the user has chosen their number."""
+    code = """
+import torch
+import utils.runtime.threads as threads
+threads.usable_cores = lambda: 2
+torch.set_num_threads(6)
+threads.limit_torch_threads()
+print(torch.get_num_threads())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": chosen} if chosen else {}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) == threads

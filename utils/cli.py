@@ -6,7 +6,7 @@ Imported by scripts and commands only. The layers below raise errors that name v
 import argparse
 import errno
 import logging
-import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +22,7 @@ from utils.runtime.console import ConsoleHandler, set_log_level
 from utils.runtime.device import amp_dtype, choose_device, device_name, precision_name
 from utils.runtime.errors import OUT_OF_MEMORY, InputError
 from utils.runtime.signals import exit_on_termination
+from utils.runtime.threads import limit_torch_threads
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def device_from_args(args: argparse.Namespace) -> tuple[torch.device, torch.dtyp
 
 def log_device(device: torch.device, dtype: torch.dtype | None) -> None:
     """Log what is computed on, and in which precision."""
-    logger.info("Computing on %s in %s", device_name(device), precision_name(dtype))
+    logger.info("Computing on %s in %s", device_name(device), precision_name(dtype, device))
 
 
 def model_from_args(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | None]:
@@ -109,6 +110,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     args = parser.parse_args()
     level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
     exit_on_termination()
+    limit_torch_threads()
     try:
         with distributed.process_group():
             set_log_level(level)
@@ -125,7 +127,14 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except KeyboardInterrupt:
         logger.error("Stopped by Ctrl-C")
         code = 130
-    sys.exit(code)
+    except SystemExit as stop:  # after a termination
+        code = stop.code
+    except BaseException:
+        if distributed.world_size() == 1:
+            raise
+        traceback.print_exc()
+        code = 1
+    distributed.leave(code)
 
 
 def _describe_os_error(error: OSError, args: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ from utils.data.pairing import pair_files
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
+from utils.runtime.signals import leave_signal_group
 
 
 def load_pairs(
@@ -179,6 +180,7 @@ def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, w
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=workers > 0 and torch.cuda.is_available(),
+        worker_init_fn=leave_signal_group,
         collate_fn=partial(collate, size=(width, height)),
         generator=torch.Generator(),  # its own: drawing from the global one would make resumed runs differ
     )

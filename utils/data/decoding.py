@@ -1,6 +1,5 @@
 """Decode all pairs of a dataset into arrays at the network's input size, in threads."""
 
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from utils.data.pairing import Pair, size_problem
 from utils.data.preprocessing import preprocess
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError, bulleted
+from utils.runtime.threads import usable_cores
 
 MAX_VALUES = 256  # distinct values in the masks of a dataset, so that their indices are bytes
 
@@ -110,7 +110,7 @@ class PairDecoder:
         Raises:
             InputError: pairs that cannot be used; all are listed.
         """
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             results = progress(pool.map(self.decode, todo), total=len(todo), desc="Decoding", unit="pair")
             problems = [problem for problem in results if problem]
         if problems:

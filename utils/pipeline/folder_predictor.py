@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from utils.checkpoint import TrainedModel
@@ -24,7 +23,7 @@ from utils.pipeline.report import Report
 from utils.runtime import distributed
 from utils.runtime.console import progress
 from utils.runtime.signals import GracefulStop
-from utils.runtime.threads import BackgroundWriter, in_groups, map_ahead, one_torch_thread
+from utils.runtime.threads import BackgroundWriter, cores_per_process, in_groups, map_ahead, one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class FolderPredictor:
         """Read, predict and save images in threads, and show them in the main thread."""
         device = self.model.device
         group_size = 1 if device.type == "cpu" else max(1, self.sampler.batch_size // self.sampler.passes_per_image)
-        readers = max(2, torch.get_num_threads() // 2)  # Pillow decodes without holding Python's lock
+        readers = max(2, cores_per_process() // 2)  # Pillow decodes without holding Python's lock
         with (
             GracefulStop() as stop,
             progress(total=len(share), unit="image") as bar,

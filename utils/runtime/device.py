@@ -32,6 +32,7 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.empty(0, device=name).device  # with its index, which set_device requires
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            torch.backends.cudnn.allow_tf32 = False  # single precision is what it says; mixed precision is for speed
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         available = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         available += ["mps"] * torch.backends.mps.is_available()
@@ -68,9 +69,11 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({threads} thread{'s' * (threads > 1)})" if device.type == "cpu" else str(device)
 
 
-def precision_name(dtype: torch.dtype | None) -> str:
-    """A human-readable name of a precision, as `amp_dtype` returns it."""
-    return "single precision" if dtype is None else f"mixed precision ({str(dtype).removeprefix('torch.')})"
+def precision_name(dtype: torch.dtype | None, device: torch.device) -> str:
+    """A human-readable name of a precision, as `amp_dtype` returns it, on a device."""
+    if dtype is None:
+        return "single precision (float32, without TF32)" if device.type == "cuda" else "single precision"
+    return f"mixed precision ({str(dtype).removeprefix('torch.')})"
 
 
 def in_batches(compute: Callable[[slice], Tensor], n: int, batch_size: int) -> Tensor:

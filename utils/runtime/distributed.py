@@ -3,11 +3,13 @@
 With a single process every function is trivial, so that no other module has to distinguish the two cases.
 """
 
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,20 +17,37 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 
+# Where processes wait for others with more work, such as the one that decodes; None is the default group.
+_patient_group: dist.ProcessGroup | None = None
+
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the process group that torchrun has started, and leave it at the end; do nothing in a single process."""
+    """Join the process group that torchrun has started, and leave it at the end; do nothing in a single process.
+
+    After an exception the group is not destroyed: that could wait for processes that wait for this one.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while the main process decodes
-    try:
-        yield
-        dist.barrier()  # torchrun kills all processes once one has failed: each gets to report its error
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(backend)
+    global _patient_group
+    _patient_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    yield
+    dist.barrier(_patient_group)  # torchrun kills all processes once one has failed: each gets to report its error
+    dist.destroy_process_group()
+    _patient_group = None
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, at once if its group is still waiting for it: nothing that has been written is lost."""
+    if not dist.is_initialized():
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def world_size() -> int:
@@ -53,14 +72,17 @@ def is_main() -> bool:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others, which then find what it has written."""
-    if world_size() > 1 and not is_main():
-        dist.barrier()
+    """The main process runs the block, for hours if need be, before the others, which then find what it has written."""
+    if world_size() == 1:
+        yield
+        return
+    if not is_main():
+        dist.barrier(_patient_group)
     try:
         yield
     finally:
-        if world_size() > 1 and is_main():
-            dist.barrier()
+        if is_main():
+            dist.barrier(_patient_group)
 
 
 def all_gather(value: Value) -> list[Value]:
@@ -68,7 +90,7 @@ def all_gather(value: Value) -> list[Value]:
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient_group)
     return values
 
 

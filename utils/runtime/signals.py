@@ -1,6 +1,7 @@
 """Ctrl-C and termination: finish the current step, save, and exit with 130 or 143."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,16 @@ logger = logging.getLogger(__name__)
 def exit_on_termination() -> None:
     """On SIGTERM run `finally` blocks and exit with 143; a second SIGTERM kills the process."""
     signal.signal(signal.SIGTERM, _exit)
+
+
+def leave_signal_group(*_: object) -> None:
+    """In a worker process: receive no signals that are sent to the group of the main process, which ends its workers.
+
+    A worker that died of one would end the main process with an error before it has saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _exit(signum: int, frame: Any) -> NoReturn:

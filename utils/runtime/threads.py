@@ -1,15 +1,46 @@
-"""Threads: compute ahead of the consumer, write behind the producer, with one PyTorch thread in each."""
+"""Cores and threads: compute ahead of the consumer, write behind the producer, with one PyTorch thread in each."""
 
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 Element = TypeVar("Element")
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The number of cores that a process may use, by its CPU affinity and by the quota of its container.
+
+    Args:
+        cgroup: folder of the control group of the process, version 2 or 1.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
+            if int(quota) > 0:
+                cores = min(cores, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):  # there is no such file, or no quota
+            continue
+    return max(1, cores)
+
+
+def cores_per_process() -> int:
+    """The share of each process in the usable cores, where torchrun has started several on a host."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def limit_torch_threads() -> None:
+    """Have PyTorch use no more threads than there are usable cores, unless the user has chosen their number."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores_per_process()))
 
 
 def torch_thread_pool(threads: int) -> ThreadPoolExecutor:

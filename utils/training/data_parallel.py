@@ -15,8 +15,11 @@ def data_parallel(network: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return network
-    _synchronise_batch_norm(network)
     device = next(network.parameters()).device
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    else:
+        _synchronise_batch_norm(network)
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
@@ -44,9 +47,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes, on any device, also in a process without images.
+    """Batch norm over the images of all processes, also in a process without images, for CPUs.
 
-    `nn.SyncBatchNorm` does not support CPUs.
+    `nn.SyncBatchNorm` supports GPUs only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
