@@ -56,7 +56,7 @@ def make_image(seed: int, size: tuple[int, int] = (160, 120)) -> tuple[Image.Ima
 
 
 def make_folders(folder: Path, count: int, size: tuple[int, int] = (160, 120), seed: int = 0) -> tuple[Path, Path]:
-    """Folders `imgs` and `masks` with pictures, as the ISIC archive names them."""
+    """Folders `imgs` and `masks` with images, named as by the ISIC archive."""
     imgs, masks = folder / "imgs", folder / "masks"
     imgs.mkdir(parents=True)
     masks.mkdir()
@@ -81,7 +81,7 @@ def lively_network(seed: int = 0, **architecture) -> BayesianUNet:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """A network of 8 base channels that has learnt the pictures of `make_image`."""
+    """A network of 8 base channels that has learnt the images of `make_image`."""
     pairs = pair_files(*make_folders(tmp_path_factory.mktemp("training"), 24, (64, 64), seed=1000))
     decoded = decode_pairs(pairs, (128, 128), cache_dir=None)
     dataset = SegmentationDataset(decoded, range(24), [0, 255])
