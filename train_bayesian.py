@@ -18,7 +18,14 @@ from utils.runtime.errors import InputError
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
-from utils.training.state import TrainingState, new_training_state, prepare_folder, resume, save_epoch, save_last
+from utils.training.state import (
+    TrainingState,
+    new_training_state,
+    prepare_checkpoint_dir,
+    resume,
+    save_epoch,
+    save_last,
+)
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
 from utils.training.tracking import WandbRun
 
@@ -56,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     if args.resume is not None:
         resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
     if distributed.is_main():
-        prepare_folder(args.checkpoint_dir, resumed=args.resume is not None)
+        prepare_checkpoint_dir(args.checkpoint_dir, resumed=args.resume is not None)
     model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, settings=settings)
     logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
     cli.log_device(device, dtype)

@@ -115,3 +115,11 @@ def test_metrics_of_an_earlier_version(project: Path, tmp_path: Path):
     (folder / "metrics.json").write_text(text.replace('"positives"', '"hits"'))
     with pytest.raises(InputError, match="was not written by a predict_prob script of this version"):
         read_results([folder])
+
+
+def test_background_probabilities(project: Path, tmp_path: Path, model_file: Path):
+    flags = ["--input-dir", project / "imgs", "--mask-dir", project / "masks", "-m", model_file, "--class-index", 0]
+    result = run_script("predict_prob_direct.py", *flags, "--output-dir", tmp_path / "background")
+    assert result.returncode == 0, result.stderr
+    with pytest.raises(InputError, match="contains background probabilities: predict with --class-index 1"):
+        read_results([tmp_path / "background"])

@@ -21,7 +21,7 @@ from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import (
     TrainingState,
     new_training_state,
-    prepare_folder,
+    prepare_checkpoint_dir,
     resume,
     save_epoch,
     save_last,
@@ -167,18 +167,19 @@ def test_nonfinite_validation_loss_is_not_saved(tmp_path: Path):
 
 
 def test_new_training_archives_an_earlier_one(tmp_path: Path):
-    prepare_folder(tmp_path / "new", resumed=False)
+    prepare_checkpoint_dir(tmp_path / "new", resumed=False)
     assert not (tmp_path / "new").exists()
+    (tmp_path / "earlier-1-copy").mkdir()  # somebody's
     for i in (1, 2):
         for name in ("best.pth", "last.pth", "checkpoint_epoch7.pth", "metrics.csv", "mine.txt"):
             (tmp_path / name).write_text(f"{name} {i}")
-        prepare_folder(tmp_path, resumed=False)
+        prepare_checkpoint_dir(tmp_path, resumed=False)
         assert (tmp_path / f"earlier-{i}" / "best.pth").read_text() == f"best.pth {i}"
-    assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-2", "mine.txt"}
+    assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-1-copy", "earlier-2", "mine.txt"}
 
 
 def test_resumed_training_keeps_its_files(tmp_path: Path):
     (tmp_path / "last.pth").touch()
     (tmp_path / f".{'0' * 32}.part").touch()  # of a killed process
-    prepare_folder(tmp_path, resumed=True)
+    prepare_checkpoint_dir(tmp_path, resumed=True)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]

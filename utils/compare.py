@@ -94,39 +94,45 @@ def main(args: argparse.Namespace) -> None:
 
 
 def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The content of each folder's metrics.json, by the name of the method (and of the folder, if two are the same).
+    """The content of each folder's metrics.json, by the name of the method (and of the folder, if two have one name).
 
     Raises:
-        InputError: a folder has no such file, or the folders are of different images.
+        InputError: a folder is given twice, has no such file, one of an earlier version or of background
+            probabilities, or the folders are of different images.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a result folder was given twice")
-    found = []
-    for folder in folders:
-        path = folder / "metrics.json"
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-            methods = [result["run"]["method"] for result in found]
-            for kind in ("top_label", "foreground"):
-                found[-1]["reliability"][kind]["positives"]  # earlier versions had other names
-            if found[-1]["images"] and found[-1]["pixels"] and found[-1]["run"]["class_index"] == 0:
-                raise InputError(f"{folder} contains background probabilities: predict with --class-index 1")
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{path} is missing: the predict_prob scripts write it when run with --mask-dir"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} was not written by a predict_prob script of this version: run the script again with --mask-dir"
-            ) from error
-    if len({(result["images"], result["pixels"]) for result in found}) > 1:
-        counts = ", ".join(f"{folder} of {result['images']}" for folder, result in zip(folders, found, strict=True))
+    results = [_read_metrics(folder) for folder in folders]
+    if len({(result["images"], result["pixels"]) for result in results}) > 1:
+        counts = ", ".join(f"{folder} of {result['images']}" for folder, result in zip(folders, results, strict=True))
         raise InputError(f"the result folders are of different images: {counts}")
+    methods = [result["run"]["method"] for result in results]
     titles = [
         method if methods.count(method) == 1 else f"{method} ({folder})"
         for method, folder in zip(methods, folders, strict=True)
     ]
-    return dict(zip(titles, found, strict=True))
+    return dict(zip(titles, results, strict=True))
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    """The content of a folder's metrics.json."""
+    path = folder / "metrics.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        run, bins = result["run"], result["reliability"].values()
+        complete = {"method", "class_index", "mask_values", "save_entropy"} <= run.keys()
+        complete = complete and result["images"] and result["pixels"] and all("positives" in one for one in bins)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: the predict_prob scripts write it when run with --mask-dir") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise InputError(
+            f"{path} was not written by a predict_prob script of this version: run the script again with --mask-dir"
+        )
+    if run["class_index"] == 0:
+        raise InputError(f"{folder} contains background probabilities: predict with --class-index 1")
+    return result
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -52,29 +52,31 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str) -> list[Pair]:
     return pairs
 
 
-def find_masks(names: Sequence[PurePath], masks_dir: Path | str) -> dict[PurePath, Path]:
+def find_masks(image_paths: Sequence[PurePath], masks_dir: Path | str) -> dict[PurePath, Path]:
     """The mask of each of the given images, found as by `pair_files`; masks of other images are ignored.
 
     Args:
-        names: the images' paths within their folder; the masks are in the same sub-folders of `masks_dir`.
+        image_paths: the images' paths within their folder; the masks are in the same sub-folders of `masks_dir`.
         masks_dir: folder of the masks.
 
     Raises:
-        InputError: an image has no mask, or several; all such images are listed.
+        InputError: the folder does not exist, or an image has no mask or several; all such images are listed.
     """
     if not Path(masks_dir).is_dir():
         raise InputError(f"{masks_dir}: there is no such folder of masks")
     stems: dict[PurePath, set[str]] = {}  # of the images, by folder
-    for name in names:
-        stems.setdefault(name.parent, set()).add(name.stem)
+    for path in image_paths:
+        stems.setdefault(path.parent, set()).add(path.stem)
     masks = {folder: _masks_in(Path(masks_dir) / folder) for folder in stems}
     found, problems = {}, []
-    for name in names:
-        paths = _masks_of(name.stem, masks[name.parent], stems[name.parent])
-        if len(paths) == 1:
-            found[name] = paths[0]
+    for path in image_paths:
+        mask_paths = _masks_of(path.stem, masks[path.parent], stems[path.parent])
+        if len(mask_paths) == 1:
+            found[path] = mask_paths[0]
         else:
-            problems.append(f"{name}: " + (f"{len(paths)} masks ({_names(paths)})" if paths else "no mask"))
+            problems.append(
+                f"{path}: " + (f"{len(mask_paths)} masks ({_names(mask_paths)})" if mask_paths else "no mask")
+            )
     if problems:
         title = f"{masks_dir} does not have one mask per image (NAME.jpg requires NAME.png or NAME_Segmentation.png)"
         raise InputError(bulleted(title, problems))

@@ -85,7 +85,7 @@ def format_scores(name: str, scores: Mapping[str, Any]) -> str:
     else:
         parts.append(f"area {scores['area']} pixels")
     parts.append(f"mean entropy {scores['mean_entropy']:.3f} nats")
-    return "  ·  ".join(parts)
+    return " · ".join(parts)
 
 
 def reduction(size: tuple[int, int]) -> tuple[slice, slice]:

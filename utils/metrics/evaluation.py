@@ -72,7 +72,7 @@ def _evaluate_pixels(
 
 
 def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
-    """Selective prediction by each score without ground truth, and by the oracle and at random."""
+    """Selective prediction by each score that needs no ground truth, by the oracle, and at random."""
     risks = 1 - np.array([row["dice"] for row in rows])
     selective, curves = {}, {}
     for name, sign in CONFIDENCE_SIGNS.items():
@@ -80,8 +80,8 @@ def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
             continue
         confidence = sign * np.array([row[name] for row in rows], dtype=np.float64)
         resampled = [
-            [f(np.repeat(confidence, times), np.repeat(risks, times)) for f in SELECTIVE_METRICS.values()]
-            for times in weights
+            [f(np.repeat(confidence, repeats), np.repeat(risks, repeats)) for f in SELECTIVE_METRICS.values()]
+            for repeats in weights
         ]
         selective[name] = {
             metric: _interval(f(confidence, risks), values)

@@ -33,7 +33,7 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def cores_per_process() -> int:
-    """The share of each process in the usable cores, where torchrun has started several on a host."""
+    """Each process's share of the usable cores, if torchrun has started several processes on the host."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -73,8 +73,8 @@ def map_ahead(
 
     Args:
         function: what is computed.
-        items: is read as far ahead as is computed.
-        threads: how many compute.
+        items: read no further ahead than `ahead` allows.
+        threads: number of worker threads.
         ahead: maximum number of items submitted beyond the one that is consumed.
     """
     pool = torch_thread_pool(threads)
@@ -94,7 +94,7 @@ def map_ahead(
 
 
 def in_groups(items: Generator[Element, None, None], size: int) -> Iterator[list[Element]]:
-    """Consecutive items in lists of that size; the last list may be shorter."""
+    """Consecutive items in lists of `size`; the last list may be shorter. Closes the generator `items` at the end."""
     with closing(items):
         while group := list(islice(items, size)):
             yield group

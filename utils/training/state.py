@@ -133,18 +133,19 @@ def new_training_state(
     )
 
 
-def prepare_folder(folder: Path, resumed: bool) -> None:
+def prepare_checkpoint_dir(folder: Path, resumed: bool) -> None:
     """Prepare a checkpoint folder for a new or a resumed training run.
 
-    A new one moves the files of an earlier one to a sub-folder `earlier-N`, so that it does not overwrite them; a
-    resumed one removes the partial files of a killed process.
+    A new run moves the files of an earlier run to a sub-folder `earlier-N`, so that it does not overwrite them; a
+    resumed run removes the partial files of a killed process.
     """
     if resumed:
         remove_partial_files([folder])
         return
     files = [path for name in _FILES for path in sorted(folder.glob(name))]
     if files:
-        numbers = [int(path.name.removeprefix("earlier-")) for path in folder.glob("earlier-[0-9]*")]
+        suffixes = [path.name.removeprefix("earlier-") for path in folder.glob("earlier-*")]
+        numbers = [int(suffix) for suffix in suffixes if suffix.isdecimal()]
         target = folder / f"earlier-{max(numbers, default=0) + 1}"
         target.mkdir()
         for path in files:
