@@ -115,7 +115,7 @@ def split_datasets(
 
 
 def train_with_progress(state: TrainingState, batches: DataLoader, epochs: int, stop: GracefulStop) -> bool:
-    """`train_one_epoch` with a progress bar."""
+    """`train_one_epoch` with a progress bar; returns whether the epoch was completed."""
     options = {"desc": f"Epoch {state.epoch + 1}/{epochs}", "unit": "batch", "leave": False}
     with progress(total=len(batches), initial=state.step, **options) as bar:
 

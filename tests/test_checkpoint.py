@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import ROOT, lively_network, make_image
 from unet import BayesianUNet, draw_dropout_masks, mc_dropout
-from unet.mc_dropout import active_dropout_layers
+from unet.mc_dropout import dropout_layers
 from unet.unet_parts import ChannelDropout
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
 from utils.inference.maps import predict_classes
@@ -184,5 +184,5 @@ def test_replica_shares_only_the_weights():
     assert set(model.network.modules()).isdisjoint(replica.network.modules())
     with mc_dropout(model.network, draw_dropout_masks(model.network, 1, seed=0)):
         assert not any(module.training for module in replica.network.modules())
-        assert all(layer.mask is None for layer in active_dropout_layers(replica.network))
+        assert all(layer.mask is None for layer in dropout_layers(replica.network))
     assert replica.mask_values == model.mask_values

@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from unet.unet_parts import ChannelDropout
 
 
-def active_dropout_layers(model: nn.Module) -> list[_DropoutNd]:
+def dropout_layers(model: nn.Module) -> list[_DropoutNd]:
     """The dropout layers of a model with p > 0, in the order of `model.modules()`."""
     return [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
 
@@ -20,10 +20,10 @@ def use_dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[Non
     """Have the dropout layers apply given masks within the `with` block.
 
     Args:
-        model: a network whose active dropout layers are all `ChannelDropout`.
+        model: a network whose dropout layers are all `ChannelDropout`.
         masks: masks from `draw_dropout_masks`.
     """
-    layers = active_dropout_layers(model)
+    layers = dropout_layers(model)
     try:
         for layer, mask in zip(layers, masks, strict=True):
             layer.mask = mask
@@ -41,14 +41,14 @@ def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Itera
     is restored to its previous mode (Gal and Ghahramani, ICML 2016).
 
     Args:
-        model: a network with dropout; with `masks`, all of its active dropout layers must be `ChannelDropout`.
+        model: a network with dropout; with `masks`, all of its dropout layers must be `ChannelDropout`.
         masks: masks from `draw_dropout_masks`, for reproducible passes; if None, each forward pass draws its own
             from PyTorch's global random state.
 
     Raises:
-        ValueError: the model has no active dropout layer, so that all passes would be equal.
+        ValueError: the model has no dropout layer with p > 0, so that all passes would be equal.
     """
-    layers = active_dropout_layers(model)
+    layers = dropout_layers(model)
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no dropout layer with p > 0: its Monte Carlo passes would all be equal"
@@ -71,17 +71,17 @@ def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Te
     The first k masks do not depend on `num_samples`: fewer passes are a prefix of more.
 
     Args:
-        model: a network whose active dropout layers are all `ChannelDropout`.
+        model: a network whose dropout layers are all `ChannelDropout`.
         num_samples: number of passes T.
         seed: of the random numbers, from 0 to 2**63 - 1.
 
     Returns:
-        For each active dropout layer a (T, C, 1, 1) float32 tensor of 0 and 1 / (1 - p), on the CPU.
+        For each dropout layer a (T, C, 1, 1) float32 tensor of 0 and 1 / (1 - p), on the CPU.
 
     Raises:
         ValueError: a dropout layer is of another type, which takes no masks.
     """
-    layers = active_dropout_layers(model)
+    layers = dropout_layers(model)
     for layer in layers:
         if not isinstance(layer, ChannelDropout):
             raise ValueError(f"only ChannelDropout layers take masks, not a {type(layer).__name__}")

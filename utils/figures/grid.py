@@ -142,7 +142,7 @@ class _Layout:
         return left / self.width, 1 - top / self.height
 
     def box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """A box in figure coordinates."""
+        """A box in figure coordinates: left, bottom, width, height."""
         return left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from unet import class_logits, draw_dropout_masks, mc_dropout
-from unet.mc_dropout import active_dropout_layers
+from unet.mc_dropout import dropout_layers
 from utils.checkpoint import TrainedModel
 from utils.data.preprocessing import downscale_and_pad, preprocess, to_network_input
 from utils.inference.symmetries import N_SYMMETRIES, apply_symmetry, invert_symmetry
@@ -162,7 +162,7 @@ class MCDropout(Sampler):
         return self.num_samples
 
     def check(self, model: TrainedModel) -> None:
-        if not active_dropout_layers(model.network):
+        if not dropout_layers(model.network):
             raise InputError("this model has no dropout layers, so MC dropout cannot be used with it")
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from unet.mc_dropout import active_dropout_layers
+from unet.mc_dropout import dropout_layers
 from utils.checkpoint import TrainedModel, read_checkpoint, write_checkpoint
 from utils.inference.maps import full_size_maps
 from utils.inference.predictor import draw_samples
@@ -41,7 +41,7 @@ def fit_temperatures(
     """
     options = {"batch_size": batch_size, "dtype": dtype}
     samplers: list[Sampler] = [Softmax(**options)]
-    if active_dropout_layers(model.network):
+    if dropout_layers(model.network):
         samplers.append(MCDropout(**options))
     if model.input_size[0] == model.input_size[1]:
         samplers.append(TestTimeAugmentation(**options))
