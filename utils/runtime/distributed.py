@@ -18,7 +18,7 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 # Where processes wait for others with more work, such as the one that decodes; None is the default group.
-_patient_group: dist.ProcessGroup | None = None
+_patient_group: "dist.ProcessGroup | None" = None  # quoted: some builds of PyTorch have no process groups
 
 
 @contextmanager
