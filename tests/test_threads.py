@@ -70,6 +70,17 @@ def test_groups():
     assert list(in_groups((i for i in range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
+def test_items_taken_before_they_are_computed():
+    """As where a GPU takes a batch of images: those that are still to be read must not be cancelled."""
+
+    def slow(i: int) -> int:
+        time.sleep(0.01)
+        return i
+
+    (group,) = in_groups(map_ahead(slow, range(6), threads=1, ahead=6), 6)
+    assert [future.result() for _, future in group] == list(range(6))
+
+
 CONVOLVE = """
 import os, threading, torch
 from utils.runtime.threads import BackgroundWriter, one_torch_thread

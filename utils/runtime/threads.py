@@ -89,8 +89,8 @@ def map_ahead(
     finally:
         # Wait for the futures, not for the threads: when a signal interrupts joining a thread, Python believes that
         # the thread has ended.
-        pool.shutdown(wait=False, cancel_futures=True)
-        wait([future for _, future in waiting if not future.cancelled()])
+        wait([future for _, future in waiting if not future.cancel()])  # those that the consumer has continue
+        pool.shutdown(wait=False)
 
 
 def in_groups(items: Generator[Element, None, None], size: int) -> Iterator[list[Element]]:
