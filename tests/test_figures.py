@@ -51,7 +51,7 @@ def row_and_maps(
     image, mask = make_image(0, size)
     maps = predict(TrainedModel(lively_network(), (32, 32)), image, Softmax())
     target = (np.asarray(mask) > 0).astype(np.uint8) if labelled else None
-    return prediction_row(image, predict_classes(maps.probs), maps, target, caption), maps
+    return prediction_row(image, predict_classes(maps.probs).numpy(), maps, target, caption), maps
 
 
 def random_row(

@@ -98,10 +98,10 @@ def test_out_of_memory_at_full_size(tmp_path: Path, model: TrainedModel, monkeyp
     for i in (2, 5):
         Image.new("RGB", (33, 31)).save(items[i].path)
 
-    def predict_if_small(samples: Sequence[LogitSamples], size: tuple[int, int], options: MapOptions) -> Prediction:
+    def predict_if_small(samples: Sequence[LogitSamples], size: tuple[int, int], *others: object) -> Prediction:
         if size == (33, 31):
             raise torch.OutOfMemoryError("no room")
-        return predict_full_size(samples, size, options)
+        return predict_full_size(samples, size, *others)
 
     monkeypatch.setattr("utils.pipeline.folder_predictor.predict_full_size", predict_if_small)
     report = FolderPredictor(model, MCDropout(num_samples=2), save_nothing).run(items)

@@ -54,7 +54,7 @@ def test_masks_that_do_not_fit(tmp_path: Path):
     items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
     ground_truth = GroundTruth(items, masks, [0, 255], evaluate_probs=False)
     target = ground_truth.read(items[0], (16, 20))
-    assert ground_truth.compare(items[0], target)["dice"] == 1
+    assert ground_truth.compare(items[0], target, target)["dice"] == 1
     assert ground_truth.packed == {}
     with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* 20x16"):
         ground_truth.read(items[0], (16, 30))

@@ -29,16 +29,16 @@ def test_prediction_in_blocks_is_that_of_whole_maps(t: int, c: int):
     classes = predict_classes(maps.probs, 0.4)
     scores = ImageScores()
     overlaps = full_size_maps(samples, size, threshold=0.4).overlaps
-    scores.add(maps.probs, maps.predictive_entropy, torch.from_numpy(classes), overlaps)
+    scores.add(maps.probs, maps.predictive_entropy, classes, overlaps)
 
     options = MapOptions(0.4, make_greyscale_maps, STATISTICS, keep=STATISTICS)
-    prediction = predict_full_size(samples, size, options, block_values)
-    assert np.array_equal(prediction.classes, classes)
+    prediction = predict_full_size(samples, size, options, block_values=block_values)
+    assert np.array_equal(prediction.classes, classes.numpy())
     assert prediction.scores == pytest.approx(scores.scores())
     expected = make_greyscale_maps(maps)
     assert set(prediction.greyscale_maps) == set(expected)
     for suffix, greyscale_map in expected.items():
-        assert abs(prediction.greyscale_maps[suffix].astype(int) - greyscale_map).max() <= 1
+        assert abs(prediction.greyscale_maps[suffix].astype(int) - greyscale_map.numpy()).max() <= 1
     torch.testing.assert_close(prediction.maps.probs, maps.probs)
     torch.testing.assert_close(prediction.maps.std, maps.std, atol=1e-6, rtol=0)
 

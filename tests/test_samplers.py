@@ -50,7 +50,7 @@ def test_mc_dropout_against_reference(trained: TrainedModel):
     masks = draw_dropout_masks(trained.network, 7, derived_seed(11, "a.jpg"))
     passes = []
     for t in range(7):
-        with mc_dropout(trained.network, [mask[t : t + 1] for mask in masks]):
+        with mc_dropout(trained.network, masks[t : t + 1]):
             passes.append(network_probability(trained.network, image))
     expected = torch.stack(passes)
     maps = predict(trained, image, MCDropout(batch_size=3, num_samples=7, seed=11), name="a.jpg")

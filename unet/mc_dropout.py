@@ -1,6 +1,6 @@
 """Monte Carlo dropout: a context manager that keeps dropout active and everything else in evaluation mode."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -16,16 +16,17 @@ def dropout_layers(model: nn.Module) -> list[_DropoutNd]:
 
 
 @contextmanager
-def use_dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[None]:
+def use_dropout_masks(model: nn.Module, masks: Tensor) -> Iterator[None]:
     """Have the dropout layers apply given masks within the `with` block.
 
     Args:
         model: a network whose dropout layers are all `ChannelDropout`.
-        masks: masks from `draw_dropout_masks`.
+        masks: (N, D) masks from `draw_dropout_masks`, one row for each input of the network, on its device.
     """
     layers = dropout_layers(model)
     try:
-        for layer, mask in zip(layers, masks, strict=True):
+        parts = masks[:, :, None, None].split([layer.channels for layer in layers], dim=1)
+        for layer, mask in zip(layers, parts, strict=True):
             layer.mask = mask
         yield
     finally:
@@ -34,7 +35,7 @@ def use_dropout_masks(model: nn.Module, masks: Sequence[Tensor]) -> Iterator[Non
 
 
 @contextmanager
-def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Iterator[None]:
+def mc_dropout(model: nn.Module, masks: Tensor | None = None) -> Iterator[None]:
     """Run a network with its dropout layers in training mode and everything else in evaluation mode.
 
     Batch norm uses its running statistics and does not update them. On exit, also after an exception, every module
@@ -42,8 +43,8 @@ def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Itera
 
     Args:
         model: a network with dropout; with `masks`, all of its dropout layers must be `ChannelDropout`.
-        masks: masks from `draw_dropout_masks`, for reproducible passes; if None, each forward pass draws its own
-            from PyTorch's global random state.
+        masks: as for `use_dropout_masks`, for reproducible passes; if None, each forward pass draws its own from
+            PyTorch's global random state.
 
     Raises:
         ValueError: the model has no dropout layer with p > 0, so that all passes would be equal.
@@ -65,7 +66,7 @@ def mc_dropout(model: nn.Module, masks: Sequence[Tensor] | None = None) -> Itera
             module.training = mode
 
 
-def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Tensor]:
+def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> Tensor:
     """Masks for `mc_dropout`, which depend on the seed alone, not on the device or the batch size.
 
     The first k masks do not depend on `num_samples`: fewer passes are a prefix of more.
@@ -76,7 +77,8 @@ def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Te
         seed: of the random numbers, from 0 to 2**63 - 1.
 
     Returns:
-        For each dropout layer a (T, C, 1, 1) float32 tensor of 0 and 1 / (1 - p), on the CPU.
+        (T, D) float32 of 0 and 1 / (1 - p), on the CPU: D is the number of channels of all dropout layers together, in
+        their order.
 
     Raises:
         ValueError: a dropout layer is of another type, which takes no masks.
@@ -85,12 +87,8 @@ def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> list[Te
     for layer in layers:
         if not isinstance(layer, ChannelDropout):
             raise ValueError(f"only ChannelDropout layers take masks, not a {type(layer).__name__}")
-    if not layers:
-        return []
-    channels = [layer.channels for layer in layers]
+    channels = torch.tensor([layer.channels for layer in layers], dtype=torch.long)
+    p = torch.tensor([layer.p for layer in layers]).repeat_interleave(channels)  # (D,)
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(num_samples, sum(channels), generator=generator)  # one row per pass
-    return [
-        ((part >= layer.p).float() / (1 - layer.p))[:, :, None, None]
-        for layer, part in zip(layers, uniform.split(channels, dim=1), strict=True)
-    ]
+    uniform = torch.rand(num_samples, len(p), generator=generator)
+    return (uniform >= p) / (1 - p)

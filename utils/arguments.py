@@ -7,6 +7,7 @@ from typing import Any
 
 from utils.data.cache import DEFAULT_CACHE_DIR
 from utils.data.images import IMAGE_EXTENSIONS
+from utils.inference.samplers import DEFAULT_BATCH_SIZE
 from utils.training.tracking import MODES
 
 DEFAULT_MODEL = Path("pretrained_model.pth")
@@ -97,9 +98,9 @@ def model_parent() -> argparse.ArgumentParser:
         computation,
         "--batch-size",
         type=integer(1),
-        default=8,
+        default=DEFAULT_BATCH_SIZE,
         metavar="N",
-        help="network inputs per batch on a GPU",
+        help="maximum number of network inputs per batch on a GPU",
     )
     return parent
 

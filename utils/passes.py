@@ -106,9 +106,9 @@ def evaluate_passes(
         if t in numbers:
             mean = total / t
             entropy_of_mean, classes, scores = entropy(mean), predict_classes(mean), ImageScores()
-            scores.add(mean, entropy_of_mean, torch.from_numpy(classes).to(mean.device))
+            scores.add(mean, entropy_of_mean, classes)
             counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).coarse()
-            dice = segmentation_scores(classes, target, len(mean))["dice"]
+            dice = segmentation_scores(classes.cpu().numpy(), target, len(mean))["dice"]
             points.append(PassesPoint(counts, dice, scores.soft_dice_confidence))
     return points
 

@@ -43,7 +43,7 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
             masks = draw_dropout_masks(network, PASSES, derived_seed(0, path.name))
             passes = []
             for t in range(PASSES):
-                with mc_dropout(network, [mask[t : t + 1].to(device) for mask in masks]):
+                with mc_dropout(network, masks[t : t + 1].to(device)):
                     passes.append(probability(image))
             if task == "single":
                 stack = np.stack([[1 - p.numpy(), p.numpy()] for p in passes])  # (T, 2, H, W)

@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.runtime.device import to_device
+
 
 def preprocess(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """Resize an image to the network's input size, bicubically, without keeping the aspect ratio.
@@ -32,7 +34,7 @@ def to_network_input(images: Tensor, device: torch.device) -> Tensor:
     Returns:
         (N, 3, h, w) float32 in [0, 1], channels last.
     """
-    return images.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
+    return to_device(images, device).to(memory_format=torch.channels_last).float().div_(255)
 
 
 def downscale_and_pad(image: Image.Image, size: tuple[int, int], scale: float) -> Tensor:

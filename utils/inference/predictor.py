@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, full_size_maps, predict_classes
 from utils.inference.samplers import Sampler, Softmax
 from utils.inference.upsampling import LogitSamples
+from utils.metrics.pixel_counts import PixelCounts, count_pixels
 from utils.metrics.uncertainty import ImageScores
+from utils.runtime.device import to_arrays, to_device
+
+_MASK = ""  # the name of the mask among the greyscale maps
 
 
 def predict(
@@ -55,7 +60,7 @@ def draw_samples(model: TrainedModel, image: Image.Image, sampler: Sampler, name
     return sampler.sample(model, [sampler.preprocess_image(image, model.input_size)], [name])[0]
 
 
-def _no_greyscale_maps(block: ProbabilityMaps) -> Mapping[str, np.ndarray]:
+def _no_greyscale_maps(block: ProbabilityMaps) -> Mapping[str, Tensor]:
     return {}
 
 
@@ -72,57 +77,67 @@ class MapOptions:
     """
 
     threshold: float = 0.5
-    greyscale_maps: Callable[[ProbabilityMaps], Mapping[str, np.ndarray]] = _no_greyscale_maps
+    greyscale_maps: Callable[[ProbabilityMaps], Mapping[str, Tensor]] = _no_greyscale_maps
     statistics: Collection[str] = ()
     keep: Collection[str] = ()
 
 
 @dataclass
 class Prediction:
-    """The prediction of an image.
+    """The prediction of an image, on the CPU.
 
     Attributes:
         classes: (H, W) uint8, the predicted class of each pixel.
         scores: scores of the image, from `ImageScores.scores`.
         greyscale_maps: (H, W) uint8 greyscale maps, by name.
         maps: the float32 maps that were kept, if any.
+        counts: the counts of its pixels, if they were compared with the ground truth.
     """
 
     classes: np.ndarray
     scores: dict[str, Any] = field(default_factory=dict)
     greyscale_maps: dict[str, np.ndarray] = field(default_factory=dict)
     maps: ProbabilityMaps | None = None
+    counts: PixelCounts | None = None
 
 
+@torch.inference_mode()
 def predict_full_size(
-    samples: Sequence[LogitSamples], size: tuple[int, int], options: MapOptions, block_values: int | None = None
+    samples: Sequence[LogitSamples],
+    size: tuple[int, int],
+    options: MapOptions,
+    target: np.ndarray | None = None,
+    block_values: int | None = None,
 ) -> Prediction:
-    """The prediction of an image from its samples, block by block.
+    """The prediction of an image from its samples, block by block. What a GPU computes is read once, at the end.
 
     Args:
         samples: samples of one image.
         size: width and height of the image.
         options: what to compute.
+        target: (H, W) uint8 ground-truth classes, for the counts of its pixels.
         block_values: as for `full_size_blocks`.
     """
     width, height = size
-    prediction = Prediction(np.empty((height, width), dtype=np.uint8))
-    scores = ImageScores()
-    statistics = {*options.statistics, *options.keep, "predictive_entropy", "overlaps"}
+    scores, images, maps = ImageScores(), {}, None
+    keep = {*options.keep, *(() if target is None else ["predictive_entropy"])}
+    statistics = {*options.statistics, *keep, "predictive_entropy", "overlaps"}
     for rows, block in full_size_blocks(samples, size, statistics, options.threshold, block_values):
         # The mask and the scores of these rows.
         classes = predict_classes(block.probs, options.threshold)
-        prediction.classes[rows] = classes
-        on_device = torch.from_numpy(classes).to(block.probs.device)
-        scores.add(block.probs, block.predictive_entropy, on_device, block.overlaps)
+        scores.add(block.probs, block.predictive_entropy, classes, block.overlaps)
 
-        # Their greyscale maps, and their float32 maps.
-        for name, grey in options.greyscale_maps(block).items():
-            if name not in prediction.greyscale_maps:
-                prediction.greyscale_maps[name] = np.empty_like(prediction.classes)
-            prediction.greyscale_maps[name][rows] = grey
-        if options.keep:
-            prediction.maps = prediction.maps or block.empty_like(height, options.keep)
-            prediction.maps.put_rows(rows, block)
-    prediction.scores = scores.scores()
-    return prediction
+        # The mask and the greyscale maps, and the float32 maps, of the whole image.
+        for name, values in {_MASK: classes, **options.greyscale_maps(block)}.items():
+            if name not in images:
+                images[name] = values.new_empty(height, width)
+            images[name][rows] = values
+        if keep:
+            maps = maps or block.empty_like(height, keep)
+            maps.put_rows(rows, block)
+    counts = None
+    if target is not None:
+        on_device = to_device(torch.from_numpy(target), maps.probs.device)
+        counts = count_pixels(maps.probs, maps.predictive_entropy, on_device)
+    arrays = to_arrays(images)
+    return Prediction(arrays.pop(_MASK), scores.scores(), arrays, maps.cpu() if options.keep else None, counts)

@@ -4,8 +4,10 @@ Whatever the method, an image becomes a stack of logits at the network's resolut
 T by MC dropout, 16 by test-time augmentation. `utils.inference.maps` takes any stack to the image's own size.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,10 +21,12 @@ from utils.checkpoint import TrainedModel
 from utils.data.preprocessing import downscale_and_pad, preprocess, to_network_input
 from utils.inference.symmetries import N_SYMMETRIES, apply_symmetry, invert_symmetry
 from utils.inference.upsampling import LogitSamples
-from utils.runtime.device import in_batches
+from utils.runtime.device import in_batches, to_device
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 
+DEFAULT_BATCH_SIZE = 64
+_MAX_IMAGES_PER_BATCH = 8  # whose results are in memory together
 _CPU_BATCH_PIXELS = 4 * 128 * 128  # a batch of this size uses a CPU's caches well
 
 
@@ -31,15 +35,15 @@ class Sampler(ABC):
     """A way to draw samples of an image's logits.
 
     Attributes:
-        batch_size: number of network inputs per batch on a GPU. A CPU takes four inputs of 128x128, or as many as have
-            that number of pixels, so that its maps do not depend on the batch size.
+        batch_size: maximum number of network inputs per batch on a GPU. A CPU takes four inputs of 128x128, or as many
+            as have that number of pixels, so that its maps do not depend on the batch size.
         dtype: dtype of mixed precision; None for single precision.
         temperature: divisor of the logits (Guo et al., ICML 2017).
     """
 
     method: ClassVar[str]  # its name in a checkpoint's `temperatures`
 
-    batch_size: int = 8
+    batch_size: int = DEFAULT_BATCH_SIZE
     dtype: torch.dtype | None = None
     temperature: float = 1.0
 
@@ -47,6 +51,11 @@ class Sampler(ABC):
     def passes_per_image(self) -> int:
         """The number of forward passes per image."""
         return 1
+
+    @property
+    def images_per_batch(self) -> int:
+        """The number of images that share a batch on a GPU."""
+        return min(max(1, self.batch_size // self.passes_per_image), _MAX_IMAGES_PER_BATCH)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,7 +97,7 @@ class Sampler(ABC):
         """
 
     @torch.inference_mode()
-    def compute_logits(self, model: TrainedModel, inputs: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
+    def compute_logits(self, model: TrainedModel, inputs: Tensor, masks: Tensor | None = None) -> Tensor:
         """The network's logits, in batches, without dropout or with given dropout masks.
 
         Batches are padded with copies of the last input: the last bits of a result depend on the batch size, so an
@@ -97,33 +106,42 @@ class Sampler(ABC):
         Args:
             model: to predict with.
             inputs: (N, 3, h, w) uint8.
-            masks: for each dropout layer (N, C, 1, 1), as `draw_dropout_masks` returns them.
+            masks: (N, D), as `draw_dropout_masks` returns them.
 
         Returns:
             (N, C, h, w) float32, C >= 2, on the model's device.
         """
-        device = model.device
-        n, (width, height) = len(inputs), model.input_size
-        size = self.batch_size
-        if device.type == "cpu":
-            size = min(max(1, _CPU_BATCH_PIXELS // (width * height)), self.passes_per_image)
-        padded = torch.arange(-(-n // size) * size).clamp(max=n - 1)
+        device, n = model.device, len(inputs)
+        size = self._inputs_per_batch(device, model.input_size)
+        inputs = _pad(to_device(inputs, device), size)
+        if masks is not None:
+            masks = _pad(to_device(masks, device), size)
 
         def compute(batch: slice) -> Tensor:
-            rows = padded[batch]
-            x = to_network_input(inputs[rows], device)
-            with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                if masks is None:
-                    output = model.network(x)
-                else:
-                    with mc_dropout(model.network, [mask[rows].to(device) for mask in masks]):
-                        output = model.network(x)
+            x = to_network_input(inputs[batch], device)
+            dropout = nullcontext() if masks is None else mc_dropout(model.network, masks[batch])
+            with dropout, torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                output = model.network(x)
             return class_logits(output).float() / self.temperature
 
-        return in_batches(compute, len(padded), size)[:n]
+        return in_batches(compute, len(inputs), size)[:n]
+
+    def _inputs_per_batch(self, device: torch.device, input_size: tuple[int, int]) -> int:
+        """The batch size: on a GPU the passes of some images, or an equal part of those of a single one."""
+        passes = self.passes_per_image
+        if device.type == "cpu":
+            return min(max(1, _CPU_BATCH_PIXELS // math.prod(input_size)), passes)
+        if passes <= self.batch_size:
+            return self.images_per_batch * passes
+        return math.ceil(passes / math.ceil(passes / self.batch_size))
 
     def _calibrated(self) -> str:
         return "" if self.temperature == 1 else ", calibrated"
+
+
+def _pad(values: Tensor, size: int) -> Tensor:
+    """Append copies of the last row up to a multiple of `size` rows."""
+    return torch.cat([values, values[-1:].expand(-len(values) % size, *values.shape[1:])])
 
 
 @dataclass(frozen=True)
@@ -167,9 +185,9 @@ class MCDropout(Sampler):
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
         masks = [draw_dropout_masks(model.network, self.num_samples, derived_seed(self.seed, name)) for name in names]
-        by_layer = [torch.cat(layer) for layer in zip(*masks, strict=True)]  # each (N T, C, 1, 1)
-        passes = torch.cat(list(inputs)).repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
-        logits = self.compute_logits(model, passes, by_layer)
+        images = to_device(torch.cat(list(inputs)), model.device)
+        passes = images.repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
+        logits = self.compute_logits(model, passes, torch.cat(masks))
         return [[LogitSamples(image_logits)] for image_logits in logits.split(self.num_samples)]
 
 
@@ -205,7 +223,7 @@ class TestTimeAugmentation(Sampler):
         return torch.stack([preprocess(image, size), downscale_and_pad(image, size, self.shrink)])
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
-        images = torch.stack(list(inputs))  # (N, 2, 3, h, w)
+        images = to_device(torch.stack(list(inputs)), model.device)  # (N, 2, 3, h, w)
         views = torch.stack([apply_symmetry(images, k) for k in range(N_SYMMETRIES)], dim=2)  # (N, 2, 8, 3, h, w)
         logits = self.compute_logits(model, views.flatten(0, 2)).unflatten(0, views.shape[:3])  # (N, 2, 8, C, h, w)
         upright = torch.stack([invert_symmetry(logits[:, :, k], k) for k in range(N_SYMMETRIES)], dim=2)

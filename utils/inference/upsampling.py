@@ -1,13 +1,18 @@
 """Bilinear upsampling of stacks of logits, as matrix products over a few rows at a time."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from utils.runtime.device import free_memory, to_device
+
 CPU_BLOCK_VALUES = 2**20  # computed at a time: 4 MB, which fit into a CPU's cache
-_GPU_BLOCK_VALUES = 2**24  # enough to keep a GPU busy
+_GPU_BLOCK_VALUES = 2**26  # enough to keep a GPU busy
+_BYTES_PER_VALUE = 32  # that computing a block requires
+_CACHED_SIZES = 16  # of images, of which the weights of the interpolation are kept
 _BAND_ROWS = 8  # rows of the network's resolution that are taken to full width at a time
 
 
@@ -47,6 +52,26 @@ def _neighbours(n_in: int, n_out: int, zoom: float) -> tuple[Tensor, Tensor, Ten
     return before, (before + 1).clamp(max=n_in - 1), (source - before).float()
 
 
+@lru_cache(_CACHED_SIZES)
+def _column_weights(n_in: int, n_out: int, zoom: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`_neighbours` on a device."""
+    return tuple(to_device(values, device) for values in _neighbours(n_in, n_out, zoom))
+
+
+@lru_cache(_CACHED_SIZES)
+def _row_weights(n_in: int, n_out: int, zoom: float, device: torch.device) -> tuple[Tensor, list[int]]:
+    """`bilinear_matrix` on a device, and the first input of each output."""
+    matrix = bilinear_matrix(n_in, n_out, zoom)
+    return to_device(matrix, device), (matrix != 0).int().argmax(dim=1).tolist()
+
+
+def _block_values(device: torch.device) -> int:
+    """How many values are computed at a time on a device."""
+    if device.type == "cpu":
+        return CPU_BLOCK_VALUES
+    return min(_GPU_BLOCK_VALUES, free_memory(device) // _BYTES_PER_VALUE)
+
+
 class StackUpsampler:
     """Upsamples all samples of an image; probabilities of a block of rows on demand.
 
@@ -68,15 +93,17 @@ class StackUpsampler:
         self.width = width
         self.stacks = [_ZoomStack(logits, zoom, width, height) for logits, zoom in samples]
         self.columns = sum(stack.columns for stack in self.stacks)  # T C W
-        values = block_values or (CPU_BLOCK_VALUES if self.device.type == "cpu" else _GPU_BLOCK_VALUES)
+        values = block_values or _block_values(self.device)
         self.block_rows = max(1, values // (self.columns + 3 * width))  # the statistics need space, too
 
-    def probs(self, rows: slice) -> Tensor:
-        """(T, 1 or C, rows, W) probabilities."""
+    def probs(self, rows: slice, temperature: float = 1.0) -> Tensor:
+        """(T, 1 or C, rows, W) probabilities, of the logits divided by a temperature."""
         values = torch.empty(rows.stop - rows.start, self.columns, device=self.device)
         blocks = values.split([stack.columns for stack in self.stacks], dim=1)
         for stack, block in zip(self.stacks, blocks, strict=True):
             torch.mm(*stack.factors(rows), out=block)
+        if temperature != 1:
+            values /= temperature
         values = values.view(len(values), self.n_samples, self.channels, self.width)
         return (values.sigmoid_() if self.channels == 1 else values.softmax(dim=2)).permute(1, 2, 0, 3)
 
@@ -88,12 +115,8 @@ class _ZoomStack:
         values = logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
         self.values = values.permute(2, 0, 1, 3).contiguous()  # (h, T, 1 or C, w)
         self.columns = values.shape[0] * values.shape[1] * width
-        to_rows = bilinear_matrix(values.shape[2], height, zoom)  # (H, h)
-        self.first = (to_rows != 0).int().argmax(dim=1).tolist()  # the first input row of each output row
-        self.to_rows = to_rows.to(logits.device)
-        *neighbours, weight = _neighbours(values.shape[3], width, zoom)
-        self.neighbours = [index.to(logits.device) for index in neighbours]
-        self.weight = weight.to(logits.device)  # (W,)
+        self.to_rows, self.first = _row_weights(values.shape[2], height, zoom, logits.device)  # (H, h)
+        *self.neighbours, self.weight = _column_weights(values.shape[3], width, zoom, logits.device)  # each (W,)
         self.begin, self.band = 0, values.new_empty(0, self.columns)  # input rows at full width, from `begin` on
 
     def factors(self, rows: slice) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 N_BINS = 15  # bins of a reliability diagram
 MIN_PROBABILITY = 1e-7  # lower clamp of probabilities in the NLL
-BLOCK_SIZE = 2**19  # pixels that are counted at a time
+CPU_BLOCK_SIZE, _GPU_BLOCK_SIZE = 2**19, 2**24  # pixels that are counted at a time
 
 _OCTAVES, _BINS_PER_OCTAVE = 24, 2**7  # of 1 - confidence; float32 has no smaller steps below 1
 _CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
@@ -125,7 +125,7 @@ class PixelCounts:
 
 
 def count_pixels(
-    probs: Tensor, predictive_entropy: Tensor, target: Tensor, block_size: int = BLOCK_SIZE
+    probs: Tensor, predictive_entropy: Tensor, target: Tensor, block_size: int | None = None
 ) -> PixelCounts:
     """The counts of the pixels of one image.
 
@@ -133,10 +133,11 @@ def count_pixels(
         probs: (C, H, W) float32.
         predictive_entropy: (H, W) float32 in nats.
         target: (H, W) integer class indices of the ground truth, on the same device.
-        block_size: number of pixels that are counted at a time.
+        block_size: number of pixels that are counted at a time; None for the default of the device.
     """
     if probs.device.type == "mps":  # does not support double precision
         probs, predictive_entropy, target = probs.cpu(), predictive_entropy.cpu(), target.cpu()
+    block_size = block_size or (CPU_BLOCK_SIZE if probs.is_cpu else _GPU_BLOCK_SIZE)
     blocks = zip(
         probs.flatten(1).split(block_size, dim=1),
         predictive_entropy.flatten().split(block_size),

@@ -1,7 +1,6 @@
 """Entropy of probabilities, and the scores of an image that need no ground truth."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,42 +36,17 @@ def entropy(probs: Tensor) -> Tensor:
     return total.neg_().clamp_(0, math.log(1 + len(others)))
 
 
-@dataclass
-class _ClassSums:
-    """Sums over pixels for one class.
-
-    Attributes:
-        area: number of pixels for which the class is predicted.
-        prob_in_mask: sum of its probabilities over these pixels.
-        prob: sum of its probabilities over all pixels.
-        log_prob_empty: sum of ln(1 - p); no longer updated once the class is predicted anywhere.
-    """
-
-    area: int = 0
-    prob_in_mask: float = 0.0
-    prob: float = 0.0
-    log_prob_empty: float = 0.0
-
-    def add(self, probs: Tensor, classes: Tensor, k: int) -> None:
-        mask = (classes == k).to(probs.dtype)
-        self.area += int(_sum(mask))
-        self.prob_in_mask += _sum(mask.mul_(probs))
-        self.prob += _sum(probs)
-        if not self.area:
-            self.log_prob_empty += _sum(probs.clamp(max=_MAX_PROBABILITY).neg_().log1p_())
-
-    def confidence(self) -> float:
-        return 2 * self.prob_in_mask / (self.prob + self.area) if self.area else math.exp(self.log_prob_empty)
-
-
 class ImageScores:
-    """The scores of an image that need no ground truth, from sums over its pixels, which can be added in blocks."""
+    """The scores of an image that need no ground truth, from sums over its pixels, which can be added in blocks.
+
+    The sums stay on the device until the scores are read: in single precision along the rows, then in double precision.
+    """
 
     def __init__(self) -> None:
         self._pixels = 0
-        self._entropy = self._largest = 0.0
-        self._classes: list[_ClassSums] = []  # of all but the background
+        self._row_sums: list[Tensor] = []  # of each block (2 + 4 K, rows): see `add`
         self._overlaps: Tensor | None = None
+        self._predicted: set[int] = set()  # classes that are known to be in the mask
 
     def add(self, probs: Tensor, predictive_entropy: Tensor, classes: Tensor, overlaps: Tensor | None = None) -> None:
         """Add a block of pixels.
@@ -84,13 +58,29 @@ class ImageScores:
             overlaps: of these pixels, as `pairwise_dice` takes them; None for a single sample.
         """
         self._pixels += classes.numel()
-        self._entropy += _sum(predictive_entropy)
-        self._largest = float(np.maximum(self._largest, probs[1:].amax().item()))  # NaN stays NaN
-        self._classes = self._classes or [_ClassSums() for _ in probs[1:]]
-        for k, sums in enumerate(self._classes, start=1):
-            sums.add(probs[k], classes, k)
+        row_sums = [predictive_entropy.sum(dim=-1), probs[1:].amax(dim=(0, 2))]
+        for k, p in enumerate(probs[1:], start=1):
+            row_sums += self._class_sums(k, p, classes)
+        self._row_sums.append(torch.stack(row_sums))
         if overlaps is not None:
             self._overlaps = overlaps if self._overlaps is None else self._overlaps + overlaps
+
+    def _class_sums(self, k: int, p: Tensor, classes: Tensor) -> list[Tensor]:
+        """Sums along the rows: the mask of a class; its probabilities p in the mask, and in all pixels; ln(1 - p)."""
+        mask = (classes == k).to(p.dtype)
+        area = mask.sum(dim=-1)
+        if mask.is_cpu and area.any():  # a GPU would have to wait for the answer
+            self._predicted.add(k)
+        if k in self._predicted:  # the logarithms, which take a CPU a long time, are for an empty mask
+            log_empty = torch.zeros_like(area)
+        else:
+            log_empty = p.clamp(max=_MAX_PROBABILITY).neg_().log1p_().sum(dim=-1)
+        return [area, mask.mul_(p).sum(dim=-1), p.sum(dim=-1), log_empty]
+
+    def _sums(self) -> tuple[float, float, np.ndarray]:
+        """The sum of the entropy, the largest probability, and (K, 4) the sums of `_class_sums`."""
+        table = torch.cat(self._row_sums, dim=1).cpu().double().numpy()
+        return table[0].sum(), table[1].max(), table[2:].sum(axis=1).reshape(-1, 4)  # NaN stays NaN
 
     @property
     def soft_dice_confidence(self) -> float:
@@ -100,7 +90,7 @@ class ImageScores:
         class with an empty mask it is the product of 1 - p, the probability that the ground truth is empty as well if
         the pixels are independent.
         """
-        return sum(sums.confidence() for sums in self._classes) / len(self._classes)
+        return _soft_dice_confidence(self._sums()[2])
 
     def scores(self) -> dict[str, float | None]:
         """The scores by name.
@@ -111,12 +101,13 @@ class ImageScores:
             `mean_entropy` of the pixels, in nats; `largest_probability` of any class but the background. The scores of
             several samples are None for a single one.
         """
-        scores = {"area": sum(sums.area for sums in self._classes)}
+        entropy_sum, largest, by_class = self._sums()
+        scores = {"area": int(by_class[:, 0].sum())}
         scores |= {"area_mean": None, "area_std": None, "area_variation": None}
-        scores["soft_dice_confidence"] = self.soft_dice_confidence
+        scores["soft_dice_confidence"] = _soft_dice_confidence(by_class)
         scores["pairwise_dice"] = None
-        scores["mean_entropy"] = self._entropy / self._pixels
-        scores["largest_probability"] = self._largest
+        scores["mean_entropy"] = float(entropy_sum) / self._pixels
+        scores["largest_probability"] = float(largest)
         if self._overlaps is not None and self._overlaps.shape[-1] > 1:
             overlaps = self._overlaps.cpu().double()
             areas = overlaps.diagonal(dim1=-2, dim2=-1).sum(dim=0)  # (T,)
@@ -126,9 +117,13 @@ class ImageScores:
         return scores
 
 
-def _sum(values: Tensor) -> float:
-    """The sum of an (H, W) map, in single precision along the rows and in double precision over them."""
-    return values.sum(dim=-1).cpu().sum(dtype=torch.float64).item()  # MPS does not support double precision
+def _soft_dice_confidence(by_class: np.ndarray) -> float:
+    """Of (K, 4) sums as `ImageScores` collects them."""
+    values = [
+        2 * prob_in_mask / (prob + area) if area else math.exp(log_empty)
+        for area, prob_in_mask, prob, log_empty in by_class
+    ]
+    return float(sum(values)) / len(values)
 
 
 def pairwise_dice(overlaps: Tensor) -> float:

@@ -5,10 +5,11 @@ import queue
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from utils.checkpoint import TrainedModel
@@ -26,6 +27,20 @@ from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import BackgroundWriter, cores_per_process, in_groups, map_ahead, one_torch_thread
 
 logger = logging.getLogger(__name__)
+
+
+class _Input(NamedTuple):
+    """What is read of an image.
+
+    Attributes:
+        size: width and height.
+        tensor: its network inputs, from `Sampler.preprocess_image`.
+        target: (H, W) uint8 ground-truth classes, if there are any.
+    """
+
+    size: tuple[int, int]
+    tensor: Tensor
+    target: np.ndarray | None
 
 
 @dataclass
@@ -63,8 +78,6 @@ class FolderPredictor:
             InputError: the method cannot be used with the model.
         """
         self.sampler.check(self.model)
-        if self.ground_truth and self.ground_truth.evaluate_probs:
-            self.options = replace(self.options, keep={*self.options.keep, "predictive_entropy"})
 
         # What an interrupted run has finished, and this process's share of the rest.
         self._rows |= self._finished_rows()
@@ -90,52 +103,54 @@ class FolderPredictor:
     def _predict_share(self, share: Sequence[Item]) -> None:
         """Read, predict and save images in threads, and show them in the main thread."""
         device = self.model.device
-        group_size = 1 if device.type == "cpu" else max(1, self.sampler.batch_size // self.sampler.passes_per_image)
+        group_size = 1 if device.type == "cpu" else self.sampler.images_per_batch
         readers = max(2, cores_per_process() // 2)  # Pillow decodes without holding Python's lock
+        writers = 2 if device.type == "cpu" else readers  # a GPU leaves the cores to them
         with (
             GracefulStop() as stop,
             progress(total=len(share), unit="image") as bar,
             one_torch_thread(device) as threads,
-            BackgroundWriter() as writer,
+            BackgroundWriter(writers) as writer,
             closing(in_groups(map_ahead(self._read, share, readers, group_size + readers), group_size)) as groups,
             closing(map_ahead(self._predict_group, groups, threads, threads - 1)) as predictions,
         ):
             for _ in range(threads):
                 self._replicas.put(self.model.replica())
             for group, future in predictions:
-                for item, prediction in future.result():
+                for item, prediction, target in future.result():
                     with self._report.isolating(item.key):
                         if self.show is not None:
                             self.show(item, prediction)
-                        writer.submit(self._finish, item, prediction)
+                        writer.submit(self._finish, item, prediction, target)
                 bar.update(len(group))
                 if stop():
                     break
         if stop():
             stop.exit()
 
-    def _read(self, item: Item) -> tuple[tuple[int, int], Tensor]:
-        """Width and height of an image, and its network inputs."""
+    def _read(self, item: Item) -> _Input:
         image = read_image(item.path)
-        return image.size, self.sampler.preprocess_image(image, self.model.input_size)
+        target = self.ground_truth.read(item, (image.height, image.width)) if self.ground_truth else None
+        return _Input(image.size, self.sampler.preprocess_image(image, self.model.input_size), target)
 
-    def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction]]:
-        """Predict images that share a batch, each with failures of its own."""
-        inputs: dict[Item, tuple[tuple[int, int], Tensor]] = {}
+    def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction, np.ndarray | None]]:
+        """Predict images that share a batch, each with failures of its own; returns their ground truth with them."""
+        inputs: dict[Item, _Input] = {}
         for item, reading in group:
             with self._report.isolating(item.key):
                 inputs[item] = reading.result()
         if not inputs:
             return []
         predictions = []
-        for (item, (size, _)), samples in zip(inputs.items(), self._draw_samples(inputs), strict=False):
+        for (item, (size, _, target)), samples in zip(inputs.items(), self._draw_samples(inputs), strict=False):
             with self._report.isolating(item.key):
-                predictions.append((item, predict_full_size(samples, size, self.options)))
+                counted = target if self.ground_truth and self.ground_truth.evaluate_probs else None
+                predictions.append((item, predict_full_size(samples, size, self.options, counted), target))
         return predictions
 
-    def _draw_samples(self, inputs: Mapping[Item, tuple[tuple[int, int], Tensor]]) -> list[list[LogitSamples]]:
+    def _draw_samples(self, inputs: Mapping[Item, _Input]) -> list[list[LogitSamples]]:
         """The samples of images that share a batch; none if the batch has failed."""
-        keys, tensors = [item.key for item in inputs], [tensor for _, tensor in inputs.values()]
+        keys, tensors = [item.key for item in inputs], [read.tensor for read in inputs.values()]
         replica = self._replicas.get()
         try:
             with self._report.isolating(*keys):
@@ -144,13 +159,13 @@ class FolderPredictor:
             self._replicas.put(replica)
         return []
 
-    def _finish(self, item: Item, prediction: Prediction) -> None:
+    def _finish(self, item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
         """Save the prediction of an image, compare it with its ground truth, and record both."""
         with self._report.isolating(item.key):
             files = self.save(item, prediction)
             scores, packed = {}, None
             if self.ground_truth:
-                scores = self.ground_truth.compare(item, prediction.classes, prediction.maps)
+                scores = self.ground_truth.compare(item, target, prediction.classes, prediction.counts)
                 packed = self.ground_truth.packed.get(item.key)
             row = {"image": item.key, **scores, **prediction.scores}
             if self.journal:

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from utils.data.masks import mask_to_classes, read_mask
 from utils.data.pairing import find_masks
-from utils.inference.maps import ProbabilityMaps
 from utils.metrics.evaluation import evaluate_set
-from utils.metrics.pixel_counts import PixelCounts, count_pixels
+from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
@@ -54,21 +52,19 @@ class GroundTruth:
             raise InputError(f"it has {width}x{height} pixels, its mask {path} {mask_width}x{mask_height}")
         return target
 
-    def compare(self, item: Item, classes: np.ndarray, maps: ProbabilityMaps | None = None) -> dict[str, float]:
+    def compare(
+        self, item: Item, target: np.ndarray, classes: np.ndarray, counts: PixelCounts | None = None
+    ) -> dict[str, float]:
         """The scores of a prediction; may be called in threads.
 
         Args:
             item: the image.
+            target: (H, W) class indices, from `read`.
             classes: (H, W) predicted class indices.
-            maps: with `predictive_entropy`; required if probabilities are evaluated.
-
-        Raises:
-            InputError: as for `read`.
+            counts: of its pixels, for the scores of its probabilities.
         """
-        target = self.read(item, classes.shape)
         scores = segmentation_scores(classes, target, len(self.mask_values))
-        if self.evaluate_probs:
-            counts = count_pixels(maps.probs, maps.predictive_entropy, torch.from_numpy(target).to(maps.probs.device))
+        if counts is not None:
             scores |= {name: float(metric(counts)) for name, metric in PIXEL_METRICS.items()}
             self.packed[item.key] = counts.pack()
         return scores

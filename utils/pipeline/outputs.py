@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from utils.data.images import save_png
 from utils.inference.maps import ProbabilityMaps, full_size_blocks, split_samples, to_greyscale
@@ -17,7 +18,7 @@ from utils.runtime.atomic_files import atomic_npy_file
 MAX_STD = 0.5  # the largest standard deviation of a probability
 
 
-def make_greyscale_maps(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+def make_greyscale_maps(maps: ProbabilityMaps, classes: Sequence[int] | None = None) -> dict[str, Tensor]:
     """The maps as (H, W) uint8 greyscale maps, by the suffix of their file names.
 
     White is probability 1, standard deviation 0.5, and ln C nats of entropy and mutual information for C classes. Maps
@@ -54,7 +55,7 @@ def save_float_maps(
 
     Args:
         output: path of another result of the image.
-        maps: with all statistics.
+        maps: with all statistics, on the CPU.
         entropies: write all five, not only the first two.
         one_class: of a one-class model: mean and standard deviation of the foreground only, (H, W).
 
@@ -66,7 +67,7 @@ def save_float_maps(
     if entropies:
         arrays["_entropy"] = maps.predictive_entropy
         arrays |= {"_expected_entropy": maps.expected_entropy, "_mutual_information": maps.mutual_information}
-    files = {sibling(output, f"{suffix}.npy"): values.cpu().numpy() for suffix, values in arrays.items()}
+    files = {sibling(output, f"{suffix}.npy"): values.numpy() for suffix, values in arrays.items()}
     for path, array in files.items():
         with atomic_npy_file(path, array.shape) as write:
             write(array, 0)
@@ -103,9 +104,9 @@ def pass_writers(
     def save_pass(t: int) -> None:
         greyscale_maps = np.empty((n_classes, height, width), dtype=np.uint8)
         for rows, block in full_size_blocks([passes[t]], size, statistics=(), block_values=block_values):
-            for c, probs in enumerate(block.probs[-n_classes:]):
-                write(probs.cpu().numpy(), ((t * n_classes + c) * height + rows.start) * width)
-                greyscale_maps[c, rows] = to_greyscale(probs)
+            for c, probs in enumerate(block.probs[-n_classes:].cpu()):
+                write(probs.numpy(), ((t * n_classes + c) * height + rows.start) * width)
+                greyscale_maps[c, rows] = to_greyscale(probs).numpy()
         for c, greyscale_map in enumerate(greyscale_maps):
             save_png(sibling(output, f"_mc{t:02d}_c{c}.png"), greyscale_map)
 

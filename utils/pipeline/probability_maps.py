@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.data.images import save_png
@@ -74,7 +74,7 @@ def predict_probabilities(
     settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}
     settings["weights"] = model.fingerprint()
 
-    def draw(maps: ProbabilityMaps) -> dict[str, np.ndarray]:
+    def draw(maps: ProbabilityMaps) -> dict[str, Tensor]:
         if options.save_entropy:
             return make_greyscale_maps(maps, [class_index])
         return {"_prob": to_greyscale(maps.probs[class_index])}

@@ -1,10 +1,11 @@
 """The device and the precision that a script computes with, and batches that fit into the device's memory."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,44 @@ def precision_name(dtype: torch.dtype | None, device: torch.device) -> str:
     if dtype is None:
         return "single precision (float32, without TF32)" if device.type == "cuda" else "single precision"
     return f"mixed precision ({str(dtype).removeprefix('torch.')})"
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a GPU copies it from pinned memory and does not have the caller wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def read_later(values: Tensor) -> Callable[[], list[float]]:
+    """Start copying a few values from their device; the function returned waits for them, but for nothing later."""
+    if values.device.type != "cuda":
+        return values.tolist
+    copied, done = values.to("cpu", non_blocking=True), torch.cuda.Event()
+    done.record()
+
+    def read() -> list[float]:
+        done.synchronize()
+        return copied.tolist()
+
+    return read
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as arrays; a GPU copies all of them before the caller waits, once."""
+    on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
+    copies = {name: tensor.to("cpu", non_blocking=on_gpu) for name, tensor in tensors.items()}
+    if on_gpu:
+        torch.cuda.current_stream().synchronize()
+    return {name: copied.numpy() for name, copied in copies.items()}
+
+
+def free_memory(device: torch.device) -> int:
+    """The memory of a GPU that is free, or that PyTorch holds without using it, in bytes; 4 GB where it is unknown."""
+    if device.type != "cuda":
+        return 2**32
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def in_batches(compute: Callable[[slice], Tensor], n: int, batch_size: int) -> Tensor:
