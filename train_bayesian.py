@@ -17,15 +17,9 @@ from utils.runtime.console import format_duration, progress
 from utils.runtime.errors import InputError
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
+from utils.training.checkpoint_files import CheckpointWriter, prepare_checkpoint_dir, resume
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
-from utils.training.state import (
-    TrainingState,
-    new_training_state,
-    prepare_checkpoint_dir,
-    resume,
-    save_epoch,
-    save_last,
-)
+from utils.training.state import TrainingState, new_training_state
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
 from utils.training.tracking import WandbRun
 
@@ -49,7 +43,8 @@ def main(args: argparse.Namespace) -> None:
 
     # Data: decode, split, batch
     decoded = load_pairs(args.imgs_dir, args.masks_dir, DEFAULT_INPUT_SIZE, args.cache_dir)
-    network = cli.network_from_args(args).to(device, memory_format=torch.channels_last)
+    resumed = args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume
+    network = cli.network_from_args(args, resumed).to(device, memory_format=torch.channels_last)
     mask_values = decoded.mask_values(network.n_classes)
     training_set, validation_set = split_datasets(args, decoded, mask_values)
     workers = min(8, cores_per_process()) if device.type == "cuda" else 0  # on a CPU, training needs all cores
@@ -60,10 +55,10 @@ def main(args: argparse.Namespace) -> None:
     state = new_training_state(network, args.learning_rate, args.epochs * len(batches), dtype)
     settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture
     settings |= {"images": len(decoded.pairs), "optimizer": type(state.optimizer).__name__}
-    if args.resume is not None:
-        resume(state, args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume, settings)
+    if resumed is not None:
+        resume(state, resumed, settings)
     if distributed.is_main():
-        prepare_checkpoint_dir(args.checkpoint_dir, resumed=args.resume is not None)
+        prepare_checkpoint_dir(args.checkpoint_dir, resumed=resumed is not None)
     model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, settings=settings)
     logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
     cli.log_device(device, dtype)
@@ -72,30 +67,30 @@ def main(args: argparse.Namespace) -> None:
 
     # Epochs: train, validate, save, log
     started, first_epoch = time.monotonic(), state.epoch
-    with GracefulStop() as stop:
-        while state.epoch < args.epochs:
+    with GracefulStop() as stop, CheckpointWriter(args.checkpoint_dir) as writer:
+        stopping = False
+        while state.epoch < args.epochs and not stopping:
             completed = train_with_progress(state, batches, args.epochs, stop)
             model.validation = evaluate(state, held_out) if completed else {}
             if completed:
                 state.complete_epoch(model.validation)
             model.epoch = state.epoch
             if distributed.is_main():
-                (save_epoch if completed else save_last)(args.checkpoint_dir, model, state)
+                (writer.save_epoch if completed else writer.save_last)(model, state)
             if completed:
-                remaining = (time.monotonic() - started) / (state.epoch - first_epoch) * (args.epochs - state.epoch)
-                forecast = f"; about {format_duration(remaining)} left" if remaining else ""
+                forecast = forecast_remaining(started, state.epoch - first_epoch, args.epochs - state.epoch)
                 logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, state, forecast)
                 wandb_run.log(state.history[-1], *predict_examples(state, validation_set))
-            if distributed.any_process(stop()) or not completed:
-                wandb_run.finish()
-                logger.info("Saved %s; continue with --resume", args.checkpoint_dir / "last.pth")
-                stop.exit()
+            stopping = distributed.any_process(stop()) or not completed
     wandb_run.finish()
+    if stopping:
+        logger.info("Saved %s; continue with --resume", args.checkpoint_dir / "last.pth")
+        stop.exit()
 
     # Temperatures of the best epoch, which a resumed run may have left in another folder
     best = args.checkpoint_dir / "best.pth"
     if distributed.is_main() and best.exists() and (model := load_model(best, device)).settings == settings:
-        temperatures = fit_temperatures(model, validation_set, args.batch_size, dtype)
+        temperatures = fit_temperatures(model, validation_set, dtype=dtype)
         save_temperatures(best, temperatures)
         logger.info("Temperatures for --calibrated: %s", format_temperatures(temperatures))
         logger.info("Best validation Dice %.4f: %s", state.best, best)
@@ -112,6 +107,12 @@ def split_datasets(
         SegmentationDataset(decoded, training, mask_values, TrainingTransforms(args.augmentation)),
         SegmentationDataset(decoded, validation, mask_values),
     )
+
+
+def forecast_remaining(started: float, completed: int, remaining: int) -> str:
+    """How long the remaining epochs will take, for a log line; nothing after the last one."""
+    seconds = (time.monotonic() - started) / completed * remaining
+    return f"; about {format_duration(seconds)} left" if remaining else ""
 
 
 def train_with_progress(state: TrainingState, batches: DataLoader, epochs: int, stop: GracefulStop) -> bool:

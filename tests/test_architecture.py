@@ -28,7 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "figures": {"runtime", "metrics", "inference"},
     "training": {"unet", "runtime", "metrics", "dice_score", "checkpoint", "data", "data_loading", "inference"},
     "pipeline": {"runtime", "metrics", "checkpoint", "data", "inference"},
-    "arguments": {"data", "training"},
+    "arguments": {"data", "inference", "training"},
     "cli": {"unet", "runtime", "checkpoint", "pipeline", "arguments"},
 }
 EVERYTHING = {*LAYERS}

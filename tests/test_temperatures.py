@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import lively_network, make_image
-from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.checkpoint import TrainedModel, checkpoint_content, load_model, read_checkpoint, write_checkpoint
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.training.temperatures import (
@@ -73,7 +73,8 @@ def test_one_temperature_per_method():
 
 def test_checkpoint_keeps_everything_else(tmp_path: Path):
     path = tmp_path / "m.pth"
-    save_checkpoint(path, TrainedModel(lively_network(), epoch=3, settings={"seed": 7}), {"step": 5})
+    model = TrainedModel(lively_network(), epoch=3, settings={"seed": 7})
+    write_checkpoint(path, checkpoint_content(model) | {"training": {"step": 5}})
     before = read_checkpoint(path)
     save_temperatures(path, {"softmax": 1.25})
     after = read_checkpoint(path)

@@ -17,15 +17,9 @@ from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint
 from utils.data_loading import SegmentationDataset, load_pairs, training_batches, validation_batches
 from utils.runtime.errors import InputError
+from utils.training.checkpoint_files import CheckpointWriter, prepare_checkpoint_dir, resume
 from utils.training.loop import evaluate, train_one_epoch
-from utils.training.state import (
-    TrainingState,
-    new_training_state,
-    prepare_checkpoint_dir,
-    resume,
-    save_epoch,
-    save_last,
-)
+from utils.training.state import TrainingState, new_training_state
 
 
 def new_state(total_steps: int = 100) -> TrainingState:
@@ -47,15 +41,16 @@ def run(
         torch.manual_seed(99)
         resume(state, folder / out / "last.pth", {"epochs": epochs})
     model = TrainedModel(state.network, (32, 32), [0, 255], settings={"epochs": epochs})
-    while state.epoch < epochs:
-        completed = train_one_epoch(state, batches, stop=stop)
-        model.validation = evaluate(state, held_out) if completed else {}
-        if completed:
-            state.complete_epoch(model.validation)
-        model.epoch = state.epoch
-        (save_epoch if completed else save_last)(folder / out, model, state)
-        if not completed:
-            return state
+    with CheckpointWriter(folder / out) as writer:
+        while state.epoch < epochs:
+            completed = train_one_epoch(state, batches, stop=stop)
+            model.validation = evaluate(state, held_out) if completed else {}
+            if completed:
+                state.complete_epoch(model.validation)
+            model.epoch = state.epoch
+            (writer.save_epoch if completed else writer.save_last)(model, state)
+            if not completed:
+                break
     return state
 
 
@@ -161,8 +156,8 @@ def test_files_of_an_epoch(tmp_path: Path):
 def test_nonfinite_validation_loss_is_not_saved(tmp_path: Path):
     state = new_state()
     state.complete_epoch({"loss": float("nan"), "dice": 0.0})
-    with pytest.raises(InputError, match="epoch 1 is nan"):
-        save_epoch(tmp_path, TrainedModel(state.network), state)
+    with pytest.raises(InputError, match="epoch 1 is nan"), CheckpointWriter(tmp_path) as writer:
+        writer.save_epoch(TrainedModel(state.network), state)
     assert not list(tmp_path.iterdir())
 
 

@@ -107,19 +107,23 @@ class TrainedModel:
         return digest.hexdigest()
 
 
-def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(path: Path | str, model: TrainedModel) -> None:
     """Write a checkpoint, atomically.
 
     Args:
         path: output file; its folder is created if it does not exist.
         model: the model to save.
-        training: the training state, made of tensors, numbers, strings, lists and dicts.
 
     Raises:
         OSError: the file cannot be written; an existing file of that name is unchanged.
     """
-    content = {
-        "network": model.network.state_dict(),
+    write_checkpoint(path, checkpoint_content(model))
+
+
+def checkpoint_content(model: TrainedModel) -> dict[str, Any]:
+    """The content of a checkpoint, with copies of the weights."""
+    return {
+        "network": copy_to_cpu(model.network.state_dict()),
         "architecture": model.network.architecture,
         "input_size": list(model.input_size),
         "mask_values": list(model.mask_values),
@@ -128,9 +132,17 @@ def save_checkpoint(path: Path | str, model: TrainedModel, training: Mapping[str
         "temperatures": dict(model.temperatures),
         "settings": dict(model.settings),
     }
-    if training is not None:
-        content["training"] = dict(training)
-    write_checkpoint(path, content)
+
+
+def copy_to_cpu(content: Any) -> Any:
+    """A copy, on the CPU, of tensors in nested dicts, lists and tuples; other values are taken over."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {key: copy_to_cpu(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(copy_to_cpu(value) for value in content)
+    return content
 
 
 def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:

@@ -74,16 +74,21 @@ def check_model_flags(args: argparse.Namespace, path: Path, model: TrainedModel)
             raise InputError(f"{path} contradicts {flag}: the model has {actual_value}. Omit the flag")
 
 
-def network_from_args(args: argparse.Namespace) -> BayesianUNet:
+def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> BayesianUNet:
     """The network to train: a new one, or that of the checkpoint that --load names.
+
+    Args:
+        args: the flags of `arguments.training_parent`.
+        resumed: the checkpoint of an interrupted run, whose network is continued.
 
     Raises:
         InputError: there is no such checkpoint, or a flag contradicts it.
     """
-    if not args.load:
+    path = resumed or args.load
+    if path is None:
         return BayesianUNet(n_classes=args.classes or 2, bilinear=bool(args.bilinear))
-    model = load_model(args.load)
-    check_model_flags(args, args.load, model)
+    model = load_model(path)
+    check_model_flags(args, path, model)
     return model.network
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.dice_score import dice_coefficient, segmentation_loss
 from utils.runtime import distributed
+from utils.runtime.device import read_later, to_device
 from utils.runtime.errors import InputError
 from utils.training.state import TrainingState
 
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
+_DIVERGED_SCALE = 1e-3  # of the gradient scaler, which starts at 65536
 
 
 def train_one_epoch(
@@ -42,72 +45,94 @@ def train_one_epoch(
     sampler: SeededBatchSampler = batches.batch_sampler
     sampler.epoch, sampler.start = state.epoch + 1, state.step
     state.network.train()
-    for images, target in batches:
-        n = sampler.size(state.step)  # images of this batch, over all processes
-        dropout = draw_dropout_masks(state.network, n, sampler.batch_seed(state.step))
-        share = len(images) / n
-        own_loss = train_step(state, images, target, dropout, share)
+    unread: _StepLoss | None = None
+    for step, (images, target) in enumerate(batches, start=state.step):
+        n = sampler.size(step)  # images of this batch, over all processes
+        dropout = draw_dropout_masks(state.network, n, sampler.batch_seed(step))
+        loss_and_norm = train_step(state, images, target, dropout, share=len(images) / n)
 
-        # The loss of the batch, and whether to stop, over all processes.
-        values = torch.tensor([own_loss.item() * share, stop()], dtype=torch.float64)
-        loss, stopping = distributed.sum_over_processes(values).tolist()
-        update_weights(state, loss)
-        state.step += 1
-        state.loss_sum += loss * n
-        state.images_seen += n
-        on_step(loss)
+        # A GPU is still busy with this step: read the loss of the one before.
+        stopping = _record(state, unread, on_step, stop())
+        unread = _StepLoss(n, read_later(loss_and_norm))
         if stopping:
             break
+    _record(state, unread, on_step)
     return state.step == len(sampler)
 
 
-def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: list[Tensor], share: float) -> Tensor:
-    """Do the forward and backward pass of a batch.
+def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Tensor, share: float) -> Tensor:
+    """Train on a batch; does not wait for the result.
 
     Args:
-        state: gets the gradients of the mean loss over the images of all processes.
+        state: gets the gradients of the mean loss over the images of all processes, and an optimizer step.
         images: (N, 3, h, w) uint8, of this process.
         target: (N, h, w) uint8 classes.
         dropout: the dropout masks of the images of all processes.
         share: of this process in the images of all processes.
 
     Returns:
-        The mean loss over the images of this process.
+        (2,) on the device: the mean loss over the images of this process times `share`, and the norm of the gradient, 0
+        where it need not be finite.
     """
-    images, target = to_network_input(images, state.device), target.to(state.device)
-    own = slice(distributed.rank(), None, distributed.world_size())
-    dropout = [layer_masks[own].to(state.device) for layer_masks in dropout]
+    images, target = to_network_input(images, state.device), to_device(target, state.device)
+    dropout = to_device(dropout[distributed.rank() :: distributed.world_size()], state.device)
     state.optimizer.zero_grad(set_to_none=True)
     with use_dropout_masks(state.network, dropout), state.autocast():
         logits = class_logits(state.parallel(images))
     if len(images):
-        loss = segmentation_loss(logits, target)
+        loss = segmentation_loss(logits, target) * share
     else:
         loss = logits.sum()  # 0: a process without images takes part in the backward pass
-    state.scaler.scale(loss * share * distributed.world_size()).backward()  # gradients are averaged over the processes
-    return loss.detach()
+    state.scaler.scale(loss * distributed.world_size()).backward()  # gradients are averaged over the processes
+    norm = _update_weights(state)
+    return torch.stack([loss.detach(), norm])
 
 
-def update_weights(state: TrainingState, loss: float) -> None:
-    """Take an optimizer step with clipped gradients.
-
-    Raises:
-        InputError: the loss or the gradient is not finite.
-    """
+def _update_weights(state: TrainingState) -> Tensor:
+    """Take an optimizer step with clipped gradients; returns their norm, 0 where it need not be finite."""
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), MAX_GRAD_NORM)
-    # With a gradient scaler, a gradient that is not finite is normal: the step is skipped and the scale halved. Only a
-    # scale that has been halved to almost nothing means that the loss has diverged.
     scale = state.scaler.get_scale()
-    if not math.isfinite(loss) or not (torch.isfinite(norm) or (state.scaler.is_enabled() and scale > 1e-3)):
-        raise InputError(
-            f"The loss is no longer finite (epoch {state.epoch + 1}, step {state.step + 1}: {loss}): training "
-            "stops; earlier checkpoints are intact. Try a lower learning rate"
-        )
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.scaler.get_scale() >= scale:  # the step was not skipped
         state.scheduler.step()
+    # With a gradient scaler, a gradient that is not finite is normal: the step is skipped and the scale halved. Only a
+    # scale that has been halved to almost nothing means that the loss has diverged.
+    return torch.zeros_like(norm) if state.scaler.is_enabled() and scale > _DIVERGED_SCALE else norm
+
+
+class _StepLoss(NamedTuple):
+    """A step whose loss has not been read yet.
+
+    Attributes:
+        n_images: number of images of the batch, over all processes.
+        read: waits for what `train_step` has returned.
+    """
+
+    n_images: int
+    read: Callable[[], list[float]]
+
+
+def _record(state: TrainingState, step: _StepLoss | None, on_step: Callable[[float], None], stop: bool = False) -> bool:
+    """Add the loss of a step, if there is one, to those of the epoch; returns whether any process is to stop.
+
+    Raises:
+        InputError: the loss or the gradient is not finite.
+    """
+    values = [*(step.read() if step else (0.0, 0.0)), float(stop)]
+    loss, norm, stopping = distributed.sum_over_processes(torch.tensor(values, dtype=torch.float64)).tolist()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise InputError(
+            f"The loss is no longer finite (epoch {state.epoch + 1}, step {state.step + 1}: {loss}): training "
+            "stops; earlier checkpoints are intact. Try a lower learning rate"
+        )
+    if step:
+        state.step += 1
+        state.loss_sum += loss * step.n_images
+        state.images_seen += step.n_images
+        on_step(loss)
+    return stopping > 0
 
 
 @torch.inference_mode()
@@ -119,23 +144,23 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float]:
         `accuracy_all_background`, that of a prediction of background everywhere.
     """
     state.network.eval()
-    sums = {"loss": 0.0, "dice": 0.0, "accuracy": 0.0, "accuracy_all_background": 0.0}
+    names = ("loss", "dice", "accuracy", "accuracy_all_background")
+    sums = [torch.zeros(len(names), device=state.device)]  # over the images of each batch
     n_images = 0
     for images, target in batches:
         with state.autocast():
             logits = class_logits(state.network(to_network_input(images, state.device)))
-        target = target.to(state.device)
+        target = to_device(target, state.device)
         predicted = logits.argmax(dim=1)
         foreground = range(1, logits.shape[1])
         dice = torch.stack([dice_coefficient(predicted == k, target == k) for k in foreground]).mean(dim=0)
-        sums["loss"] += segmentation_loss(logits, target).item() * len(images)
-        sums["dice"] += dice.sum().item()
-        sums["accuracy"] += (predicted == target).float().mean((1, 2)).sum().item()
-        sums["accuracy_all_background"] += (target == 0).float().mean((1, 2)).sum().item()
+        accuracy, all_background = ((p == target).float().mean((1, 2)) for p in (predicted, torch.zeros_like(target)))
+        loss = segmentation_loss(logits, target) * len(images)
+        sums.append(torch.stack([loss, dice.sum(), accuracy.sum(), all_background.sum()]))
         n_images += len(images)
-    totals = torch.tensor([*sums.values(), n_images], dtype=torch.float64)
-    *totals, n_images = distributed.sum_over_processes(totals).tolist()
-    return {name: total / n_images for name, total in zip(sums, totals, strict=True)}
+    totals = torch.stack(sums).cpu().double().sum(dim=0)
+    *totals, n_images = distributed.sum_over_processes(torch.cat([totals, totals.new_tensor([n_images])])).tolist()
+    return {name: total / n_images for name, total in zip(names, totals, strict=True)}
 
 
 @torch.inference_mode()

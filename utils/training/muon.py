@@ -5,6 +5,9 @@ convolutions. The root mean square of an update equals the learning rate, about 
 al., "Muon is Scalable for LLM Training", 2025, scale it to a fifth of that).
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -43,48 +46,63 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:
         """One optimizer step; the gradients of the hidden convolutions are None afterwards."""
         for group in self.param_groups:
-            for weight in group["params"] if group["orthogonal"] else ():
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                    state["step"] = torch.zeros(())  # AdamW expects it in every state
-                momentum = state["momentum"].lerp_(weight.grad, 1 - _MOMENTUM)
-                update = weight.grad.lerp(momentum, _MOMENTUM).flatten(1)  # Nesterov momentum
-                scale = max(update.shape) ** 0.5  # makes the root mean square of the update about 1
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonalise(update, self.dtype).view_as(weight), alpha=-group["lr"] * scale)
-                weight.grad = None  # AdamW skips weights without one
+            if group["orthogonal"]:
+                weights = [weight for weight in group["params"] if weight.grad is not None]
+                self._orthogonal_step(weights, group["lr"], group["weight_decay"])
         super().step()
 
+    def _orthogonal_step(self, weights: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        if not weights:
+            return
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+                self.state[weight]["step"] = torch.zeros(())  # AdamW expects it in every state
+        momenta, gradients = [self.state[weight]["momentum"] for weight in weights], [weight.grad for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        updates = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov momentum
 
-def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Approximately the nearest semi-orthogonal matrix, by a Newton-Schulz iteration.
+        # Matrices with the same shorter side share the products of small square matrices.
+        matrices = [update.movedim(1, -1).flatten(1) for update in updates]  # without a copy of channels-last weights
+        by_side = defaultdict(list)
+        for weight, matrix in zip(weights, matrices, strict=True):
+            by_side[min(matrix.shape)].append((weight, matrix))
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        for group in by_side.values():
+            orthogonal = orthogonalise([matrix for _, matrix in group], self.dtype)
+            for (weight, matrix), direction in zip(group, orthogonal, strict=True):
+                scale = max(matrix.shape) ** 0.5  # makes the root mean square of the update about 1
+                permuted = weight.movedim(1, -1)
+                permuted.add_(direction.view_as(permuted), alpha=-lr * scale)
+                weight.grad = None  # AdamW skips weights without one
+
+
+def orthogonalise(matrices: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Approximately the nearest semi-orthogonal matrix to each of several, by a Newton-Schulz iteration.
 
     Singular values above a hundredth of the matrix's norm become 0.7 to 1.2; smaller ones stay smaller.
 
     Args:
-        matrix: (n, m).
+        matrices: each (n, m); their min(n, m) is the same.
         dtype: of the matrix products.
 
     Returns:
-        (n, m) of that dtype, with the singular vectors of `matrix`.
+        For each (n, m) of that dtype, with its singular vectors.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalise(matrix.T, dtype).T
-    x = (matrix / (matrix.norm() + 1e-7)).to(dtype)
+    xs = [(matrix / (matrix.norm() + 1e-7)).to(dtype) for matrix in matrices]
+    xs = [x if x.shape[0] <= x.shape[1] else x.T for x in xs]
     # A round is x <- (a + b x x^T + c (x x^T)^2) x. The factors are polynomials in the Gram matrix x x^T, so they
-    # commute: they are accumulated as small square matrices, and the Gram matrix is updated without x, which saves a
-    # sixth of a training step in single precision. Its rounding error grows about tenfold per round.
+    # commute: they are accumulated as small square matrices, of all xs together, and the Gram matrices are updated
+    # without x, which saves a sixth of a training step in single precision. Their rounding error grows about tenfold
+    # per round.
     a, b, c = _POLYNOMIAL
     for rounds in _ROUNDS if dtype is torch.float32 else _ROUNDS_HALF:
-        gram, factors = x @ x.T, None
+        grams, factors = torch.stack([x @ x.T for x in xs]), None
         for left in reversed(range(rounds)):
-            factor = b * gram + c * (gram @ gram)
-            factor.diagonal().add_(a)
+            factor = torch.baddbmm(grams, grams, grams, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
             factors = factor if factors is None else factor @ factors
             if left:
-                gram = factor @ gram @ factor
-        x = factors @ x
-    return x
+                grams = factor @ grams @ factor
+        xs = [one @ x for one, x in zip(factors, xs, strict=True)]
+    return [x if x.shape == matrix.shape else x.T for x, matrix in zip(xs, matrices, strict=True)]

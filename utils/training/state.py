@@ -1,25 +1,16 @@
-"""The training state: what changes from step to step, how it is saved, and how it is resumed."""
+"""The training state: what changes from step to step."""
 
-import logging
-import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from utils.checkpoint import TrainedModel, read_checkpoint, save_checkpoint
-from utils.runtime.atomic_files import remove_partial_files, write_csv
-from utils.runtime.errors import InputError
 from utils.training.data_parallel import data_parallel
 from utils.training.muon import Muon
 
-logger = logging.getLogger(__name__)
-
 _COUNTERS = ("epoch", "step", "loss_sum", "images_seen", "history")  # plain values of a TrainingState
-_FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")  # written by a training run
 
 
 @dataclass
@@ -131,72 +122,3 @@ def new_training_state(
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         dtype=dtype,
     )
-
-
-def prepare_checkpoint_dir(folder: Path, resumed: bool) -> None:
-    """Prepare a checkpoint folder for a new or a resumed training run.
-
-    A new run moves the files of an earlier run to a sub-folder `earlier-N`, so that it does not overwrite them; a
-    resumed run removes the partial files of a killed process.
-    """
-    if resumed:
-        remove_partial_files([folder])
-        return
-    files = [path for name in _FILES for path in sorted(folder.glob(name))]
-    if files:
-        suffixes = [path.name.removeprefix("earlier-") for path in folder.glob("earlier-*")]
-        numbers = [int(suffix) for suffix in suffixes if suffix.isdecimal()]
-        target = folder / f"earlier-{max(numbers, default=0) + 1}"
-        target.mkdir()
-        for path in files:
-            path.rename(target / path.name)
-        logger.info("The files of the earlier run have been moved to %s", target)
-
-
-def save_epoch(folder: Path, model: TrainedModel, state: TrainingState) -> None:
-    """Write `checkpoint_epoch{N}.pth`, `last.pth` and `metrics.csv`, and `best.pth` if the epoch is the best so far.
-
-    Args:
-        folder: output folder.
-        model: the model, with the settings that a resumed run has to share.
-        state: the training state.
-
-    Raises:
-        InputError: the validation loss is not finite; nothing is written.
-    """
-    scores = state.history[-1]
-    if not math.isfinite(scores["val_loss"]):
-        raise InputError(
-            f"The validation loss of epoch {state.epoch} is {scores['val_loss']}: training stops; earlier "
-            "checkpoints are intact. Try a lower learning rate"
-        )
-    save_checkpoint(folder / f"checkpoint_epoch{state.epoch}.pth", model)
-    if scores["val_dice"] > max((row["val_dice"] for row in state.history[:-1]), default=-1.0):
-        save_checkpoint(folder / "best.pth", model)
-    write_csv(folder / "metrics.csv", state.history)
-    save_last(folder, model, state)
-
-
-def save_last(folder: Path, model: TrainedModel, state: TrainingState) -> None:
-    """Write `last.pth`, from which training can be resumed, at the end of an epoch or within it."""
-    save_checkpoint(folder / "last.pth", model, state.state_dict())
-
-
-def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
-    """Resume the training run that wrote `path`.
-
-    Raises:
-        InputError: the file has no training state, or was written with other settings.
-    """
-    content = read_checkpoint(path)
-    if "training" not in content:
-        raise InputError(f"{path} contains no training state: resume from last.pth, or load it to start a new run")
-    for name, value in settings.items():
-        if content["settings"].get(name) != value:
-            raise InputError(
-                f"{path} was saved with {name} = {content['settings'].get(name)}, but this run has {value}: resuming "
-                "requires the same settings and images"
-            )
-    state.load_state_dict(content["training"])
-    steps = f" and {state.step} steps" if state.step else ""
-    logger.info("Resuming after epoch %d%s from %s", state.epoch, steps, path)

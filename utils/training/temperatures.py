@@ -11,18 +11,21 @@ from torch.utils.data import Dataset
 
 from unet.mc_dropout import dropout_layers
 from utils.checkpoint import TrainedModel, read_checkpoint, write_checkpoint
-from utils.inference.maps import full_size_maps
 from utils.inference.predictor import draw_samples
-from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
-from utils.inference.upsampling import LogitSamples
+from utils.inference.samplers import DEFAULT_BATCH_SIZE, MCDropout, Sampler, Softmax, TestTimeAugmentation
+from utils.inference.upsampling import StackUpsampler
 from utils.metrics.pixel_counts import MIN_PROBABILITY
 from utils.runtime.console import progress
+from utils.runtime.device import to_device
 
 TEMPERATURES = 2.0 ** (np.arange(-8, 13) / 4)  # 0.25 to 8
 
 
 def fit_temperatures(
-    model: TrainedModel, dataset: Dataset, batch_size: int = 8, dtype: torch.dtype | None = None
+    model: TrainedModel,
+    dataset: Dataset,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
     """The temperature that minimises the mean NLL of the pixels, for each prediction method.
 
@@ -33,7 +36,7 @@ def fit_temperatures(
     Args:
         model: to be calibrated; its present `temperatures` are ignored.
         dataset: of (3, h, w) uint8 images and (h, w) classes at the model's input size, not used in its training.
-        batch_size: number of network inputs per batch.
+        batch_size: maximum number of network inputs per batch on a GPU.
         dtype: dtype of mixed precision; None for single precision.
 
     Returns:
@@ -54,6 +57,7 @@ def fit_temperatures(
     return {method: minimising_temperature(loss) for method, loss in losses.items()}
 
 
+@torch.inference_mode()
 def nll_by_temperature(
     model: TrainedModel, sampler: Sampler, image: torch.Tensor, target: torch.Tensor, name: str
 ) -> np.ndarray:
@@ -68,13 +72,16 @@ def nll_by_temperature(
     """
     pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
     samples = draw_samples(model, pil_image, sampler, name)
+    upsampler = StackUpsampler(samples, *pil_image.size)
+    target = to_device(target, upsampler.device).long()
     losses = []
     for temperature in TEMPERATURES:
-        scaled = [LogitSamples(logits / float(temperature), zoom) for logits, zoom in samples]
-        probs = full_size_maps(scaled, pil_image.size, statistics=()).probs
-        p_target = probs.gather(0, target.long()[None].to(probs.device))
-        losses.append(-p_target.clamp(min=MIN_PROBABILITY).log().mean().item())
-    return np.array(losses)
+        probs = upsampler.probs(slice(0, len(target)), float(temperature)).mean(dim=0)  # (1 or C, h, w)
+        if len(probs) == 1:
+            probs = torch.cat([1 - probs, probs])
+        p_target = probs.gather(0, target[None])
+        losses.append(-p_target.clamp(min=MIN_PROBABILITY).log().mean())
+    return torch.stack(losses).cpu().double().numpy()
 
 
 def minimising_temperature(losses: np.ndarray) -> float:

@@ -1,0 +1,127 @@
+"""The files of a training run: written while training continues, and how an interrupted run is resumed from them."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint import TrainedModel, checkpoint_content, copy_to_cpu, read_checkpoint, write_checkpoint
+from utils.runtime.atomic_files import remove_partial_files, write_csv
+from utils.runtime.errors import InputError
+from utils.runtime.threads import torch_thread_pool
+from utils.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+_FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")
+
+
+def prepare_checkpoint_dir(folder: Path, resumed: bool) -> None:
+    """Prepare a checkpoint folder for a new or a resumed training run.
+
+    A new run moves the files of an earlier run to a sub-folder `earlier-N`, so that it does not overwrite them; a
+    resumed run removes the partial files of a killed process.
+    """
+    if resumed:
+        remove_partial_files([folder])
+        return
+    files = [path for name in _FILES for path in sorted(folder.glob(name))]
+    if files:
+        suffixes = [path.name.removeprefix("earlier-") for path in folder.glob("earlier-*")]
+        numbers = [int(suffix) for suffix in suffixes if suffix.isdecimal()]
+        target = folder / f"earlier-{max(numbers, default=0) + 1}"
+        target.mkdir()
+        for path in files:
+            path.rename(target / path.name)
+        logger.info("The files of the earlier run have been moved to %s", target)
+
+
+class CheckpointWriter:
+    """Writes the files of a training run in a thread, from copies of the weights.
+
+    At the end of the `with` block all have been written. An error of the thread is raised there or by the next call.
+
+    Args:
+        folder: output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = torch_thread_pool(1)
+        self._writing: Future | None = None
+
+    def save_epoch(self, model: TrainedModel, state: TrainingState) -> None:
+        """Write `checkpoint_epoch{N}.pth`, `last.pth`, `metrics.csv` and, if the epoch is the best so far, `best.pth`.
+
+        Args:
+            model: the model, with the settings that a resumed run has to share.
+            state: the training state.
+
+        Raises:
+            InputError: the validation loss is not finite; nothing is written.
+            OSError: an earlier file could not be written.
+        """
+        scores = state.history[-1]
+        if not math.isfinite(scores["val_loss"]):
+            raise InputError(
+                f"The validation loss of epoch {state.epoch} is {scores['val_loss']}: training stops; earlier "
+                "checkpoints are intact. Try a lower learning rate"
+            )
+        names = [f"checkpoint_epoch{state.epoch}.pth"]
+        if scores["val_dice"] > max((row["val_dice"] for row in state.history[:-1]), default=-1.0):
+            names.append("best.pth")
+        self._submit(self._write, names, checkpoint_content(model), copy_to_cpu(state.state_dict()))
+
+    def save_last(self, model: TrainedModel, state: TrainingState) -> None:
+        """Write `last.pth` alone, from which training can be resumed within the epoch.
+
+        Raises:
+            OSError: an earlier file could not be written.
+        """
+        self._submit(self._write, [], checkpoint_content(model), copy_to_cpu(state.state_dict()))
+
+    def _write(self, names: list[str], content: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+        for name in names:
+            write_checkpoint(self.folder / name, content)
+        if names:
+            write_csv(self.folder / "metrics.csv", training["history"])
+        write_checkpoint(self.folder / "last.pth", {**content, "training": training})
+
+    def _submit(self, write: Callable[..., None], *args: Any) -> None:
+        """Write soon, once what was submitted before is written: of the copies, one at most is waiting."""
+        self._wait()
+        self._writing = self._pool.submit(write, *args)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        self._pool.shutdown()
+        if error_type is None:
+            self._wait()
+
+
+def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
+    """Resume the training run that wrote `path`.
+
+    Raises:
+        InputError: the file has no training state, or was written with other settings.
+    """
+    content = read_checkpoint(path)
+    if "training" not in content:
+        raise InputError(f"{path} contains no training state: resume from last.pth, or load it to start a new run")
+    for name, value in settings.items():
+        if content["settings"].get(name) != value:
+            raise InputError(
+                f"{path} was saved with {name} = {content['settings'].get(name)}, but this run has {value}: resuming "
+                "requires the same settings and images"
+            )
+    state.load_state_dict(content["training"])
+    steps = f" and {state.step} steps" if state.step else ""
+    logger.info("Resuming after epoch %d%s from %s", state.epoch, steps, path)
