@@ -112,7 +112,7 @@ def run_script(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.
     path = str(ROOT / script)
     if sys.platform != "linux":
         return _started([sys.executable, path, *map(str, arguments)], cwd)
-    return _forked([path, *map(str, arguments)], cwd, lambda: runpy.run_path(path, run_name="__main__"))
+    return forked([path, *map(str, arguments)], cwd, lambda: runpy.run_path(path, run_name="__main__"))
 
 
 def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
@@ -120,14 +120,15 @@ def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
     command = [module, *map(str, arguments)]
     if sys.platform != "linux":
         return _started([sys.executable, "-m", *command], ROOT)
-    return _forked(command, ROOT, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+    return forked(command, ROOT, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
 def _started(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd)
 
 
-def _forked(command: list[str], cwd: Path, run: Callable[[], object]) -> subprocess.CompletedProcess:
+def forked(command: list[str], cwd: Path, run: Callable[[], object]) -> subprocess.CompletedProcess:
+    """Call a function to its end in a forked process, in which `sys.argv` is `command`, in the folder `cwd`."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
 
         def work() -> None:
