@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # and are the same with a GPU, which a forked process could not use
+# They are the same with a GPU, which a forked process could not use, unless tests/benchmarks/gpu.py runs them for it.
+os.environ.update({} if "TESTS_SHOW_GPU" in os.environ else {"CUDA_VISIBLE_DEVICES": ""})
 os.environ["no_proxy"] = "127.0.0.1"
 
 import numpy as np
@@ -34,6 +35,7 @@ settings.register_profile("tests", deadline=None)  # machines are slow at times
 settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parent.parent
+FORKS = sys.platform == "linux" and "TESTS_SHOW_GPU" not in os.environ  # whether scripts run in forked processes
 ENVIRONMENT = {
     **os.environ,
     "MPLBACKEND": "agg",
@@ -110,7 +112,7 @@ def run_script(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.
     the README's commands start new ones.
     """
     path = str(ROOT / script)
-    if sys.platform != "linux":
+    if not FORKS:
         return _started([sys.executable, path, *map(str, arguments)], cwd)
     return forked([path, *map(str, arguments)], cwd, lambda: runpy.run_path(path, run_name="__main__"))
 
@@ -118,7 +120,7 @@ def run_script(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.
 def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run `python -m MODULE` in the project's folder, to its end, as `run_script` does."""
     command = [module, *map(str, arguments)]
-    if sys.platform != "linux":
+    if not FORKS:
         return _started([sys.executable, "-m", *command], ROOT)
     return forked(command, ROOT, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
