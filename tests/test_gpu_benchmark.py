@@ -102,11 +102,9 @@ def operation(name: str, cpu: float, gpu: float) -> SimpleNamespace:
     return SimpleNamespace(name=name, device_type=DeviceType.CPU, self_cpu_time_total=cpu, self_device_time_total=gpu)
 
 
-def kernel(name: str, start: float, end: float, is_user_annotation: bool = False) -> SimpleNamespace:
+def kernel(name: str, start: float, end: float) -> SimpleNamespace:
     times = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
-    return SimpleNamespace(
-        name=name, device_type=DeviceType.CUDA, time_range=times, is_user_annotation=is_user_annotation
-    )
+    return SimpleNamespace(name=name, device_type=DeviceType.CUDA, time_range=times)
 
 
 def test_profile_of_a_gpu():
@@ -114,10 +112,11 @@ def test_profile_of_a_gpu():
         operation("aten::cudnn_convolution", 100, 300),
         operation("aten::convolution_backward", 50, 300),
         operation("aten::add", 850, 200),
+        operation("Optimizer.step", 10, 0),
         kernel("gemm", 0, 600),
         kernel("add", 500, 800),
         kernel("Memcpy HtoD", 900, 1000),
-        kernel("Optimizer.step", 0, 1000, is_user_annotation=True),
+        kernel("Optimizer.step", 0, 1000),
     ]
     result = summary(events, on_gpu=True, units=2, seconds=1e-3, unit="step")
     assert result["milliseconds per step"] == 1

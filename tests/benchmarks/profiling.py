@@ -106,7 +106,8 @@ def summary(events: Sequence[Any], on_gpu: bool, units: int, seconds: float, uni
         unit: the name of a unit.
     """
     operations = [event for event in events if event.device_type == DeviceType.CPU]
-    kernels = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    names = {event.name for event in operations}  # an annotated one may appear again, as the span of its kernels
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA and event.name not in names]
     of_cpu, of_gpu, of_kernels = Counter(), Counter(), Counter()
     for event in operations:
         of_cpu[event.name] += event.self_cpu_time_total
@@ -145,7 +146,7 @@ def busy_us(events: Sequence[Any]) -> float:
 
 def longest(times: Counter[str], units: int) -> list[dict[str, Any]]:
     """The names with most time, with milliseconds per unit and the fraction of the sum."""
-    total = times.total()
+    total = times.total() or math.nan
     return [
         {"name": name[:120], "milliseconds": round(spent / units / 1e3, 4), "fraction": round(spent / total, 4)}
         for name, spent in times.most_common(LISTED)
