@@ -156,7 +156,7 @@ def test_table():
 
 def test_document():
     text = document(RESULTS)
-    assert text.startswith("# GPU, 2 cores, torch 2.0, 2026-01-01\n\n**Wrong: tests: 1 failed**\n\n| what |")
+    assert text.startswith("# GPU, 2 cores, torch 2.0, 2026-01-01\n\nWrong:\n\n```\ntests: 1 failed\n```\n\n| what |")
     assert "| a b | 1.5 |" in text
     assert "```\none\ntwo\n```" in text
 

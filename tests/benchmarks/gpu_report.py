@@ -121,7 +121,7 @@ def grid(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def document(results: Results) -> str:
     """The whole Markdown document."""
-    wrong = "".join(f"\n**Wrong: {message}**\n" for message in results["wrong"])
+    wrong = "".join(f"\nWrong:\n\n```\n{message}\n```\n" for message in results["wrong"])
     return f"# {heading(results)}\n{wrong}\n{table(results)}\n\n{details(results)}\n"
 
 

@@ -108,11 +108,13 @@ def throughput(setting: Setting) -> None:
     runs = {name: (script, []) for name, script in FOLDERS.items()}
     runs["MC 50 with --mask-dir"] = (MC, ["--mask-dir", masks])
     setting.record("megapixels", megapixels)
+    logs = []
     for name, (script, more) in runs.items():
         out = ["--output-dir", setting.work / "many" / name]
         common = ["--input-dir", imgs, *out, "--device", setting.device, "--amp", "--verbose"]
-        log = run_logged([sys.executable, *script, *common, *more], 90)
-        setting.record(name, image_rates(log))
+        logs.append(run_logged([sys.executable, *script, *common, *more], 90))
+        setting.record(name, image_rates(logs[-1]))
+    for log in logs:
         log.check()
 
 
@@ -138,10 +140,13 @@ def profile(setting: Setting) -> None:
         "training": ["--imgs", imgs, "--masks", masks, "--cache-dir", setting.work / "cache"],
         "prediction": ["--imgs", large],
     }
+    logs = []
     for name, flags in folders.items():
         out = setting.work / f"{name}.json"
         script = [sys.executable, Path(__file__).with_name("profiling.py"), name]
         more = setting.choose([], ["--quick"])
-        run_logged([*script, *flags, "--device", setting.device, "--out", out, *more], 120).check()
-        for key, value in json.loads(out.read_text()).items():
+        logs.append(run_logged([*script, *flags, "--device", setting.device, "--out", out, *more], 120))
+        for key, value in json.loads(out.read_text()).items() if out.exists() else ():
             setting.record(f"{name}: {key}", value)
+    for log in logs:
+        log.check()
