@@ -95,6 +95,8 @@ def main() -> int:
     if args.fill:
         fill(args.fill, json.loads(args.out.with_suffix(".json").read_text(encoding="utf-8")))
         return 0
+    if args.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"device {args.device} is not available")
     args.data = args.data and args.data.resolve()
     machine = {
         "name": processor(args.device),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.benchmarks.gpu_setting import Setting, copy_some
 from tests.benchmarks.gpu_speed import epoch_lines
-from tests.benchmarks.measuring import WrongResult, make_folders, run, run_logged
+from tests.benchmarks.measuring import WrongResult, make_folders, run_logged
 from utils.checkpoint import read_checkpoint
 
 # -- maps --------------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def maps(setting: Setting) -> None:
         out = setting.work / "maps" / folder
         common = ["--input-dir", imgs, "--device", device]
         return {
-            method: run([sys.executable, *script, *common, "--output-dir", out / method])[0]
+            method: run_logged([sys.executable, *script, *common, "--output-dir", out / method], 90).check().seconds
             for method, script in METHODS.items()
         }
 

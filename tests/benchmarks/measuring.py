@@ -1,9 +1,8 @@
-"""Whole processes, their time, their memory and the arrival times of their log lines; synthetic JPEGs."""
+"""What the benchmarks share: processes with the arrival times of their log lines, large images, the processor."""
 
 import os
 import platform
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -25,33 +24,9 @@ from utils.runtime.threads import usable_cores  # noqa: E402
 os.environ.clear()
 os.environ.update(environment)  # without the settings of the tests: one thread and no GPU
 
-# A process inherits the peak memory of its parent, which therefore has to be a small one.
-LAUNCHER = """
-import os, subprocess, sys, time
-started = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, used = os.wait4(process.pid, 0)
-print(time.perf_counter() - started, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
-sys.exit(status != 0)
-"""
-
 
 class WrongResult(Exception):
     """What was measured is worth nothing: a process failed, or its result is wrong."""
-
-
-def run(command: list[object]) -> tuple[float, float]:
-    """Seconds that a command takes, and its peak memory in MB.
-
-    Raises:
-        WrongResult: it failed.
-    """
-    launched = [sys.executable, "-c", LAUNCHER, *map(str, command)]
-    result = subprocess.run(launched, cwd=ROOT, capture_output=True, text=True)
-    if result.returncode:
-        raise WrongResult(f"{' '.join(map(str, command))} failed:\n{result.stderr}")
-    seconds, memory = map(float, result.stdout.split())
-    return seconds, memory
 
 
 @dataclass
@@ -140,11 +115,6 @@ def make_jpegs(folder: Path, count: int, megapixels: float, copies: int = 1) -> 
             for copy in range(copies):
                 os.link(path, target / path.name.replace("000", f"{copy:03d}_{i:03d}"))
     return imgs, masks
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median, minimum and maximum."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def processor(device: str) -> str:

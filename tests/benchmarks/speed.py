@@ -10,6 +10,7 @@ Nothing else should run meanwhile. `gpu.py` measures a GPU.
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks.measuring import ROOT, WrongResult, make_jpegs, processor, run, spread
+from tests.benchmarks.measuring import ROOT, WrongResult, make_jpegs, processor
 from tests.benchmarks.straightforward import PASSES
 
 SCRIPTS = {
@@ -35,6 +36,31 @@ SCRIPTS = {
 # same dropout masks, and bfloat16 has 8 bits of precision.
 MAX_DIFFERENCE = {"tta": 0.3, "mc": 0.1, "direct": 0.1, "mask": 0.1, "single": 0.1}
 MAX_DIFFERENCE_AMP = 1.0
+
+
+# A process inherits the peak memory of its parent, which therefore has to be a small one.
+LAUNCHER = """
+import os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(time.perf_counter() - started, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+sys.exit(status != 0)
+"""
+
+
+def run(command: list[object]) -> tuple[float, float]:
+    """Seconds that a command takes, and its peak memory in MB.
+
+    Raises:
+        WrongResult: it failed.
+    """
+    launched = [sys.executable, "-c", LAUNCHER, *map(str, command)]
+    result = subprocess.run(launched, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise WrongResult(f"{' '.join(map(str, command))} failed:\n{result.stderr}")
+    seconds, memory = map(float, result.stdout.split())
+    return seconds, memory
 
 
 def ours(task: str, imgs: Path, out: Path, flags: list[str]) -> list[object]:
@@ -51,6 +77,11 @@ def difference(one: Path, other: Path) -> float:
     names = {path.name for path in one.glob("*.png")} & {path.name for path in other.glob("*.png")}
     pairs = [[np.asarray(Image.open(folder / name), dtype=float) for folder in (one, other)] for name in names]
     return float(np.mean([abs(a - b).mean() for a, b in pairs]))
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Median, minimum and maximum."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def compare(tasks: dict[str, Path], work: Path, flags: list[str], repeats: int, base: float) -> None:
