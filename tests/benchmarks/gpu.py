@@ -78,8 +78,8 @@ def measure(part: str, setting: Setting, recorder: Recorder) -> None:
         PARTS[part](setting)
     except WrongResult as error:
         recorder.fail(f"{part}: {error}")
-    except Exception:
-        recorder.fail(f"{part}: {traceback.format_exc()}")
+    except Exception as error:
+        recorder.fail(f"{part}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
     recorder.end_part(part, time.monotonic() - started)
 
 
@@ -97,6 +97,8 @@ def main() -> int:
         return 0
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"device {args.device} is not available")
+    if args.data and not (args.data / "imgs").is_dir():
+        parser.error(f"{args.data / 'imgs'}: there is no such folder")
     args.data = args.data and args.data.resolve()
     machine = {
         "name": processor(args.device),

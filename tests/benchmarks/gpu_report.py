@@ -40,10 +40,10 @@ def training_rows(training: Results) -> list[tuple[str, str, str]]:
     if "temperatures and end, seconds" in training:
         what = f"{training['epochs']} epochs on {training['images']} images, with decoding and temperatures"
         found.append((what, f"{training['seconds']:.1f} s", "at most 45 s"))
-        found.append(("median epoch", f"{training['median epoch, seconds']:.2f} s", ""))
+        found.append(("its median epoch", f"{training['median epoch, seconds']:.2f} s", ""))
     for name in ("best validation Dice", "test Dice, mean", "test Jaccard, mean"):
         if name in training:
-            found.append((f"{name} of this training", f"{training[name]:.4f}", ""))
+            found.append((f"its {name}", f"{training[name]:.4f}", ""))
     return found
 
 
@@ -137,5 +137,5 @@ def fill(path: Path, results: Results) -> None:
     if not begin or not end:
         raise WrongResult(f"{path} has no lines {BEGIN} and {END}")
     path.write_text(
-        f"{before}{begin}Measured on {heading(results)}:\n\n{table(results)}\n{end}{after}", encoding="utf-8"
+        f"{before}{begin}Measured on {heading(results)}:\n\n{table(results)}\n\n{end}{after}", encoding="utf-8"
     )
