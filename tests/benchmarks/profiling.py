@@ -65,7 +65,7 @@ def profile_prediction(imgs: Path, device: torch.device) -> dict[str, Any]:
     """Time and profile MC dropout with 50 passes in mixed precision on a folder, without writing the maps."""
     model = load_model(ROOT / "pretrained_model.pth", device)
     items = find_items(imgs, imgs.parent / "none", IMAGE_EXTENSIONS)
-    sampler = MCDropout(8, amp_dtype(device, True), num_samples=50)
+    sampler = MCDropout(dtype=amp_dtype(device, True), num_samples=50)
     options = MapOptions(greyscale_maps=lambda maps: {"_prob": to_greyscale(maps.probs[1])})
 
     def predict() -> None:
