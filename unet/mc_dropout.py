@@ -87,8 +87,7 @@ def draw_dropout_masks(model: nn.Module, num_samples: int, seed: int) -> Tensor:
     for layer in layers:
         if not isinstance(layer, ChannelDropout):
             raise ValueError(f"only ChannelDropout layers take masks, not a {type(layer).__name__}")
-    channels = torch.tensor([layer.channels for layer in layers], dtype=torch.long)
-    p = torch.tensor([layer.p for layer in layers]).repeat_interleave(channels)  # (D,)
+    p = torch.cat([torch.full((layer.channels,), layer.p) for layer in layers] or [torch.empty(0)])  # (D,)
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(num_samples, len(p), generator=generator)
     return (uniform >= p) / (1 - p)

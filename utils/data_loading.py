@@ -179,7 +179,6 @@ def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, w
         batch_sampler=SeededBatchSampler(len(dataset), batch_size, seed),
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=workers > 0 and torch.cuda.is_available(),
         worker_init_fn=leave_signal_group,
         collate_fn=partial(collate, size=(width, height)),
         generator=torch.Generator(),  # its own: drawing from the global one would make resumed runs differ

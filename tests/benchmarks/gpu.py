@@ -29,6 +29,7 @@ from utils.runtime.threads import usable_cores
 
 PARTS = {
     "maps": gpu_checks.maps,
+    "steps": gpu_checks.steps,
     "training": gpu_speed.training,
     "resume": gpu_checks.resume,
     "throughput": gpu_speed.throughput,

@@ -11,12 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.benchmarks.gpu_setting import Setting, copy_some
 from tests.benchmarks.gpu_speed import epoch_lines
 from tests.benchmarks.measuring import WrongResult, make_folders, run_logged
+from unet import BayesianUNet
 from utils.checkpoint import read_checkpoint
+from utils.data_loading import SeededBatchSampler
+from utils.runtime.device import choose_device
+from utils.training.batch_loss import BatchLoss
+from utils.training.loop import train_one_epoch
+from utils.training.state import new_training_state
 
 # -- maps --------------------------------------------------------------------------------------------------------------
 
@@ -85,6 +93,48 @@ def compare_folders(one: Path, other: Path) -> dict[str, float]:
         differing += int((difference > 0).sum())
         total += difference.size
     return {"files": len(names), "largest difference": largest, "fraction of differing pixels": differing / total}
+
+
+# -- recorded steps ----------------------------------------------------------------------------------------------------
+
+STEPS, BATCH = 6, 8
+MAX_LOSS_DIFFERENCE = 0.01  # relative: the sums of a GPU have no fixed order
+
+
+def steps(setting: Setting) -> None:
+    """Compare the losses of training steps whose kernels are recorded and replayed with those of ordinary ones."""
+    losses = {name: step_losses(choose_device(setting.device), name == "recorded") for name in ("ordinary", "recorded")}
+    ordinary, recorded = map(np.array, losses.values())
+    difference = float((abs(recorded - ordinary) / ordinary).max())
+    setting.record("largest relative difference of a loss", difference)
+    setting.record("loss of the last step", float(recorded[-1]))
+    if not difference <= MAX_LOSS_DIFFERENCE:
+        raise WrongResult(f"recorded steps have the losses {losses['recorded']}, ordinary ones {losses['ordinary']}")
+
+
+class Numbered(TensorDataset):
+    """Images and masks by number and seed."""
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        return super().__getitem__(key[0])
+
+
+def step_losses(device: torch.device, recorded: bool) -> list[float]:
+    """The losses of some training steps in single precision; the last batch is smaller."""
+    torch.manual_seed(0)
+    network = BayesianUNet().to(device, memory_format=torch.channels_last)
+    state = new_training_state(network, 1e-3, STEPS)
+    if not recorded:
+        state.batch_loss = BatchLoss(network, network, dtype=None)
+    n = STEPS * BATCH - 3
+    images = torch.randint(0, 256, (n, 3, 128, 128), dtype=torch.uint8)
+    images[:, :, 30:90, 40:100] //= 3
+    masks = torch.zeros(n, 128, 128, dtype=torch.uint8)
+    masks[:, 30:90, 40:100] = 1
+    batches = DataLoader(Numbered(images, masks), batch_sampler=SeededBatchSampler(n, BATCH, seed=0))
+    losses: list[float] = []
+    train_one_epoch(state, batches, on_step=losses.append)
+    return losses
 
 
 # -- trainings that resume ---------------------------------------------------------------------------------------------

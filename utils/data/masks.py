@@ -130,9 +130,20 @@ def mask_to_classes(mask: np.ndarray, mask_values: Sequence[int], name: str) -> 
     Raises:
         InputError: a value belongs to no class.
     """
-    values, inverse = np.unique(mask, return_inverse=True)
-    table = classes_of_values(values.tolist(), mask_values, name)
-    return np.array([table[value] for value in values.tolist()], dtype=np.uint8)[inverse].reshape(mask.shape)
+    low, high = int(mask.min(initial=0)), int(mask.max(initial=0))
+    if high - low >= 2 * RGB_OFFSET:  # too many for a table
+        values, indices = np.unique(mask, return_inverse=True)
+        positions = np.arange(len(values))
+    else:
+        indices = mask - low
+        occurs = np.zeros(high - low + 1, dtype=bool)
+        occurs[indices] = True
+        positions = np.flatnonzero(occurs)
+        values = positions + low
+    classes = classes_of_values(values.tolist(), mask_values, name)
+    table = np.zeros(positions.max(initial=0) + 1, dtype=np.uint8)
+    table[positions] = [classes[value] for value in values.tolist()]
+    return table[indices].reshape(mask.shape)
 
 
 def infer_mask_values(values: Sequence[int], counts: np.ndarray, names: Sequence[str], n_classes: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Segmentation scores of a mask against its ground truth."""
 
 import numpy as np
+from PIL import Image
 
 # The scores of the ISIC 2016 challenge, which ranks by the mean Jaccard index (Gutman et al., arXiv:1605.01397).
 CHALLENGE_SCORES = ("dice", "jaccard", "sensitivity", "specificity", "accuracy")
@@ -18,13 +19,12 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
         1, so two empty masks score 1. With more than two classes the scores are means over the classes, followed by
         those of each class (`dice_c1`, ...), and the accuracy is that of all classes.
     """
-    codes = target.astype(np.int64).ravel() * n_classes + predicted.astype(np.int64).ravel()
-    confusion = np.bincount(codes, minlength=n_classes**2).reshape(n_classes, n_classes)  # [target, predicted]
-    total = confusion.sum()
+    positives_of, predicted_of = _histogram(target), _histogram(predicted)  # by class
+    correct_of = _histogram(target, target == predicted)
+    total = target.size
     by_class = []
     for k in range(1, n_classes):
-        true_positives = confusion[k, k]
-        positives, predicted_positives = confusion[k].sum(), confusion[:, k].sum()
+        true_positives, positives, predicted_positives = correct_of[k], positives_of[k], predicted_of[k]
         true_negatives = total - positives - predicted_positives + true_positives
         by_class.append(
             {
@@ -35,10 +35,16 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
             }
         )
     scores = {name: float(np.mean([scores_k[name] for scores_k in by_class])) for name in by_class[0]}
-    scores["accuracy"] = _ratio(np.trace(confusion), total)
+    scores["accuracy"] = _ratio(sum(correct_of), total)
     if n_classes > 2:
         scores |= {f"{name}_c{k}": value for k, one in enumerate(by_class, 1) for name, value in one.items()}
     return scores
+
+
+def _histogram(classes: np.ndarray, where: np.ndarray | None = None) -> list[int]:
+    """The number of pixels of each of 256 classes; Pillow's is several times as fast as `np.bincount`."""
+    where = None if where is None else Image.fromarray(where.astype(np.uint8))
+    return Image.fromarray(classes.astype(np.uint8, copy=False)).histogram(where)
 
 
 def _ratio(numerator: int, denominator: int) -> float:

@@ -104,8 +104,9 @@ class FolderPredictor:
         """Read, predict and save images in threads, and show them in the main thread."""
         device = self.model.device
         group_size = 1 if device.type == "cpu" else self.sampler.images_per_batch
-        readers = max(2, cores_per_process() // 2)  # Pillow decodes without holding Python's lock
-        writers = 2 if device.type == "cpu" else readers  # a GPU leaves the cores to them
+        # Pillow decodes and encodes without holding Python's lock; a GPU leaves all cores to that.
+        cores = cores_per_process()
+        readers, writers = (max(2, cores // 2), 2) if device.type == "cpu" else (max(2, cores), max(2, cores // 2))
         with (
             GracefulStop() as stop,
             progress(total=len(share), unit="image") as bar,

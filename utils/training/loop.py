@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from unet import class_logits, draw_dropout_masks, use_dropout_masks
+from unet import class_logits, draw_dropout_masks
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.dice_score import dice_coefficient, segmentation_loss
@@ -74,15 +74,9 @@ def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Te
         (2,) on the device: the mean loss over the images of this process times `share`, and the norm of the gradient, 0
         where it need not be finite.
     """
-    images, target = to_network_input(images, state.device), to_device(target, state.device)
-    dropout = to_device(dropout[distributed.rank() :: distributed.world_size()], state.device)
+    own = dropout[distributed.rank() :: distributed.world_size()]
     state.optimizer.zero_grad(set_to_none=True)
-    with use_dropout_masks(state.network, dropout), state.autocast():
-        logits = class_logits(state.parallel(images))
-    if len(images):
-        loss = segmentation_loss(logits, target) * share
-    else:
-        loss = logits.sum()  # 0: a process without images takes part in the backward pass
+    loss = share * state.batch_loss(*(to_device(tensor, state.device) for tensor in (images, target, own)))
     state.scaler.scale(loss * distributed.world_size()).backward()  # gradients are averaged over the processes
     norm = _update_weights(state)
     return torch.stack([loss.detach(), norm])

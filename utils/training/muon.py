@@ -40,7 +40,7 @@ class Muon(torch.optim.AdamW):
             {"params": hidden, "orthogonal": True, "weight_decay": weight_decay},
             {"params": rest, "orthogonal": False, "weight_decay": 0.01},
         ]
-        super().__init__(groups, lr=lr)
+        super().__init__(groups, lr=lr, fused=rest[0].is_cuda or None)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -89,7 +89,9 @@ def orthogonalise(matrices: Sequence[Tensor], dtype: torch.dtype = torch.float32
     Returns:
         For each (n, m) of that dtype, with its singular vectors.
     """
-    xs = [(matrix / (matrix.norm() + 1e-7)).to(dtype) for matrix in matrices]
+    norms = torch._foreach_norm(matrices)
+    torch._foreach_add_(norms, 1e-7)
+    xs = [(matrix / norm).to(dtype) for matrix, norm in zip(matrices, norms, strict=True)]
     xs = [x if x.shape[0] <= x.shape[1] else x.T for x in xs]
     # A round is x <- (a + b x x^T + c (x x^T)^2) x. The factors are polynomials in the Gram matrix x x^T, so they
     # commute: they are accumulated as small square matrices, of all xs together, and the Gram matrices are updated

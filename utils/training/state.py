@@ -1,12 +1,15 @@
 """The training state: what changes from step to step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from utils.runtime.distributed import world_size
+from utils.training.batch_loss import BatchLoss, RecordedBatchLoss
 from utils.training.data_parallel import data_parallel
 from utils.training.muon import Muon
 
@@ -19,7 +22,7 @@ class TrainingState:
 
     Attributes:
         network: the network that is trained.
-        parallel: the same network, wrapped for training in several processes.
+        batch_loss: the loss of a batch, as a function of images, target and dropout masks.
         optimizer, scheduler, scaler: optimizer, learning rate schedule and gradient scaler.
         dtype: dtype of mixed precision; None for single precision.
         epoch: number of completed epochs.
@@ -29,7 +32,7 @@ class TrainingState:
     """
 
     network: nn.Module
-    parallel: nn.Module
+    batch_loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
@@ -112,11 +115,12 @@ def new_training_state(
         dtype: dtype of mixed precision; None for single precision.
     """
     device = next(network.parameters()).device
-    parallel = data_parallel(network)
+    batch_loss = BatchLoss(network, data_parallel(network), dtype)
+    record = torch.cuda.make_graphed_callables if device.type == "cuda" and world_size() == 1 else None
     optimizer = Muon(network, learning_rate, dtype=dtype or torch.float32)
     return TrainingState(
         network=network,
-        parallel=parallel,
+        batch_loss=RecordedBatchLoss(batch_loss, record),
         optimizer=optimizer,
         scheduler=OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total_steps, cycle_momentum=False),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
