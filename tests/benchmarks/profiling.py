@@ -34,6 +34,7 @@ from utils.pipeline.folder_predictor import FolderPredictor  # noqa: E402
 from utils.pipeline.items import find_items  # noqa: E402
 from utils.runtime.device import amp_dtype, choose_device  # noqa: E402
 from utils.runtime.threads import cores_per_process  # noqa: E402
+from utils.training.batch_loss import BatchLoss  # noqa: E402
 from utils.training.loop import train_one_epoch  # noqa: E402
 from utils.training.state import new_training_state  # noqa: E402
 
@@ -56,6 +57,7 @@ def profile_training(imgs: Path, masks: Path, cache: Path, device: torch.device,
 
     epoch()  # warm-up
     seconds = timed(epoch, device)
+    state.batch_loss = BatchLoss(network, network, state.dtype)  # a recording hides which operation a kernel is of
     operations = profiled(lambda: train_one_epoch(state, batches, stop=lambda: state.step + 1 == steps), device)
     timing = {"images": len(indices), "epoch, seconds": round(seconds, 3)}
     return timing | summary(operations, device.type == "cuda", steps, seconds / len(batches), "step")
