@@ -10,8 +10,8 @@ from torch import Tensor
 from utils.runtime.device import free_memory, to_device
 
 CPU_BLOCK_VALUES = 2**20  # computed at a time: 4 MB, which fit into a CPU's cache
-_GPU_BLOCK_VALUES = 2**26  # enough to keep a GPU busy
-_BYTES_PER_VALUE = 32  # that computing a block requires
+_GPU_BLOCK_VALUES = 2**27  # enough to keep a GPU busy
+_BYTES_PER_VALUE = 64  # of free memory; a block requires about half of it
 _CACHED_SIZES = 16  # of images, of which the weights of the interpolation are kept
 _BAND_ROWS = 8  # rows of the network's resolution that are taken to full width at a time
 

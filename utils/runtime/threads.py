@@ -53,11 +53,12 @@ def one_torch_thread(device: torch.device) -> Iterator[int]:
     """Limit PyTorch to one thread per worker thread, so that each core works on an image of its own.
 
     Yields:
-        The number of worker threads to use: one per core on a CPU, a single one on any other device.
+        The number of worker threads to use: one per core on a CPU; two on a CUDA GPU, so that one can launch work
+        while the other waits for results; a single one on any other device.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu":
-        yield 1
+        yield 2 if device.type == "cuda" else 1
         return
     torch.set_num_threads(1)
     try:

@@ -1,5 +1,6 @@
 """The loss of a batch; on a CUDA GPU its kernels are recorded once and replayed."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -66,6 +67,8 @@ class RecordedBatchLoss:
 
     def _record_module(self, batch: tuple[Tensor, ...]) -> Callable[..., Tensor]:
         """A recording; that it is tried out before does not change the running statistics of batch norm."""
+        # The recording keeps nodes of its own stream alive, to which later gradients come from another one, in order.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
         module, buffers = self._module, list(self._module.buffers())
         before = [buffer.clone() for buffer in buffers]
         twin = BatchLoss(module.network, module.parallel, module.dtype)  # recording replaces the `forward` of a module
