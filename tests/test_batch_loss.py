@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tests.conftest import lively_network
 from unet import draw_dropout_masks
-from utils.training.batch_loss import BatchLoss, RecordedBatchLoss
+from utils.runtime.recording import RecordedCall
+from utils.training.batch_loss import BatchLoss
 
 
 class Recorder:
@@ -38,7 +39,7 @@ def make_batch(network: torch.nn.Module, n: int, seed: int) -> tuple[Tensor, Ten
 def test_second_batch_of_a_size_is_recorded():
     network, other = lively_network().train(), lively_network().train()
     record, ordinary = Recorder(), BatchLoss(other, other, None)
-    recorded = RecordedBatchLoss(BatchLoss(network, network, None), record)
+    recorded = RecordedCall(BatchLoss(network, network, None), record)
     for step, n in enumerate((2, 4, 4, 2, 4)):
         batch = make_batch(network, n, step)
         loss, expected = recorded(*batch), ordinary(*batch)
@@ -56,7 +57,7 @@ def test_second_batch_of_a_size_is_recorded():
 def test_nothing_is_recorded_without_a_recorder():
     network = lively_network()  # in evaluation mode: the same statistics each time
     module = BatchLoss(network, network, None)
-    recorded, batch = RecordedBatchLoss(module, None), make_batch(network, 2, 0)
+    recorded, batch = RecordedCall(module, None), make_batch(network, 2, 0)
     for _ in range(3):
         assert torch.equal(recorded(*batch), module(*batch))
 

@@ -7,9 +7,12 @@ al., "Muon is Scalable for LLM Training", 2025, scale it to a fifth of that).
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from utils.runtime.recording import RecordedCall, graph_recorder
 
 _MOMENTUM = 0.95
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: five rounds take singular values in (0.01, 1] to about 1
@@ -32,7 +35,6 @@ class Muon(torch.optim.AdamW):
     def __init__(
         self, network: nn.Module, lr: float, weight_decay: float = 0.5, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.dtype = dtype
         hidden = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)][1:-1]
         known = {id(weight) for weight in hidden}
         rest = [weight for weight in network.parameters() if id(weight) not in known]
@@ -41,6 +43,7 @@ class Muon(torch.optim.AdamW):
             {"params": rest, "orthogonal": False, "weight_decay": 0.01},
         ]
         super().__init__(groups, lr=lr, fused=rest[0].is_cuda or None)
+        self._directions = RecordedCall(partial(orthogonalise_all, dtype), graph_recorder(rest[0].device))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -62,19 +65,26 @@ class Muon(torch.optim.AdamW):
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         updates = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov momentum
 
-        # Matrices with the same shorter side share the products of small square matrices.
-        matrices = [update.movedim(1, -1).flatten(1) for update in updates]  # without a copy of channels-last weights
-        by_side = defaultdict(list)
-        for weight, matrix in zip(weights, matrices, strict=True):
-            by_side[min(matrix.shape)].append((weight, matrix))
+        # Their columns are permuted, so that those of channels-last weights need no copy.
+        directions = self._directions(*(update.movedim(1, -1).flatten(1) for update in updates))
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        for group in by_side.values():
-            orthogonal = orthogonalise([matrix for _, matrix in group], self.dtype)
-            for (weight, matrix), direction in zip(group, orthogonal, strict=True):
-                scale = max(matrix.shape) ** 0.5  # makes the root mean square of the update about 1
-                permuted = weight.movedim(1, -1)
-                permuted.add_(direction.view_as(permuted), alpha=-lr * scale)
-                weight.grad = None  # AdamW skips weights without one
+        for weight, direction in zip(weights, directions, strict=True):
+            permuted = weight.movedim(1, -1)
+            scale = max(direction.shape) ** 0.5  # makes the root mean square of the update about 1
+            permuted.add_(direction.view_as(permuted), alpha=-lr * scale)
+            weight.grad = None  # AdamW skips weights without one
+
+
+@torch.no_grad()
+def orthogonalise_all(dtype: torch.dtype, *matrices: Tensor) -> tuple[Tensor, ...]:
+    """`orthogonalise` of matrices of different sizes, in their order."""
+    by_side = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        by_side[min(matrix.shape)].append(i)
+    results = {}
+    for indices in by_side.values():
+        results |= zip(indices, orthogonalise([matrices[i] for i in indices], dtype), strict=True)
+    return tuple(results[i] for i in range(len(matrices)))
 
 
 def orthogonalise(matrices: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:

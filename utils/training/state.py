@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from utils.runtime.distributed import world_size
-from utils.training.batch_loss import BatchLoss, RecordedBatchLoss
+from utils.runtime.recording import RecordedCall, graph_recorder
+from utils.training.batch_loss import BatchLoss
 from utils.training.data_parallel import data_parallel
 from utils.training.muon import Muon
 
@@ -116,11 +117,11 @@ def new_training_state(
     """
     device = next(network.parameters()).device
     batch_loss = BatchLoss(network, data_parallel(network), dtype)
-    record = torch.cuda.make_graphed_callables if device.type == "cuda" and world_size() == 1 else None
+    record = graph_recorder(device) if world_size() == 1 else None
     optimizer = Muon(network, learning_rate, dtype=dtype or torch.float32)
     return TrainingState(
         network=network,
-        batch_loss=RecordedBatchLoss(batch_loss, record),
+        batch_loss=RecordedCall(batch_loss, record),
         optimizer=optimizer,
         scheduler=OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total_steps, cycle_momentum=False),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
