@@ -17,7 +17,7 @@ Corrupted = tuple[np.ndarray, np.ndarray]
 _JPEG_QUALITY = (60, 35, 20, 10, 5)
 _DEFOCUS_RADIUS = (1.5, 3.0, 4.5, 6.5, 9.0)
 _VIGNETTE_RADIUS = (1.35, 1.22, 1.1, 1.0, 0.88)  # relative to half the shorter side
-_RED, _YELLOW = np.array([0.01, 0.075, 0.052]), np.array([0.01, 0.03, 0.1])  # absorption per strength
+_RED, _YELLOW = np.array([0.01, 0.1, 0.07]), np.array([0.01, 0.035, 0.12])  # absorption per strength
 
 
 # -- filters and fields ------------------------------------------------------------------------------------------------
@@ -109,9 +109,10 @@ def tone_curve(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.ra
 
 
 def skin_colour(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.random.Generator) -> Corrupted:
-    """Redder or yellower skin: a filter that absorbs green and blue, more in some places than in others."""
+    """Redder or yellower skin: a filter that absorbs green and blue, more so in blotches, as of inflamed skin."""
     absorption = (_RED if rng.random() < 0.5 else _YELLOW) * rng.uniform(0.8, 1.2, 3)
-    places = np.clip(1 + 0.14 * noise(rng, image.shape, 28) + 0.05 * noise(rng, image.shape, 6), 0.2, 2)
+    blotches = soft_step(noise(rng, image.shape, 16) + 0.3 * noise(rng, image.shape, 6) - 0.5, 0.6)
+    places = rng.uniform(0.4, 0.7) + 0.7 * blotches + 0.06 * noise(rng, image.shape, 2)
     density = strength * places[..., None] * absorption.astype(np.float32)
     return image * np.exp(-density), classes
 

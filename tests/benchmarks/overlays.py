@@ -84,7 +84,7 @@ def ink(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.random.Ge
     colour = _INKS[rng.integers(len(_INKS))] * rng.uniform(0.85, 1.2, 3)
     centre, radius = _lesion_circle(classes)
     density = np.zeros(classes.shape, dtype=np.float32)
-    widths = (0.6 + 0.14 * strength) * rng.uniform(5, 12, max(_INK_MARKS))
+    widths = (0.5 + 0.2 * strength) * rng.uniform(5, 12, max(_INK_MARKS))
     angles = rng.uniform(0, 2 * np.pi) + 2.4 * np.arange(max(_INK_MARKS)) + rng.uniform(-0.4, 0.4, max(_INK_MARKS))
     kinds = rng.permutation([0, 0, 0, 1, 1, 1, 1, 2, 2])
     sizes = rng.uniform(0.0, 1.0, (max(_INK_MARKS), 2))
@@ -121,7 +121,7 @@ def _mark_distance(
         return np.hypot(u - start * np.cos(along), v - start * np.sin(along))
     if kind == 1:  # outwards, as the cross-hairs that mark where to cut
         return np.hypot(u - np.clip(u, start, start + 18 + 30 * size[1]), v)
-    return np.clip(np.hypot(u - start - 6, v) - 8 * size[1], 0, None)
+    return np.clip(np.hypot(u - start - 6, v) - 14 * size[1] ** 2, 0, None)
 
 
 # -- hair --------------------------------------------------------------------------------------------------------------

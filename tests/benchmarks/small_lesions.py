@@ -16,7 +16,7 @@ def small_lesion(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.
 
     The skin has the low frequencies of the lesion-free parts of the image, matched to the surroundings of the lesion,
     and the texture of its largest lesion-free square. A lesion that a border of the image cuts off stays at that
-    border. The position is random.
+    border; otherwise the position is random. An image whose lesion is as small already is not changed.
 
     Returns:
         Image and classes; None without a lesion, without skin, or if opposite borders cut off the lesion.
