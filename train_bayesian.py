@@ -100,11 +100,11 @@ def split_datasets(
     args: argparse.Namespace, decoded: DecodedPairs, mask_values: list[int]
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """The training set, with random transforms, and the validation set."""
-    from utils.data.augmentation import TrainingTransforms  # torchvision takes a second to import
+    from utils.data.augmentation import training_transforms  # torchvision takes a second to import
 
     training, validation = split_indices(len(decoded.pairs), args.validation, args.seed)
     return (
-        SegmentationDataset(decoded, training, mask_values, TrainingTransforms(args.augmentation)),
+        SegmentationDataset(decoded, training, mask_values, training_transforms(args.augmentation)),
         SegmentationDataset(decoded, validation, mask_values),
     )
 

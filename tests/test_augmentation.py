@@ -1,12 +1,16 @@
 """The training transforms: image and mask stay together, and a seed repeats the random choices."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
 
 from tests.conftest import make_image
-from utils.data.augmentation import STRENGTHS, RandomChannelGain, TrainingTransforms
+from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
+from utils.data.wild_transforms import WildTransforms
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
@@ -14,10 +18,13 @@ def example() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask)) // 255
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_types_shapes_and_classes_are_kept(strength: str):
+NAMES = (*STRENGTHS, "wild")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_shapes_and_classes_are_kept(name: str):
     image, mask = example()
-    transform = TrainingTransforms(strength)
+    transform = training_transforms(name)
     for seed in range(20):
         torch.manual_seed(seed)
         changed, changed_mask = transform(image, mask)
@@ -26,10 +33,12 @@ def test_types_shapes_and_classes_are_kept(strength: str):
         assert set(changed_mask.unique().tolist()) <= {0, 1}
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_mask_moves_with_the_image(strength: str):
+ONLY_MOVED = WildTransforms(colour=0, hair=0, ink=0, ruler=0, bubbles=0, vignette=0, blur=0, noise=0)
+
+
+@pytest.mark.parametrize("transform", [*map(training_transforms, STRENGTHS), ONLY_MOVED, replace(ONLY_MOVED, skin=1)])
+def test_mask_moves_with_the_image(transform: Callable):
     image, mask = example()
-    transform = TrainingTransforms(strength)
     n_moved = 0
     for seed in range(20):
         torch.manual_seed(seed)
@@ -43,9 +52,10 @@ def test_mask_moves_with_the_image(strength: str):
     assert n_moved >= 15
 
 
-def test_seed_repeats_the_transforms():
+@pytest.mark.parametrize("name", NAMES)
+def test_seed_repeats_the_transforms(name: str):
     image, mask = example()
-    transform = TrainingTransforms()
+    transform = training_transforms(name)
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

@@ -226,9 +226,10 @@ def training_parent() -> argparse.ArgumentParser:
     add_with_default(
         recipe,
         "--augmentation",
-        choices=["light", "strong"],
+        choices=["light", "strong", "wild"],
         default="light",
-        help="random transforms of the training images; strong is for 60 epochs or more",
+        help="random transforms of the training images; strong and wild, for images of other sources, take 60 epochs "
+        "or more",
     )
     recipe.add_argument(
         "--classes",

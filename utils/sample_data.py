@@ -9,9 +9,10 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from utils import arguments, cli
+from utils.data.artefacts import draw_bubbles, draw_hairs, vignette
 from utils.data.images import save_png
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.console import progress
@@ -41,10 +42,10 @@ def make_sample(seed: int, size: tuple[int, int] = SIZE) -> tuple[Image.Image, I
     depth, alpha = _lesion_shape(rng, size)
     pixels += (_lesion_colours(rng, size, tone, depth) - pixels) * alpha[..., None]
     if rng.random() < 0.5:
-        pixels *= _dark_corners(rng, size)
+        pixels *= vignette(rng, size)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    image = _draw_hairs(rng, image, int(rng.integers(0, 14)))
-    image = _draw_bubbles(rng, image, int(rng.integers(0, 5)))
+    image = draw_hairs(rng, image, int(rng.integers(0, 14)))
+    image = draw_bubbles(rng, image, int(rng.integers(0, 5)))
     grain = rng.normal(0, 2.2, (height, width, 1))
     image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
     return image, Image.fromarray(((alpha > 0.2) * 255).astype(np.uint8))  # a generous outline, like that of experts
@@ -103,14 +104,6 @@ def _lesion_colours(rng: np.random.Generator, size: tuple[int, int], tone: np.nd
     return colours * (1 - network)[..., None]
 
 
-def _dark_corners(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 1) factors of the vignette of a round lens."""
-    width, height = size
-    y, x = _coordinates(size)
-    distance = np.hypot(x - width / 2, y - height / 2) / (np.hypot(width, height) / 2)
-    return (1 - 0.85 / (1 + np.exp(-(distance - rng.uniform(0.9, 0.98)) / 0.02)))[..., None]
-
-
 def _noise(rng: np.random.Generator, size: tuple[int, int], grains: float) -> np.ndarray:
     """(H, W) smooth random values with a standard deviation of about 1 and that many grains along the shorter side."""
     width, height = size
@@ -118,40 +111,6 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], grains: float) -> np
     coarse = rng.normal(0, 1, (int(np.ceil(height / step)) + 3, int(np.ceil(width / step)) + 3)).astype(np.float32)
     smooth = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
     return np.asarray(smooth) * 1.4
-
-
-def _draw_hairs(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:
-    """Curved dark hairs, anti-aliased by drawing them at four times the size."""
-    if not count:
-        return image
-    width, height = image.size
-    layer = Image.new("L", (4 * width, 4 * height))
-    draw = ImageDraw.Draw(layer)
-    t = np.linspace(0, 1, 60)[:, None]
-    for _ in range(count):
-        a = rng.uniform(-0.1, 1.1, 2) * (width, height)
-        direction = rng.uniform(0, 2 * np.pi)
-        b = a + min(image.size) * rng.uniform(0.4, 1.1) * np.array([np.cos(direction), np.sin(direction)])
-        bend = (a + b) / 2 + rng.normal(0, 0.12, 2) * min(image.size)
-        points = (1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * b
-        draw.line([tuple(p) for p in 4 * points], fill=int(rng.integers(120, 230)), width=int(rng.integers(4, 10)))
-    mask = layer.resize(image.size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(0.6))
-    return Image.composite(Image.new("RGB", image.size, (46, 32, 28)), image, mask)
-
-
-def _draw_bubbles(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:
-    """Bubbles: a bright ring with a darker interior and a highlight."""
-    for _ in range(count):
-        layer = Image.new("L", (4 * image.width, 4 * image.height))
-        draw = ImageDraw.Draw(layer)
-        x, y = 4 * rng.uniform(0.03, 0.97, 2) * image.size
-        r = 4 * min(image.size) * rng.uniform(0.012, 0.04)
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=26, outline=95, width=int(0.14 * r) + 3)
-        g = 0.18 * r
-        draw.ellipse([x - 0.4 * r - g, y - 0.4 * r - g, x - 0.4 * r + g, y - 0.4 * r + g], fill=220)
-        mask = layer.resize(image.size, Image.Resampling.LANCZOS)
-        image = Image.composite(Image.new("RGB", image.size, (255, 250, 246)), image, mask)
-    return image
 
 
 def get_args_parser() -> argparse.ArgumentParser:

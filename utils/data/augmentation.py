@@ -1,11 +1,14 @@
 """The training transforms: random transforms of an image and its mask together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+from utils.data.wild_transforms import WildTransforms
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class TrainingTransforms:
         """Transform an image (3, h, w) uint8 and a mask (h, w) uint8; areas from outside are black and background."""
         image, mask = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+def training_transforms(name: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The transforms of that name, one of `STRENGTHS` or wild."""
+    return WildTransforms() if name == "wild" else TrainingTransforms(name)
 
 
 class RandomChannelGain(v2.Transform):

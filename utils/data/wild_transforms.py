@@ -1,0 +1,165 @@
+"""Training transforms for images of sources that the training images do not come from."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from utils.data.artefacts import draw_bubbles, draw_hairs, draw_ink, draw_ruler, vignette
+
+_HAIR_COLOURS = ((46, 32, 28), (20, 16, 15), (110, 80, 50), (215, 205, 190))
+
+
+@dataclass(frozen=True)
+class WildTransforms:
+    """Random transforms that go far beyond what differs between the images of one source.
+
+    Geometry: all symmetries of the square, rotation, scale (evenly in its logarithm), and translation, with reflected
+    borders or on lesion-free skin. Colour: temperature, tint, brightness, contrast, saturation, gamma. Artefacts:
+    hairs, rulers, ink, bubbles. Optics: round vignettes, black borders, blur, noise. Random numbers come from PyTorch's
+    global random state.
+
+    Attributes:
+        scale: minimum and maximum scale factor.
+        degrees: maximum rotation.
+        shift: maximum translation, as a fraction of the image's side.
+        colour: strength of the changes of colour.
+        hair, ink, ruler, bubbles, vignette, black_border, blur, noise: how often each of them occurs.
+        skin: how often an image that becomes smaller is put on skin instead of its own reflection.
+    """
+
+    scale: tuple[float, float] = (0.35, 1.5)
+    degrees: float = 45.0
+    shift: float = 1 / 3
+    colour: float = 1.0
+    hair: float = 0.33
+    ink: float = 0.25
+    ruler: float = 0.33
+    bubbles: float = 0.1
+    vignette: float = 0.25
+    black_border: float = 0.15
+    blur: float = 0.2
+    noise: float = 0.3
+    skin: float = 0.5
+
+    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform an image (3, h, w) uint8 and a mask (h, w) uint8."""
+        rng = np.random.default_rng(torch.randint(2**62, ()).item())
+        changed, mask = self._move(rng, image.float(), mask)
+        picture = Image.fromarray(self._recolour(rng, changed.permute(1, 2, 0).numpy()))
+        picture = self._draw(rng, picture)
+        pixels = np.asarray(picture)
+        if rng.random() < self.vignette:
+            pixels = pixels * vignette(rng, picture.size, radius=(0.6, 1.0))
+        if rng.random() < self.noise:
+            shape = (*pixels.shape[:2], rng.choice([1, 3]))  # grey or coloured
+            pixels = pixels + rng.normal(0, rng.uniform(1, 8), shape)
+        result = torch.from_numpy(np.clip(np.round(pixels), 0, 255).astype(np.uint8)).permute(2, 0, 1)
+        if rng.random() < self.black_border:
+            return _on_black(result, mask, rng.uniform(0.7, 0.95))
+        return result, mask
+
+    # -- geometry ------------------------------------------------------------------------------------------------------
+
+    def _move(self, rng: np.random.Generator, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        scale = math.exp(rng.uniform(*map(math.log, self.scale)))
+        angle = math.radians(rng.uniform(-self.degrees, self.degrees)) + rng.integers(4) * math.pi / 2
+        flip = rng.choice([-1.0, 1.0])
+        cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+        shift = rng.uniform(-2, 2, 2) * self.shift  # a side is 2 long
+        inverse = torch.tensor([[[cos * flip, -sin * flip, shift[0]], [sin, cos, shift[1]]]], dtype=torch.float32)
+        grid = F.affine_grid(inverse, [1, 1, *mask.shape], align_corners=False)
+        if scale < 0.8:
+            image = _blurred(image, 0.45 / scale - 0.4)  # no aliasing
+        options = {"padding_mode": "reflection", "align_corners": False}
+        moved = F.grid_sample(image[None], grid, mode="bilinear", **options)[0]
+        moved_mask = F.grid_sample(mask[None, None].float(), grid, mode="nearest", **options)[0, 0].to(torch.uint8)
+        if scale < 0.9 and rng.random() < self.skin:
+            return _on_skin(rng, image, mask, moved, moved_mask, grid)
+        return moved, moved_mask
+
+    # -- colour --------------------------------------------------------------------------------------------------------
+
+    def _recolour(self, rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+        """(h, w, 3) float in [0, 255] to uint8."""
+        c = self.colour
+        temperature, tint = rng.uniform(-0.18, 0.18) * c, rng.uniform(-0.10, 0.10) * c
+        gains = np.array([1 + temperature, 1 + tint, 1 - temperature]) * (1 + rng.uniform(-0.3, 0.3) * c)
+        pixels = pixels / 255 * gains
+        mean = pixels.mean(axis=(0, 1), keepdims=True)
+        pixels = mean + (pixels - mean) * (1 + rng.uniform(-0.4, 0.4) * c)  # contrast
+        grey = pixels.mean(axis=2, keepdims=True)
+        pixels = grey + (pixels - grey) * (1 + rng.uniform(-0.5, 0.4) * c)  # saturation
+        pixels = np.clip(pixels, 0, 1) ** math.exp(rng.uniform(-0.35, 0.35) * c)  # gamma
+        return np.round(255 * pixels).astype(np.uint8)
+
+    # -- artefacts -----------------------------------------------------------------------------------------------------
+
+    def _draw(self, rng: np.random.Generator, image: Image.Image) -> Image.Image:
+        if rng.random() < self.ink:
+            image = draw_ink(rng, image)
+        if rng.random() < self.ruler:
+            image = draw_ruler(rng, image)
+        if rng.random() < self.bubbles:
+            image = draw_bubbles(rng, image, int(rng.integers(1, 5)))
+        if rng.random() < self.hair:
+            colour = _HAIR_COLOURS[rng.integers(len(_HAIR_COLOURS))]
+            image = draw_hairs(rng, image, int(rng.integers(1, 25)), colour, rng.uniform(0.8, 2.2))
+        if rng.random() < self.blur:
+            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+        return image
+
+
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    """A (3, h, w) image after a Gaussian blur of `sigma` pixels."""
+    radius = math.ceil(2 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    padded = F.pad(image[None], [radius] * 4, mode="reflect")
+    rows = F.conv2d(padded, kernel[:, :, None], groups=3)
+    return F.conv2d(rows, kernel[..., None], groups=3)[0]
+
+
+def _on_skin(
+    rng: np.random.Generator, image: Tensor, mask: Tensor, moved: Tensor, moved_mask: Tensor, grid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A moved image with its own pixels only, on skin made of a part of the image without lesion."""
+    patch = _lesion_free_patch(rng, image, mask)
+    if patch is None:
+        return moved, moved_mask
+    side = mask.shape[-1]
+    skin = F.interpolate(patch[None], size=[max(8, side // 3)] * 2, mode="bilinear", align_corners=False)
+    skin = F.pad(skin, [skin.shape[-1] - 1] * 4, mode="reflect")[..., :side, :side]
+    skin = F.interpolate(skin, size=list(mask.shape), mode="bilinear", align_corners=False)[0]
+    outside = grid[0].abs().amax(dim=-1)  # 1 at the border of the image
+    opacity = ((1 - outside) / 0.15).clamp(0, 1)
+    lesion = F.max_pool2d(moved_mask[None].float(), 5, 1, 2)[0] * (outside < 1)  # no seam through the lesion
+    opacity = torch.maximum(opacity, lesion)
+    return skin + (moved - skin) * opacity, torch.where(outside < 1, moved_mask, 0)
+
+
+def _lesion_free_patch(rng: np.random.Generator, image: Tensor, mask: Tensor) -> Tensor | None:
+    """A square part of an image with neither lesion nor black corner, as large as possible; None if there is none."""
+    side = mask.shape[-1]
+    for part in (0.4, 0.3, 0.22, 0.15):
+        n = int(part * side)
+        rows, columns = rng.integers(0, side - n + 1, (2, 12))
+        for y, x in zip(rows, columns, strict=True):
+            patch = image[:, y : y + n, x : x + n]
+            if not mask[y : y + n, x : x + n].any() and patch.mean(dim=0).amin() > 60:
+                return patch
+    return None
+
+
+def _on_black(image: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """An image and its mask made smaller, on black, as the views of test-time augmentation are."""
+    size = [round(length * scale) for length in mask.shape]
+    small = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
+    small_mask = F.interpolate(mask[None, None], size=size, mode="nearest")[0, 0]
+    top, left = ((length - part) // 2 for length, part in zip(mask.shape, size, strict=True))
+    padding = [left, mask.shape[1] - size[1] - left, top, mask.shape[0] - size[0] - top]
+    return F.pad(small, padding), F.pad(small_mask, padding)
