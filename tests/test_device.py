@@ -26,12 +26,14 @@ def test_choose_device():
 @pytest.mark.parametrize("name", [None, "cuda", "cuda:0"])
 def test_cuda_device_has_its_index(name: str | None, monkeypatch: pytest.MonkeyPatch):
     """`torch.cuda.set_device` takes no device without one."""
-    chosen = []
+    chosen, threads = [], []
     monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
     monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append(_get_device_index(device)))
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
     assert choose_device(name) == torch.device("cuda:0")
+    assert threads == [1]
     assert chosen == [0]
     assert not torch.backends.cudnn.allow_tf32  # single precision is what it says
 

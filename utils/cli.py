@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 def device_from_args(args: argparse.Namespace) -> tuple[torch.device, torch.dtype | None]:
     """The device that the flags of `arguments.compute_parent` name, and the dtype of mixed precision."""
     device = choose_device(args.device)
-    if device.type != "cpu":
-        torch.set_num_threads(1)  # what is left to the CPU is small; its cores read and write
     return device, amp_dtype(device, args.amp)
 
 

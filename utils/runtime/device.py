@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 def choose_device(name: str | None = None) -> torch.device:
     """The device of that name, with its index; by default the first available one of CUDA, MPS and the CPU.
 
+    With a GPU, PyTorch then uses a single thread of the CPU.
+
     Raises:
         InputError: the device is not available, or several processes are to share one GPU.
     """
@@ -38,6 +40,8 @@ def choose_device(name: str | None = None) -> torch.device:
         available = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         available += ["mps"] * torch.backends.mps.is_available()
         raise InputError(f"device {name} is not available; available: {', '.join([*available, 'cpu'])}") from error
+    if device.type != "cpu":
+        torch.set_num_threads(1)  # what is left to the CPU is small; its cores read and write
     return device
 
 
