@@ -86,7 +86,7 @@ def check_rows(parts: Results) -> list[tuple[str, str, str]]:
             found.append((f"{method}, maps of CPU and GPU, largest difference in grey levels", value, "at most 1"))
     name = "largest relative difference of a loss"
     if name in parts.get("steps", {}):
-        value = f"{100 * parts['steps'][name]:.2f} %"
+        value = f"{100 * parts['steps'][name]:.2g} %"
         found.append(("training steps as a CUDA graph and without one, " + name, value, "at most 1 %"))
     if {"SIGINT", "SIGTERM"} <= parts.get("resume", {}).keys():
         found.append(("trainings stopped by Ctrl-C and by a termination, and resumed", "as expected", "as expected"))
@@ -141,5 +141,5 @@ def fill(path: Path, results: Results) -> None:
     if not begin or not end:
         raise WrongResult(f"{path} has no lines {BEGIN} and {END}")
     path.write_text(
-        f"{before}{begin}Measured on {heading(results)}:\n\n{table(results)}\n\n{end}{after}", encoding="utf-8"
+        f"{before}{begin}Measured on one {heading(results)}:\n\n{table(results)}\n\n{end}{after}", encoding="utf-8"
     )
