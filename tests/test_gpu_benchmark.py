@@ -167,7 +167,8 @@ def test_fill(tmp_path: Path):
     for _ in range(2):
         fill(path, RESULTS)
         assert path.read_text() == (
-            f"before\n{BEGIN}\nMeasured on one GPU, 2 cores, torch 2.0, 2026-01-01:\n\n{table(RESULTS)}\n\n{END}\nafter\n"
+            f"before\n{BEGIN}\nMeasured on one GPU, 2 cores, torch 2.0, 2026-01-01:\n\n"
+            f"{table(RESULTS)}\n\n{END}\nafter\n"
         )
     path.write_text(f"{BEGIN}\n")
     with pytest.raises(WrongResult, match="has no lines"):
