@@ -11,7 +11,7 @@ from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Softmax
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, find_items
+from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
 
 
@@ -23,12 +23,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # The images, the model, and the ground truth
-    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    items = cli.items_from_args(args)
     model, dtype = cli.model_from_args(args)
     sampler = Softmax(args.batch_size, dtype)
     ground_truth = None
     if args.mask_dir:
-        ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, evaluate_probs=False)
+        ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, False, args.mask_suffix)
 
     # What is done with each prediction
     def save(item: Item, prediction: Prediction) -> list[Path]:
@@ -46,7 +46,8 @@ def main(args: argparse.Namespace) -> int:
     # The record of finished images, with what has to be equal for an interrupted run to be resumed
     journal = None
     if not args.no_save:
-        settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "weights": model.fingerprint()}
+        settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
+        settings["weights"] = model.fingerprint()
         journal = Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing)
 
     # Loop over the images, report

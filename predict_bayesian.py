@@ -7,7 +7,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from utils import arguments, cli
+from utils import arguments, cli, pairing_arguments
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
 from utils.inference.samplers import MCDropout, Softmax, calibrated
@@ -53,6 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of ground-truth masks: adds ground truth, errors, Dice and Jaccard to the figures",
     )
+    pairing_arguments.add_mask_suffix(parser)
     arguments.add_float_flags(parser)
     parser.add_argument("--figure", type=Path, metavar="FILE", help="figure of all images, .png, one row each")
     return parser
@@ -60,7 +61,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # The images and their output files, the model, the method, the ground truth
-    images = find_single_images(args.input, args.output, args.output_dir, args.figure, saving=not args.no_save)
+    masks = (args.mask_dir, args.mask_suffix)
+    images = find_single_images(args.input, args.output, args.output_dir, args.figure, not args.no_save, masks)
     model, dtype = cli.model_from_args(args)
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     if args.mc <= 1:
@@ -75,7 +77,9 @@ def main(args: argparse.Namespace) -> int:
         save_npy=args.save_npy,
     )
     items = [item for item, _ in images]
-    ground_truth = GroundTruth(items, args.mask_dir, model.mask_values) if args.mask_dir else None
+    ground_truth = None
+    if args.mask_dir:
+        ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, mask_suffix=args.mask_suffix)
     report, rows, summaries = Report(), [], defaultdict(list)
 
     # Loop over the images: predict, compare, save, show
@@ -116,6 +120,7 @@ def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) 
     prediction, target = result.prediction, None
     if ground_truth:
         target = ground_truth.read(item, prediction.classes.shape)
+    if target is not None:
         n_classes = len(ground_truth.mask_values)
         prediction.scores |= segmentation_scores(prediction.classes, target, n_classes)
     caption = format_scores(item.key, prediction.scores)

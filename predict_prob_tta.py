@@ -4,7 +4,6 @@ import argparse
 
 from utils import arguments, cli
 from utils.inference.samplers import TestTimeAugmentation
-from utils.pipeline.items import find_items
 from utils.pipeline.probability_maps import predict_probabilities
 
 
@@ -25,7 +24,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    items = cli.items_from_args(args)
     model, dtype = cli.model_from_args(args)
     sampler = TestTimeAugmentation(args.batch_size, dtype, shrink=args.shrink)
     return predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))

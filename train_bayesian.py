@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
 
     # Data: decode, split, batch
-    decoded = load_pairs(args.imgs_dir, args.masks_dir, DEFAULT_INPUT_SIZE, args.cache_dir)
+    decoded = load_pairs(args.imgs_dir, args.masks_dir, DEFAULT_INPUT_SIZE, args.cache_dir, cli.pairing_options(args))
     resumed = args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume
     network = cli.network_from_args(args, resumed).to(device, memory_format=torch.channels_last)
     mask_values = decoded.mask_values(network.n_classes)

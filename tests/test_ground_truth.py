@@ -56,10 +56,13 @@ def test_masks_that_do_not_fit(tmp_path: Path):
     target = ground_truth.read(items[0], (16, 20))
     assert ground_truth.compare(items[0], target, target)["dice"] == 1
     assert ground_truth.packed == {}
-    with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* 20x16"):
+    with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* has 20x16"):
         ground_truth.read(items[0], (16, 30))
     with pytest.raises(InputError, match="contains the value 255"):
         GroundTruth(items, masks, [0, 7], evaluate_probs=False).read(items[0], (16, 20))
     (masks / "SKIN_001_Segmentation.png").unlink()
-    with pytest.raises(InputError, match="SKIN_001"):
+    partial = GroundTruth(items, masks, [0, 255])
+    assert [partial.read(item, (16, 20)) is None for item in items] == [False, True]
+    (masks / "SKIN_000_Segmentation.png").rename(masks / "other.png")
+    with pytest.raises(InputError, match="no image has a mask"):
         GroundTruth(items, masks, [0, 255])

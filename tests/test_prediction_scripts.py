@@ -88,7 +88,14 @@ def test_ground_truth_is_missing_or_of_another_size(model_file: Path, images: tu
     assert "5x5" in result.stderr
     assert "3 images compared with" in result.stdout
     (masks / "SKIN_002_Segmentation.png").unlink()
-    assert_one_clear_line(run_script("predict.py", *arguments), "SKIN_002.jpg: no mask")
+    result = run_script("predict.py", *arguments)
+    assert result.returncode == 1
+    assert "3 of 4 images have a mask in" in result.stderr
+    assert "2 of 3 images compared with" in result.stdout
+    assert (tmp_path / "o" / "SKIN_002_OUT.png").exists()
+    for path in masks.iterdir():
+        path.rename(masks / f"x{path.name}")
+    assert_one_clear_line(run_script("predict.py", *arguments), "no image has a mask", "SKIN_000.jpg", "xSKIN_000")
 
 
 @pytest.mark.parametrize("script", PROB_SCRIPTS)

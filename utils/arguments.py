@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.cache import DEFAULT_CACHE_DIR
-from utils.data.images import IMAGE_EXTENSIONS
 from utils.inference.samplers import DEFAULT_BATCH_SIZE
+from utils.pairing_arguments import add_extensions, add_mask_suffix, add_pairing_flags
 from utils.training.tracking import MODES
 
 DEFAULT_MODEL = Path("pretrained_model.pth")
@@ -106,7 +106,7 @@ def model_parent() -> argparse.ArgumentParser:
 
 
 def folder_parent() -> argparse.ArgumentParser:
-    """--input-dir, --output-dir, --mask-dir, --ext, --skip-existing, --recursive."""
+    """--input-dir, --output-dir, --mask-dir, --mask-suffix, --ext, --skip-existing, --recursive."""
     parent = _parent()
     group = parent.add_argument_group("images")
     group.add_argument("--input-dir", type=Path, required=True, metavar="DIR", help="folder of images")
@@ -117,13 +117,8 @@ def folder_parent() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of ground-truth masks; the metrics are written to metrics.csv and metrics.json",
     )
-    group.add_argument(
-        "--ext",
-        nargs="+",
-        default=IMAGE_EXTENSIONS,
-        metavar=".EXT",
-        help=f"file extensions of images (default: {' '.join(IMAGE_EXTENSIONS)})",
-    )
+    add_mask_suffix(group)
+    add_extensions(group)
     group.add_argument(
         "--skip-existing",
         action="store_true",
@@ -270,14 +265,15 @@ def _add_run_flags(parent: argparse.ArgumentParser) -> None:
 
 
 def training_folders_parent() -> argparse.ArgumentParser:
-    """--imgs-dir, --masks-dir, --cache-dir."""
+    """--imgs-dir, --masks-dir, --mask-suffix, --ext, --recursive, --skip-unusable, --cache-dir."""
     parent = _parent()
     folders = parent.add_argument_group("folders")
     for flag, default, content in (
         ("--imgs-dir", Path("data/imgs"), "folder of images"),
-        ("--masks-dir", Path("data/masks"), "folder of masks, NAME.* or NAME_Segmentation.* for the image NAME.jpg"),
+        ("--masks-dir", Path("data/masks"), "folder of masks; it may be that of the images"),
     ):
         add_with_default(folders, flag, type=Path, default=default, metavar="DIR", help=content)
+    add_pairing_flags(folders)
     folders.add_argument(
         "--cache-dir",
         type=Path,

@@ -26,7 +26,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     model, dtype = cli.model_from_args(args)
-    decoded = load_pairs(args.imgs_dir, args.masks_dir, model.input_size, args.cache_dir)
+    pairing = cli.pairing_options(args)
+    decoded = load_pairs(args.imgs_dir, args.masks_dir, model.input_size, args.cache_dir, pairing)
     dataset = SegmentationDataset(decoded, held_out_indices(model, len(decoded.pairs)), model.mask_values)
     logger.info("Fitting on %d images", len(dataset))
     temperatures = fit_temperatures(model, dataset, args.batch_size, dtype)

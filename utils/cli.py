@@ -16,6 +16,8 @@ import torch
 from unet import BayesianUNet
 from utils.arguments import DEFAULT_MODEL
 from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
+from utils.data.pairing import PairingOptions
+from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.runtime import distributed
 from utils.runtime.console import ConsoleHandler, set_log_level
@@ -92,9 +94,20 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
     return model.network
 
 
+def items_from_args(args: argparse.Namespace) -> list[Item]:
+    """The images that the flags of `arguments.folder_parent` name."""
+    folders = (args.input_dir, args.output_dir, args.ext, args.recursive)
+    return find_items(*folders, args.mask_dir, args.mask_suffix)
+
+
+def pairing_options(args: argparse.Namespace) -> PairingOptions:
+    """How the flags of `arguments.training_folders_parent` pair images and masks."""
+    return PairingOptions(args.mask_suffix, args.recursive, args.ext, args.skip_unusable)
+
+
 def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
     """The options that the flags of `arguments.probability_parent` and `arguments.folder_parent` give."""
-    names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "skip_existing")
+    names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "skip_existing")
     return ProbabilityMapOptions(**{name: getattr(args, name) for name in names}, model_name=str(args.model))
 
 

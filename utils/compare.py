@@ -8,14 +8,15 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from utils import arguments, cli
+from utils import arguments, cli, pairing_arguments
+from utils.data.fitting import MaskFitter
 from utils.data.images import read_image
 from utils.data.masks import mask_to_classes, read_mask
 from utils.data.pairing import find_masks
@@ -59,6 +60,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("results", nargs="+", type=Path, metavar="OUT", help="output folder of a predict_prob script")
     parser.add_argument("--imgs-dir", type=Path, required=True, metavar="DIR", help="the images")
     parser.add_argument("--masks-dir", type=Path, required=True, metavar="DIR", help="their ground-truth masks")
+    pairing_arguments.add_mask_suffix(parser)
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for the table and the figures")
     arguments.add_with_default(
         parser, "--rows", type=arguments.integer(1, 50), default=4, metavar="N", help="number of images shown"
@@ -75,8 +77,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     results = read_results(args.results)
     folders = dict(zip(results, args.results, strict=True))
-    names = args.images or spread_over_confidence(args.results[0] / "summary.csv", args.rows)
-    rows = [comparison_row(name, results, folders, args.imgs_dir, args.masks_dir) for name in names]
+    summary = args.results[0] / "summary.csv"
+    images = {PurePosixPath(name): args.imgs_dir / name for name in read_names(summary)}
+    masks = find_masks(images, args.masks_dir, args.mask_suffix)
+    names = args.images or spread_over_confidence(summary, args.rows, {str(name) for name in masks})
+    rows = [comparison_row(name, results, folders, args.imgs_dir, masks) for name in names]
 
     table = format_table(results)
     with atomic_file(args.output_dir / "comparison.md") as file:
@@ -155,8 +160,8 @@ def _look_up(result: Mapping[str, Any], path: Sequence[str]) -> float | None:
     return result
 
 
-def spread_over_confidence(summary: Path, count: int) -> list[str]:
-    """Names of images from the least to the most confident, at equal steps of their order in a summary.
+def read_names(summary: Path) -> list[str]:
+    """Names of the images of a summary, from the least to the most confident.
 
     Raises:
         InputError: there is no such file.
@@ -164,22 +169,46 @@ def spread_over_confidence(summary: Path, count: int) -> list[str]:
     names = [row["image"] for row in read_summary(summary)]
     if not names:
         raise InputError(f"{summary} is missing: run the predict_prob script again")
+    return names
+
+
+def spread_over_confidence(summary: Path, count: int, labelled: Container[str] | None = None) -> list[str]:
+    """Names of images from the least to the most confident, at equal steps of their order in a summary.
+
+    Args:
+        summary: its file.
+        count: number of images.
+        labelled: the images among which they are chosen; None for all.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    names = [name for name in read_names(summary) if labelled is None or name in labelled]
     return [names[i] for i in sorted({round(i) for i in np.linspace(0, len(names) - 1, min(count, len(names)))})]
 
 
 def comparison_row(
-    name: str, results: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path], imgs_dir: Path, masks_dir: Path
+    name: str,
+    results: Mapping[str, Mapping[str, Any]],
+    folders: Mapping[str, Path],
+    imgs_dir: Path,
+    masks: Mapping[PurePath, Sequence[Path]],
 ) -> FigureRow:
     """The row of an image, with the maps that each method has written.
 
     Args:
         name: of the image, relative to `imgs_dir`.
         results, folders: metrics and output folder of each method, by its display name.
-        imgs_dir, masks_dir: folders of the images and of the ground truth.
+        imgs_dir: folder of the images.
+        masks: the ground truth of each image, from `find_masks`.
+
+    Raises:
+        InputError: a file is missing, or the image has no mask.
     """
     relative = PurePosixPath(name)
     image = read_image(imgs_dir / relative)
-    mask_path = find_masks([relative], masks_dir)[relative]
+    if relative not in masks:
+        raise InputError(f"{name} has no mask")
     step = reduction(image.size)
     maps = {}
     for title, folder in folders.items():
@@ -188,7 +217,8 @@ def comparison_row(
         probability = read_mask(probability_path)[step] / 255
         maps[title] = (probability, read_entropy(probability_path, probability, run, step))
     mask_values = run["mask_values"]
-    target = mask_to_classes(read_mask(mask_path), mask_values, str(mask_path))
+    mask = MaskFitter().fit({path: read_mask(path) for path in masks[relative]}, image.size)
+    target = mask_to_classes(mask, mask_values, str(masks[relative][0]))
     return FigureRow(np.asarray(image)[step], target[step], maps, n_classes=len(mask_values), caption=relative.name)
 
 

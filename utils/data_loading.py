@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from utils.data.cache import DEFAULT_CACHE_DIR, decode_pairs
 from utils.data.decoding import DecodedPairs
-from utils.data.pairing import pair_files
+from utils.data.pairing import PairingOptions, pair_files
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
@@ -24,7 +24,11 @@ from utils.runtime.signals import leave_signal_group
 
 
 def load_pairs(
-    imgs_dir: Path, masks_dir: Path, size: tuple[int, int], cache_dir: Path | None = DEFAULT_CACHE_DIR
+    imgs_dir: Path,
+    masks_dir: Path,
+    size: tuple[int, int],
+    cache_dir: Path | None = DEFAULT_CACHE_DIR,
+    options: PairingOptions | None = None,
 ) -> DecodedPairs:
     """The images and masks of two folders at the network's input size; of several processes the main one decodes.
 
@@ -32,13 +36,15 @@ def load_pairs(
         imgs_dir, masks_dir: the folders, paired as by `pair_files`.
         size: width and height of the network's input.
         cache_dir: where the decoded files are kept for the next run.
+        options: how they are paired.
 
     Raises:
-        InputError: files that do not pair or cannot be read; all are listed.
+        InputError: files that do not pair or cannot be read.
     """
-    pairs = pair_files(imgs_dir, masks_dir)
+    options = options or PairingOptions()
+    pairs = pair_files(imgs_dir, masks_dir, options)
     with distributed.main_first():
-        return decode_pairs(pairs, size, cache_dir)
+        return decode_pairs(pairs, size, cache_dir, options.skip_unusable)
 
 
 def split_indices(n: int, validation_percent: float, seed: int) -> tuple[list[int], list[int]]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from utils import arguments, cli
-from utils.data.images import READABLE_EXTENSIONS, read_image
+from utils.data.images import IMAGE_EXTENSIONS, read_image
 from utils.data.pairing import pair_files
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.console import progress
@@ -103,7 +103,7 @@ def count_images(folder: Path) -> int:
     Raises:
         InputError: some do not belong to the challenge.
     """
-    paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() in READABLE_EXTENSIONS]
+    paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_EXTENSIONS]
     others = [path.name for path in paths if not _NAME.fullmatch(path.name)]
     if others:
         raise InputError(

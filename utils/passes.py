@@ -25,7 +25,7 @@ from utils.metrics.segmentation import segmentation_scores
 from utils.metrics.selective import aurc
 from utils.metrics.uncertainty import ImageScores, entropy
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, find_items
+from utils.pipeline.items import Item
 from utils.pipeline.report import Report
 from utils.runtime.atomic_files import write_csv
 from utils.runtime.console import progress
@@ -49,9 +49,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     if args.mask_dir is None:
         raise InputError("--mask-dir is required: the passes are evaluated against ground truth")
-    items = find_items(args.input_dir, args.output_dir, args.ext, args.recursive)
+    items = cli.items_from_args(args)
     model, dtype = cli.model_from_args(args)
-    ground_truth = GroundTruth(items, args.mask_dir, model.mask_values)
+    ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, mask_suffix=args.mask_suffix)
+    items = [item for item in items if item.name in ground_truth.paths]
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     sampler.check(model)
     numbers = [t for t in NUMBERS_OF_PASSES if t < args.mc] + [args.mc]

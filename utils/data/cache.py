@@ -12,7 +12,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from utils.data.pairing import Pair
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_DIR = Path(__file__).resolve().parents[2] / "data" / ".cache"
-_VERSION = 1  # to be incremented when the cached arrays change
+_VERSION = 2  # to be incremented when the cached arrays change
 _ABANDONED_AFTER = 86400  # seconds, after which an unfinished folder counts as abandoned
 
 
@@ -31,6 +30,7 @@ def decode_pairs(
     pairs: Sequence[Pair],
     size: tuple[int, int],
     cache_dir: Path | str | None = DEFAULT_CACHE_DIR,
+    skip_unusable: bool = False,
 ) -> DecodedPairs:
     """Every image and mask at the network's input size.
 
@@ -39,19 +39,20 @@ def decode_pairs(
         size: width and height of the network's input.
         cache_dir: where the arrays are kept for the next run; if None, or if it cannot be written, they are in memory
             only.
+        skip_unusable: continue without pairs that cannot be used.
 
     Raises:
         InputError: files that cannot be read, or pairs of different sizes; all are listed.
     """
-    fingerprints = [_fingerprint(pair.image) + _fingerprint(pair.mask) for pair in pairs]
+    fingerprints = [[_fingerprint(path) for path in (pair.image, *pair.masks)] for pair in pairs]
     if cache_dir is None:
-        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None)
+        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, skip_unusable)
 
     # The cache of exactly these files, if it exists and is intact.
     cache_dir = Path(cache_dir)
-    folders = sorted({str(path.parent.resolve()) for pair in pairs for path in astuple(pair)})
+    folders = [os.path.commonpath([os.path.dirname(files[i][0]) for files in fingerprints]) for i in (0, 1)]
     dataset = _digest([_VERSION, size, folders])
-    folder = cache_dir / f"{dataset}-{_digest(fingerprints)}"
+    folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable])}"
     cached = _load(folder, pairs)
     if cached is not None:
         return cached
@@ -62,12 +63,15 @@ def decode_pairs(
     building = _new_folder(folder, len(pairs), size)
     arrays = _new_arrays(len(pairs), size) if building is None else _memory_map(building, "r+")
     try:
-        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None)
+        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, skip_unusable)
         if building is None:
             return decoded
         for array in arrays.values():
             array.flush()
-        (building / "index.json").write_text(json.dumps({"files": fingerprints, "values": decoded.values}))
+        kept = set(decoded.pairs)
+        usable = [i for i, pair in enumerate(pairs) if pair in kept]
+        index = {"usable": usable, "files": [fingerprints[i] for i in usable], "values": decoded.values}
+        (building / "index.json").write_text(json.dumps(index))
     except BaseException:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
@@ -88,29 +92,31 @@ def _decode(
     fingerprints: list[list],
     arrays: dict[str, np.ndarray],
     earlier: Path | None,
+    skip_unusable: bool,
 ) -> DecodedPairs:
     """Decode the pairs into arrays; those whose files have not changed are copied from an earlier cache."""
     decoder = PairDecoder(pairs, arrays)
-    source = _load(earlier, pairs) if earlier else None
-    rows = {tuple(files): row for row, files in enumerate(_index(earlier)["files"])} if source else {}
+    source = _load(earlier) if earlier else None
+    rows = {json.dumps(files): row for row, files in enumerate(_index(earlier)["files"])} if source else {}
     todo = []
     for i, files in enumerate(fingerprints):
-        row = rows.get(tuple(files))
+        row = rows.get(json.dumps(files))
         if row is None:
             todo.append(i)
         else:
             decoder.reuse(i, source, row)
-    decoder.decode_all(todo)
+    decoder.decode_all(todo, skip_unusable)
     return decoder.decoded
 
 
 def _fingerprint(path: Path) -> list:
-    """Name, size and modification time of a file."""
+    """Path, size and modification time of a file."""
+    name = os.path.join(os.path.realpath(path.parent), path.name)
     try:
         status = path.stat()
     except OSError:  # reading the file will report why
-        return [path.name, -1, -1]
-    return [path.name, status.st_size, status.st_mtime_ns]
+        return [name, -1, -1]
+    return [name, status.st_size, status.st_mtime_ns]
 
 
 def _digest(value: list) -> str:
@@ -157,9 +163,15 @@ def _index(folder: Path) -> dict:
     return json.loads((folder / "index.json").read_text())
 
 
-def _load(folder: Path, pairs: Sequence[Pair]) -> DecodedPairs | None:
-    """The cache in a folder; None if there is none, or a damaged one."""
+def _load(folder: Path, pairs: Sequence[Pair] = ()) -> DecodedPairs | None:
+    """The cache in a folder, of those of the pairs that can be used; None if there is none, or a damaged one."""
     try:
-        return DecodedPairs(list(pairs), values=_index(folder)["values"], **_memory_map(folder, "r"))
+        index = _index(folder)
+        arrays = _memory_map(folder, "r")
     except (OSError, ValueError):
         return None
+    usable = [pairs[i] for i in index["usable"]] if pairs else []
+    if len(usable) < len(pairs):
+        logger.warning("%d of %d pairs cannot be used, and are skipped", len(pairs) - len(usable), len(pairs))
+    n = len(index["usable"])
+    return DecodedPairs(usable, values=index["values"], **{name: array[:n] for name, array in arrays.items()})

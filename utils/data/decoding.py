@@ -1,5 +1,6 @@
 """Decode all pairs of a dataset into arrays at the network's input size, in threads."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from utils.data.fitting import MaskFitter
 from utils.data.images import read_image
 from utils.data.masks import classes_of_values, infer_mask_values, read_mask
-from utils.data.pairing import Pair, size_problem
+from utils.data.pairing import Pair
 from utils.data.preprocessing import preprocess
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError, bulleted
 from utils.runtime.threads import usable_cores
+
+logger = logging.getLogger(__name__)
 
 MAX_VALUES = 256  # distinct values in the masks of a dataset, so that their indices are bytes
 
@@ -75,6 +79,7 @@ class PairDecoder:
 
     def __init__(self, pairs: Sequence[Pair], arrays: dict[str, np.ndarray]) -> None:
         self.decoded = DecodedPairs(list(pairs), values=[], **arrays)
+        self._fitter = MaskFitter()
         self._lock = threading.Lock()
 
     def reuse(self, i: int, source: DecodedPairs, row: int) -> None:
@@ -88,13 +93,11 @@ class PairDecoder:
     def decode(self, i: int) -> str | None:
         """Decode pair i from its files; returns what is wrong with the pair, or None."""
         target, pair = self.decoded, self.decoded.pairs[i]
-        problem = size_problem(pair)
-        if problem:
-            return problem
         height, width = target.masks.shape[1:]
         try:
-            target.images[i] = preprocess(read_image(pair.image), (width, height)).permute(1, 2, 0).numpy()
-            mask = read_mask(pair.mask)
+            image = read_image(pair.image)
+            mask = self._fitter.fit({path: read_mask(path) for path in pair.masks}, image.size)
+            target.images[i] = preprocess(image, (width, height)).permute(1, 2, 0).numpy()
             found, pixels = np.unique(mask, return_counts=True)
             indices = self._indices(found.tolist())
         except InputError as error:
@@ -104,17 +107,32 @@ class PairDecoder:
         target.masks[i] = indices[np.searchsorted(found, resized)]
         return None
 
-    def decode_all(self, todo: Sequence[int]) -> None:
-        """Decode these pairs from their files, in threads.
+    def decode_all(self, todo: Sequence[int], skip_unusable: bool = False) -> None:
+        """Decode these pairs from their files, in threads, and remove those that are skipped from `decoded`.
 
         Raises:
-            InputError: pairs that cannot be used; all are listed.
+            InputError: pairs cannot be used, and are not to be skipped, or none is left; all are listed.
         """
         with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             results = progress(pool.map(self.decode, todo), total=len(todo), desc="Decoding", unit="pair")
-            problems = [problem for problem in results if problem]
+            problems = {i: problem for i, problem in zip(todo, results, strict=True) if problem}
+        self._fitter.log()
+        n = len(self.decoded.pairs)
+        title, listed = f"{len(problems)} of {n} pairs cannot be used", list(problems.values())
+        if problems and not (skip_unusable and len(problems) < n):
+            raise InputError(bulleted(title, listed))
         if problems:
-            raise InputError(bulleted(f"{len(problems)} of {len(self.decoded.pairs)} pairs cannot be used", problems))
+            logger.warning("%s", bulleted(f"{title}, and are skipped", listed, limit=10))
+            self._keep([i for i in range(n) if i not in problems])
+
+    def _keep(self, usable: Sequence[int]) -> None:
+        """Keep these pairs, and move their rows to the beginning of the arrays."""
+        self.decoded.pairs = [self.decoded.pairs[i] for i in usable]
+        for name in array_layout(0, (0, 0)):
+            array = getattr(self.decoded, name)
+            for row, i in enumerate(usable):
+                array[row] = array[i]
+            setattr(self.decoded, name, array[: len(usable)])
 
     def _indices(self, found: list[int]) -> np.ndarray:
         """The indices of mask values in `values`, to which new values are appended."""

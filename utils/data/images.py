@@ -1,5 +1,6 @@
 """Image files: list, read, write."""
 
+import logging
 import os
 import struct
 import zlib
@@ -13,9 +14,14 @@ from PIL import Image, ImageOps
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.errors import InputError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
-READABLE_EXTENSIONS = (*IMAGE_EXTENSIONS, ".webp", ".gif", ".jfif", ".jp2", ".ppm", ".pgm", ".pbm", ".tga")
+logger = logging.getLogger(__name__)
 
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp"),
+    *(".webp", ".gif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".tga"),
+)
+
+_SUPERPIXELS = "_superpixels"  # ends the stems of ISIC 2017's label maps, which lie among the images
 _CHALLENGE_FOLDERS = ("imgs", "masks", "imgs_test", "masks_test")  # in data/
 
 # What Pillow and its plugins raise on files that are not images, or are damaged.
@@ -38,7 +44,7 @@ _ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and heig
 def list_images(
     folder: Path | str, extensions: Iterable[str] = IMAGE_EXTENSIONS, recursive: bool = False, advice: str = ""
 ) -> list[Path]:
-    """The image files of a folder, sorted; hidden files and other file types are ignored.
+    """The image files of a folder, sorted; hidden files, superpixels and other file types are ignored.
 
     Args:
         folder: where to look.
@@ -69,7 +75,10 @@ def list_images(
         if folder.name in _CHALLENGE_FOLDERS:
             advice += "; python -m utils.download_isic downloads the images and masks of the challenge"
         raise InputError(f"{folder} contains no image (looked for {' '.join(sorted(suffixes))}){advice}")
-    return sorted(found)
+    images = [path for path in found if not path.stem.lower().endswith(_SUPERPIXELS)]
+    if len(images) < len(found):
+        logger.info("%d files *%s in %s are passed over", len(found) - len(images), _SUPERPIXELS, folder)
+    return sorted(images or found)
 
 
 def _raise_unreadable(error: OSError) -> None:

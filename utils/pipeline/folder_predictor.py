@@ -96,9 +96,11 @@ class FolderPredictor:
     def _finished_rows(self) -> dict[str, dict[str, Any]]:
         if self.journal is None:
             return {}
-        if self.ground_truth:
-            self.ground_truth.packed |= self.journal.packed
-        return dict(self.journal.rows)
+        if self.ground_truth is None:
+            return dict(self.journal.rows)
+        self.ground_truth.packed |= self.journal.packed
+        labelled = {name.as_posix() for name in self.ground_truth.paths}  # a mask may have been added or removed
+        return {key: row for key, row in self.journal.rows.items() if ("dice" in row) == (key in labelled)}
 
     def _predict_share(self, share: Sequence[Item]) -> None:
         """Read, predict and save images in threads, and show them in the main thread."""
@@ -165,7 +167,7 @@ class FolderPredictor:
         with self._report.isolating(item.key):
             files = self.save(item, prediction)
             scores, packed = {}, None
-            if self.ground_truth:
+            if target is not None:
                 scores = self.ground_truth.compare(item, target, prediction.classes, prediction.counts)
                 packed = self.ground_truth.packed.get(item.key)
             row = {"image": item.key, **scores, **prediction.scores}
@@ -185,12 +187,12 @@ class FolderPredictor:
     def _merged_report(self, items: Sequence[Item]) -> Report:
         """The report of all processes, in the order of the images."""
         parts = distributed.all_gather(
-            (self._rows, self._report.failures, self.ground_truth.packed if self.ground_truth else {})
+            (self._rows, self._report.failures, *(self.ground_truth.share() if self.ground_truth else ()))
         )
-        rows = {key: row for rows, _, _ in parts for key, row in rows.items()}
-        failures = [failure for _, failures, _ in parts for failure in failures]
-        for _, _, packed in parts if self.ground_truth else ():
-            self.ground_truth.packed |= packed
+        rows = {key: row for rows, *_ in parts for key, row in rows.items()}
+        failures = [failure for _, failures, *_ in parts for failure in failures]
+        if self.ground_truth:
+            self.ground_truth.merge([share for _, _, *share in parts])
         report = Report([rows[item.key] for item in items if item.key in rows], failures)
         assert len(report.rows) + len(report.failures) == len(items), "an image is neither done nor failed"
         return report

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.data.fitting import MaskFitter
 from utils.data.masks import mask_to_classes, read_mask
 from utils.data.pairing import find_masks
 from utils.metrics.evaluation import evaluate_set
@@ -13,7 +14,6 @@ from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
-from utils.runtime.errors import InputError
 
 
 class GroundTruth:
@@ -24,33 +24,41 @@ class GroundTruth:
         mask_dir: folder of the masks, which are found as by `utils.data.pairing.find_masks`.
         mask_values: the value of class 0, 1, ... in them.
         evaluate_probs: evaluate the probabilities of a prediction, not only its mask.
+        mask_suffix: how the masks are named, see `PairingOptions`.
 
     Attributes:
+        paths: the masks of each image that has any, by its name.
+        fitter: what it says of the sizes of the masks.
         packed: by an image's key its `PixelCounts.pack()`.
 
     Raises:
-        InputError: a mask is missing.
+        InputError: no image has a mask, or the masks of one are ambiguous.
     """
 
     def __init__(
-        self, items: Sequence[Item], mask_dir: Path, mask_values: Sequence[int], evaluate_probs: bool = True
+        self,
+        items: Sequence[Item],
+        mask_dir: Path,
+        mask_values: Sequence[int],
+        evaluate_probs: bool = True,
+        mask_suffix: str | None = None,
     ) -> None:
         self.mask_dir, self.mask_values, self.evaluate_probs = mask_dir, mask_values, evaluate_probs
-        self.paths = find_masks([item.name for item in items], mask_dir)
+        self.paths = find_masks({item.name: item.path for item in items}, mask_dir, mask_suffix)
+        self.fitter = MaskFitter()
         self.packed: dict[str, bytes] = {}
 
-    def read(self, item: Item, shape: tuple[int, int]) -> np.ndarray:
-        """The (H, W) uint8 class indices of an image.
+    def read(self, item: Item, shape: tuple[int, int]) -> np.ndarray | None:
+        """The (H, W) uint8 class indices of an image; None if it has no mask.
 
         Raises:
             InputError: the mask cannot be read, contains a value that belongs to no class, or has another size.
         """
-        path = self.paths[item.name]
-        target = mask_to_classes(read_mask(path), self.mask_values, str(path))
-        if target.shape != shape:
-            (height, width), (mask_height, mask_width) = shape, target.shape
-            raise InputError(f"it has {width}x{height} pixels, its mask {path} {mask_width}x{mask_height}")
-        return target
+        paths, (height, width) = self.paths.get(item.name), shape
+        if paths is None:
+            return None
+        mask = self.fitter.fit({path: read_mask(path) for path in paths}, (width, height))
+        return mask_to_classes(mask, self.mask_values, str(paths[0]))
 
     def compare(
         self, item: Item, target: np.ndarray, classes: np.ndarray, counts: PixelCounts | None = None
@@ -69,8 +77,17 @@ class GroundTruth:
             self.packed[item.key] = counts.pack()
         return scores
 
+    def share(self) -> tuple[dict[str, bytes], list[str]]:
+        """What this process has gathered, for `merge`."""
+        return self.packed, self.fitter.resized
+
+    def merge(self, shares: Sequence[tuple[dict[str, bytes], list[str]]]) -> None:
+        """Take over what all processes have gathered."""
+        self.packed = {key: packed for part, _ in shares for key, packed in part.items()}
+        self.fitter.resized = [line for _, lines in shares for line in lines]
+
     def evaluate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`evaluate_set` of the compared images with these rows."""
+        """`evaluate_set` of compared images, which have these rows."""
         if not self.packed:
             return evaluate_set(rows)
         coarse, total = [], None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from utils.data.images import list_images
+from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,15 @@ def sibling(path: Path, suffix: str) -> Path:
     return path.with_name(path.stem + suffix)
 
 
-def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], recursive: bool = False) -> list[Item]:
-    """The images of a folder; those in an output folder within it are ignored.
+def find_items(
+    input_dir: Path,
+    output_dir: Path,
+    extensions: Iterable[str],
+    recursive: bool = False,
+    mask_dir: Path | None = None,
+    mask_suffix: str | None = None,
+) -> list[Item]:
+    """The images of a folder; those in an output folder within it, and the masks of `mask_dir`, are ignored.
 
     Raises:
         InputError: there are none, the output folder is a file or the input folder itself, or two images would be
@@ -56,7 +64,8 @@ def find_items(input_dir: Path, output_dir: Path, extensions: Iterable[str], rec
         )
     if source in destination.parents:
         paths = [path for path in paths if destination not in path.resolve().parents]
-    items = [Item(path, path.relative_to(input_dir)) for path in paths]
+    images = without_masks(paths, mask_dir, mask_suffix)
+    items = [Item(path, path.relative_to(input_dir)) for path in images]
     if not items:
         raise InputError(f"{input_dir} contains no image outside the output folder {output_dir}")
     logger.info("%d image%s in %s", len(items), "s" if len(items) > 1 else "", input_dir)

@@ -29,6 +29,7 @@ class ProbabilityMapOptions:
         save_npy: also write the float32 maps, as `save_float_maps` does.
         calibrated: divide the logits by the temperature of the model.
         mask_dir: folder of ground-truth masks with which the probabilities are compared.
+        mask_suffix: how the masks are named, see `PairingOptions`.
         skip_existing: resume an interrupted run, see `Journal`.
         model_name: name of the model file, recorded in metrics.json.
     """
@@ -38,6 +39,7 @@ class ProbabilityMapOptions:
     save_npy: bool = False
     calibrated: bool = False
     mask_dir: Path | None = None
+    mask_suffix: str | None = None
     skip_existing: bool = False
     model_name: str = ""
 
@@ -58,7 +60,7 @@ def predict_probabilities(
         The exit code.
 
     Raises:
-        InputError: the model has no such class or no temperature, or a ground-truth mask is missing.
+        InputError: the model has no such class or no temperature, or no image has a ground-truth mask.
     """
     if options.calibrated:
         sampler = calibrated(sampler, model)
@@ -66,13 +68,15 @@ def predict_probabilities(
     class_index = options.class_index
     if class_index >= model.n_classes:
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
-    ground_truth = GroundTruth(items, options.mask_dir, model.mask_values) if options.mask_dir else None
+    ground_truth = None
+    if options.mask_dir:
+        ground_truth = GroundTruth(items, options.mask_dir, model.mask_values, mask_suffix=options.mask_suffix)
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
     run = {"method": str(sampler), "temperature": sampler.temperature, "mask_values": list(model.mask_values)}
     run |= {"class_index": class_index, "save_entropy": options.save_entropy}
     settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}
-    settings["weights"] = model.fingerprint()
+    settings |= {"mask_suffix": options.mask_suffix, "weights": model.fingerprint()}
 
     def draw(maps: ProbabilityMaps) -> dict[str, Tensor]:
         if options.save_entropy:

@@ -62,9 +62,12 @@ class Report:
         """
         if not self.rows or not distributed.is_main():
             return
-        result = ground_truth.evaluate(self.rows) if ground_truth else {}
-        if ground_truth is not None:
-            masks = f"{len(self.rows)} images compared with the masks in {ground_truth.mask_dir}"
+        scored = [row for row in self.rows if "dice" in row]
+        if scored:
+            result = ground_truth.evaluate(scored)
+            ground_truth.fitter.log()
+            of_all = f" of {len(self.rows)}" if len(scored) < len(self.rows) else ""
+            masks = f"{len(scored)}{of_all} images compared with the masks in {ground_truth.mask_dir}"
             print(f"{masks}:\n{format_evaluation(result)}")
         if folder is None:
             return
@@ -72,8 +75,8 @@ class Report:
             for name in ("metrics.csv", "metrics.json"):  # of an earlier run
                 (folder / name).unlink(missing_ok=True)
             write_summary(folder / "summary.csv", self.rows)
-            if ground_truth is not None:
-                write_csv(folder / "metrics.csv", self.rows)
+            if scored:
+                write_csv(folder / "metrics.csv", scored)
                 write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
         except OSError as error:
             self.failures.append(("the summary", f"could not be written to {folder} ({error.strerror})"))

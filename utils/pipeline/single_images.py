@@ -12,6 +12,7 @@ from PIL import Image
 from utils.checkpoint import TrainedModel
 from utils.data.images import list_images, read_image, save_png
 from utils.data.masks import mask_to_image
+from utils.data.pairing import without_masks
 from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
 from utils.inference.samplers import Sampler
@@ -40,6 +41,7 @@ def find_single_images(
     output_dir: Path | None = None,
     figure: Path | None = None,
     saving: bool = True,
+    masks: tuple[Path | None, str | None] = (None, None),
 ) -> list[tuple[Item, Path]]:
     """Pair each image with the file of its mask, beside which its other results are written.
 
@@ -49,11 +51,14 @@ def find_single_images(
         output_dir: a folder for the masks, in place of `outputs`.
         figure: the file of a figure of all images.
         saving: whether anything but the figure is written.
+        masks: folder and suffix of the ground-truth masks, which are ignored in a folder of images.
 
     Raises:
         InputError: an image cannot be found, or a result would overwrite another file.
     """
-    paths = [image for path in inputs for image in (list_images(path) if path.is_dir() else [path])]
+    paths = [
+        image for path in inputs for image in (without_masks(list_images(path), *masks) if path.is_dir() else [path])
+    ]
     if any(path.is_dir() for path in inputs) and not output_dir and saving:
         raise InputError("a folder of images requires an output folder for the results")
     if output_dir and output_dir.resolve() in [path.resolve() for path in inputs]:

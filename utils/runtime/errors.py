@@ -9,6 +9,7 @@ class InputError(ValueError):
     """An input is wrong; the message says what was wrong, what was expected and what to do."""
 
 
-def bulleted(title: str, problems: list[str]) -> str:
-    """A message that lists several problems, one per line."""
-    return f"{title}:" + "".join(f"\n  {problem}" for problem in problems)
+def bulleted(title: str, problems: list[str], limit: int | None = None) -> str:
+    """A message that lists several problems, one per line; of more than `limit` the first ones, and how many more."""
+    more = len(problems[limit:]) if limit is not None else 0
+    return f"{title}:" + "".join(f"\n  {problem}" for problem in problems[:limit]) + f"\n  and {more} more" * bool(more)
