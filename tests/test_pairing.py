@@ -102,7 +102,9 @@ def test_images_and_masks_in_one_folder(tmp_path: Path):
         tuple(names[:3]),
         (*names[3:5],),
     ]
-    assert without_masks([folder / name for name in names], folder) == [folder / "b (1).png", folder / "b (10).png"]
+    paths = [folder / name for name in names]
+    assert without_masks(paths, folder, folder) == [folder / "b (1).png", folder / "b (10).png"]
+    assert without_masks(paths, folder, tmp_path / "elsewhere") == paths
     save_blank(folder, "b (2).png")  # without a mask
     with pytest.raises(InputError, match=r"1 of 3 images .* have no mask .*\n  b \(2\)\.png: no mask"):
         pair_files(folder, folder)

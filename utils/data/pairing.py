@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import commonpath, realpath
+from os.path import join, realpath
 from pathlib import Path, PurePath
 
 from utils.data.images import IMAGE_EXTENSIONS, list_images
@@ -119,13 +119,14 @@ def find_masks(
     return {name: tuple(Path(masks_dir, mask) for mask in masks) for name, masks in matches.masks.items()}
 
 
-def without_masks(paths: Sequence[Path], masks_dir: Path | None, mask_suffix: str | None = None) -> list[Path]:
+def without_masks(
+    paths: Sequence[Path], imgs_dir: Path, masks_dir: Path | None, mask_suffix: str | None = None
+) -> list[Path]:
     """The images of a folder, without the masks of `masks_dir` if that is the same folder or within it."""
-    if masks_dir is None or not any(_is_within(path, masks_dir) for path in paths):
+    images = {path.relative_to(imgs_dir): path for path in paths}
+    if masks_dir is None or not _within(images, masks_dir):
         return list(paths)
-    folder = Path(commonpath([path.parent for path in paths]))
-    images = match_folders({path.relative_to(folder): path for path in paths}, masks_dir, mask_suffix).images
-    return [folder / name for name in images]
+    return [images[name] for name in match_folders(images, masks_dir, mask_suffix).images]
 
 
 def match_folders(
@@ -141,10 +142,10 @@ def match_folders(
     """
     recursive = recursive or any(len(name.parts) > 1 for name in images)
     masks = {path.relative_to(masks_dir): path for path in list_images(masks_dir, recursive=recursive)}
-    outside = {name: path for name, path in images.items() if not _is_within(path, masks_dir)}
-    images = outside or images
-    files = {_real_path(path): name for name, path in images.items()}
-    both = {mask: files[_real_path(path)] for mask, path in masks.items() if _real_path(path) in files}
+    inside = _within(images, masks_dir)
+    images = {name: path for name, path in images.items() if name not in inside} or images
+    files = {path: name for name, path in _real_paths(images).items()}
+    both = {mask: files[path] for mask, path in _real_paths(masks).items() if path in files}
     matches = match_names(list(images), list(masks), mask_suffix, both)
     if not matches.masks and not matches.ambiguous:
         known = "that suffix" if mask_suffix else "a usual suffix, such as NAME_mask.png"
@@ -226,35 +227,48 @@ def _by_base(paths: Iterable[PurePath], suffix: str) -> dict[str, list[PurePath]
 
 
 def _nearest(images: Mapping[str, list[PurePath]], masks: Mapping[str, list[PurePath]]) -> Matches:
-    """Of the images and masks of each base those that are nearest to each other."""
+    """Of the images and masks of each base those that are nearest to each other in the tree of folders."""
     matches = Matches([])
-    for base in images.keys() & masks.keys():
+    for base in (base for base in images if base in masks):
+        highest_images, highest_masks = _highest(images[base]), _highest(masks[base])
         for image in images[base]:
-            steps = min(_steps(image, mask) for mask in masks[base])
-            near = tuple(mask for mask in masks[base] if _steps(image, mask) == steps)
-            rivals = [other for other in images[base] if _steps(other, near[0]) <= steps]
-            if min(_steps(other, near[0]) for other in rivals) < steps:
+            near = _closest(image, highest_masks)
+            rivals = _closest(near[0], highest_images)
+            if image not in rivals:
                 continue  # they are another image's
             if len(rivals) > 1:
-                matches.ambiguous[image] = f"{near[0]}: {len(rivals)} images ({', '.join(map(str, rivals))})"
+                matches.ambiguous[image] = f"{near[0]}: {len(rivals)} images ({_first_names(rivals)})"
             elif len({_stem(mask).casefold() for mask in near}) < len(near):
-                matches.ambiguous[image] = f"{image}: {len(near)} masks ({', '.join(map(str, near))})"
+                matches.ambiguous[image] = f"{image}: {len(near)} masks ({_first_names(near)})"
             else:
-                matches.masks[image] = near
+                matches.masks[image] = tuple(near)
     return matches
 
 
-def _steps(image: PurePath, mask: PurePath) -> int:
-    """The number of steps in the tree of folders from an image's folder to a mask's."""
-    return len({*image.parents} ^ {*mask.parents})
+def _highest(paths: Iterable[PurePath]) -> dict[PurePath, list[PurePath]]:
+    """For each folder the paths in it or its sub-folders that are the fewest steps below it."""
+    highest: dict[PurePath, list[PurePath]] = {}
+    for path in sorted(paths, key=lambda path: len(path.parts)):
+        for folder in path.parents:
+            found = highest.setdefault(folder, [])
+            if not found or len(found[0].parts) == len(path.parts):
+                found.append(path)
+    return highest
 
 
-def _real_path(path: Path) -> Path:
-    return Path(realpath(path.parent), path.name)
+def _closest(path: PurePath, highest: Mapping[PurePath, list[PurePath]]) -> list[PurePath]:
+    """Of paths, as `_highest` gives them, those that are the fewest steps from another."""
+    folders = [folder for folder in path.parents if folder in highest]
+    return highest[min(folders, key=lambda folder: len(highest[folder][0].parts) - 2 * len(folder.parts))]
 
 
-def _is_within(path: Path, folder: Path | str) -> bool:
-    return Path(realpath(folder)) in _real_path(path).parents
+def _real_paths(files: Mapping[PurePath, Path]) -> dict[PurePath, str]:
+    folders = {folder: realpath(folder) for folder in {path.parent for path in files.values()}}
+    return {name: join(folders[path.parent], path.name) for name, path in files.items()}
+
+
+def _within(files: Mapping[PurePath, Path], folder: Path | str) -> set[PurePath]:
+    return {name for name, path in _real_paths(files).items() if path.startswith(join(realpath(folder), ""))}
 
 
 def _first_names(paths: Iterable[PurePath]) -> str:

@@ -64,7 +64,7 @@ def find_items(
         )
     if source in destination.parents:
         paths = [path for path in paths if destination not in path.resolve().parents]
-    images = without_masks(paths, mask_dir, mask_suffix)
+    images = without_masks(paths, input_dir, mask_dir, mask_suffix)
     items = [Item(path, path.relative_to(input_dir)) for path in images]
     if not items:
         raise InputError(f"{input_dir} contains no image outside the output folder {output_dir}")

@@ -57,7 +57,9 @@ def find_single_images(
         InputError: an image cannot be found, or a result would overwrite another file.
     """
     paths = [
-        image for path in inputs for image in (without_masks(list_images(path), *masks) if path.is_dir() else [path])
+        image
+        for path in inputs
+        for image in (without_masks(list_images(path), path, *masks) if path.is_dir() else [path])
     ]
     if any(path.is_dir() for path in inputs) and not output_dir and saving:
         raise InputError("a folder of images requires an output folder for the results")
