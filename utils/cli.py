@@ -134,7 +134,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
             set_log_level(level)
             code = main(args) or 0
     except InputError as error:
-        logger.error("%s", error)
+        flag = "--" + error.option.replace("_", "-")
+        logger.error("%s%s", error, f"\nSee {flag} in --help" if hasattr(args, error.option) else "")
         code = 2
     except OUT_OF_MEMORY:
         logger.error("Out of memory: reduce --batch-size, or use --device cpu")

@@ -50,11 +50,12 @@ def decode_pairs(
 
     # The cache of exactly these files, if it exists and is intact.
     cache_dir = Path(cache_dir)
-    folders = [os.path.commonpath([os.path.dirname(files[i][0]) for files in fingerprints]) for i in (0, 1)]
-    dataset = _digest([_VERSION, size, folders])
+    dataset = _digest([_VERSION, size, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
     folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable])}"
     cached = _load(folder, pairs)
     if cached is not None:
+        if skipped := len(pairs) - len(cached.pairs):
+            logger.warning("%d of %d pairs cannot be used, and are skipped", skipped, len(pairs))
         return cached
 
     # A new one, built in a hidden folder, reusing entries of an earlier cache of the same dataset.
@@ -119,6 +120,11 @@ def _fingerprint(path: Path) -> list:
     return [name, status.st_size, status.st_mtime_ns]
 
 
+def _common_folder(fingerprints: list[list], i: int) -> str:
+    """The folder with the i-th file of every pair in it or in its sub-folders."""
+    return os.path.commonpath([os.path.dirname(files[i][0]) for files in fingerprints])
+
+
 def _digest(value: list) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
@@ -171,7 +177,5 @@ def _load(folder: Path, pairs: Sequence[Pair] = ()) -> DecodedPairs | None:
     except (OSError, ValueError):
         return None
     usable = [pairs[i] for i in index["usable"]] if pairs else []
-    if len(usable) < len(pairs):
-        logger.warning("%d of %d pairs cannot be used, and are skipped", len(pairs) - len(usable), len(pairs))
     n = len(index["usable"])
     return DecodedPairs(usable, values=index["values"], **{name: array[:n] for name, array in arrays.items()})

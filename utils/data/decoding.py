@@ -120,7 +120,7 @@ class PairDecoder:
         n = len(self.decoded.pairs)
         title, listed = f"{len(problems)} of {n} pairs cannot be used", list(problems.values())
         if problems and not (skip_unusable and len(problems) < n):
-            raise InputError(bulleted(title, listed))
+            raise InputError(bulleted(title, listed), option="skip_unusable")
         if problems:
             logger.warning("%s", bulleted(f"{title}, and are skipped", listed, limit=10))
             self._keep([i for i in range(n) if i not in problems])

@@ -6,7 +6,16 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # on a GPU, on a CPU
 
 
 class InputError(ValueError):
-    """An input is wrong; the message says what was wrong, what was expected and what to do."""
+    """An input is wrong; the message says what was wrong, what was expected and what to do.
+
+    Args:
+        message: what is printed.
+        option: the name of an option that may help, for the layers that know the flags.
+    """
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 def bulleted(title: str, problems: list[str], limit: int | None = None) -> str:
