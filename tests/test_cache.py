@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import make_folders, make_image
 from utils.data import decoding
 from utils.data.cache import decode_pairs
-from utils.data.pairing import pair_files
+from utils.data.pairing import Pair, pair_files
 from utils.data_loading import SegmentationDataset
 from utils.runtime.errors import InputError
 
@@ -113,3 +113,45 @@ def test_unusable_pairs_are_listed_and_leave_no_cache(tmp_path: Path):
     for words in ("SKIN_000.jpg", "SKIN_002.jpg", "it has 160x120 pixels", "has 10x10", "SKIN_003", "more than 256"):
         assert words in str(error.value)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_unusable_pairs_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    imgs, masks = make_folders(tmp_path, 5)
+    whole = decode_pairs(pair_files(imgs, masks), (32, 32), tmp_path / "cache")
+    content = (imgs / "SKIN_001.jpg").read_bytes()
+    (imgs / "SKIN_001.jpg").write_bytes(content[: len(content) * 97 // 100])
+    Image.new("L", (10, 10)).save(masks / "SKIN_003_Segmentation.png")
+    pairs = pair_files(imgs, masks)
+    for reported in ("SKIN_001.jpg", "and are skipped"):  # the second time from the cache
+        caplog.clear()
+        decoded = decode_pairs(pairs, (32, 32), tmp_path / "cache", skip_unusable=True)
+        assert isinstance(decoded.images, np.memmap)
+        assert reported in caplog.text
+        assert "2 of 5 pairs cannot be used" in caplog.text
+        assert decoded.pairs == [pairs[i] for i in (0, 2, 4)]
+        for name in ("images", "masks", "counts"):
+            assert np.array_equal(getattr(decoded, name), getattr(whole, name)[[0, 2, 4]])
+    in_memory = decode_pairs(pairs, (32, 32), None, skip_unusable=True)
+    assert np.array_equal(in_memory.images, decoded.images)
+    with pytest.raises(InputError, match="2 of 5"):  # though the others are in the cache
+        decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    (imgs / "SKIN_001.jpg").write_bytes(content)
+    assert len(decode_pairs(pairs, (32, 32), tmp_path / "cache", skip_unusable=True).pairs) == 4
+    with pytest.raises(InputError, match="1 of 1"):
+        decode_pairs([pairs[3]], (32, 32), None, skip_unusable=True)
+
+
+def test_files_of_one_name_in_several_folders(tmp_path: Path):
+    """And of one size and time: each is decoded."""
+    pairs = []
+    for i, folder in enumerate(("a", "b")):
+        for side, value in (("imgs", i * 100), ("masks", i * 255)):
+            path = tmp_path / side / folder / "x.bmp"
+            path.parent.mkdir(parents=True)
+            Image.new("L", (4, 4), value).save(path)
+            os.utime(path, (1, 1))
+        pairs.append(Pair(tmp_path / "imgs" / folder / "x.bmp", (path,)))
+    decode_pairs(pairs[:1], (4, 4), tmp_path / "cache")
+    decoded = decode_pairs(pairs, (4, 4), tmp_path / "cache")
+    assert decoded.images[:, 0, 0, 0].tolist() == [0, 100]
+    assert [decoded.values[index] for index in decoded.masks[:, 0, 0]] == [0, 255]

@@ -51,3 +51,17 @@ def test_masks_of_several_classes(tmp_path: Path):
     assert dataset[1][1][0].tolist() == [0, 2, 2, 2]
     with pytest.raises(InputError, match=r"b\.png contains the value 9"):
         SegmentationDataset(decoded, [0, 1], [0, 5, 6])
+
+
+def test_masks_of_one_image_are_united_and_resized(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "d").mkdir()
+    left = np.zeros((4, 4), dtype=np.uint8)
+    left[:, 0] = 255
+    Image.new("RGB", (8, 8)).save(tmp_path / "d" / "a.png")
+    Image.fromarray(left).save(tmp_path / "d" / "a_mask.png")
+    Image.fromarray(np.repeat(np.repeat(left[:, ::-1], 2, 0), 2, 1)).save(tmp_path / "d" / "a_mask_1.png")
+    decoded = decode_pairs(pair_files(tmp_path / "d", tmp_path / "d"), (8, 8), None)
+    assert [decoded.values[index] for index in decoded.masks[0, 3]] == [255, 255, 0, 0, 0, 0, 255, 255]
+    assert decoded.counts[0].sum() == 64
+    assert "1 mask was resized" in caplog.text
+    assert "a_mask.png has 4x4" in caplog.text

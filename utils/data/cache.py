@@ -69,10 +69,7 @@ def decode_pairs(
             return decoded
         for array in arrays.values():
             array.flush()
-        kept = set(decoded.pairs)
-        usable = [i for i, pair in enumerate(pairs) if pair in kept]
-        index = {"usable": usable, "files": [fingerprints[i] for i in usable], "values": decoded.values}
-        (building / "index.json").write_text(json.dumps(index))
+        (building / "index.json").write_text(json.dumps(_new_index(pairs, fingerprints, decoded)))
     except BaseException:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
@@ -163,6 +160,13 @@ def _new_arrays(n: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 def _memory_map(folder: Path, mode: str) -> dict[str, np.ndarray]:
     return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in array_layout(0, (0, 0))}
+
+
+def _new_index(pairs: Sequence[Pair], fingerprints: list[list], decoded: DecodedPairs) -> dict:
+    """Which of the pairs the rows of the arrays are, their files, and what the masks index."""
+    kept = set(decoded.pairs)
+    usable = [i for i, pair in enumerate(pairs) if pair in kept]
+    return {"usable": usable, "files": [fingerprints[i] for i in usable], "values": decoded.values}
 
 
 def _index(folder: Path) -> dict:
