@@ -98,6 +98,42 @@ def test_ground_truth_is_missing_or_of_another_size(model_file: Path, images: tu
     assert_one_clear_line(run_script("predict.py", *arguments), "no image has a mask", "SKIN_000.jpg", "xSKIN_000")
 
 
+def test_images_and_masks_in_one_folder(model_file: Path, tmp_path: Path):
+    """Masks are not predicted; the formats are those of training."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for i, extension in enumerate((".webp", ".gif", ".jp2", ".jpg")):
+        image, mask = make_image(40 + i, (150, 110))
+        image.save(folder / f"lesion ({i}){extension}")
+        if extension != ".jpg":
+            mask.save(folder / f"lesion ({i})_mask.png")
+    expected = {f"lesion ({i})" for i in range(4)}
+    common = ["--mask-dir", folder, "--output-dir", tmp_path / "o", "-m", model_file]
+    result = run_script("predict.py", "--input-dir", folder, *common)
+    assert result.returncode == 0, result.stderr
+    assert {path.stem.removesuffix("_OUT") for path in (tmp_path / "o").glob("*.png")} == expected
+    assert "3 of 4 images compared with" in result.stdout
+    result = run_script("predict_bayesian.py", "-i", folder, *common, "--mc", 2)
+    assert result.returncode == 0, result.stderr
+    assert {path.stem.removesuffix("_figure") for path in (tmp_path / "o").glob("*_figure.png")} == expected
+
+
+def test_masks_that_are_added_between_runs(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    imgs, masks = images
+    mask = masks / "SKIN_001_Segmentation.png"
+    content = mask.read_bytes()
+    mask.unlink()
+    common = ["--input-dir", imgs, "--mask-dir", masks, "--output-dir", tmp_path / "o", "-m", model_file]
+    for expected in ("3 of 4 images compared", "4 images compared"):
+        result = run_script("predict_prob_direct.py", *common, "--skip-existing")
+        assert result.returncode == 0, result.stderr
+        assert expected in result.stdout
+        with open(tmp_path / "o" / "metrics.csv", newline="") as file:
+            assert len(list(csv.DictReader(file))) == int(expected[0])
+        mask.write_bytes(content)
+    assert "3 of 4 images are already done" in result.stderr
+
+
 @pytest.mark.parametrize("script", PROB_SCRIPTS)
 def test_probabilities_with_ground_truth(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "--mask-dir", images[1], "-m", model_file)

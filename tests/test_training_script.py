@@ -104,7 +104,9 @@ def test_log_in_a_file(tmp_path: Path):
     assert "\r" not in result.stderr
     assert "\x1b" not in result.stderr
     lines = result.stderr.splitlines()
-    assert lines[0] == "Training on 3 images, validating on another 1"
+    assert lines[0].startswith("4 of 4 images have a mask in ")
+    assert lines[0].endswith(": NAME_Segmentation for NAME (4)")
+    assert lines[1] == "Training on 3 images, validating on another 1"
     assert any(line.startswith("Epoch 1/1: loss ") and "background everywhere: " in line for line in lines)
     (sync,) = [line for line in lines if "wandb sync" in line]
     folder = Path(sync.split("wandb sync ")[1])
@@ -121,7 +123,8 @@ def test_mistakes_in_the_data(tmp_path: Path):
     result = run_script("train_bayesian.py", *arguments, cwd=tmp_path)
     assert_one_clear_line(result, "4 values, 0, 1, 2, 255, for 3 classes", "train with 4 classes")
     (masks / "SKIN_002_Segmentation.png").unlink()
-    assert_one_clear_line(run_script("train_bayesian.py", *arguments, cwd=tmp_path), "SKIN_002.jpg: no mask")
+    result = run_script("train_bayesian.py", *arguments, cwd=tmp_path)
+    assert_one_clear_line(result, "SKIN_002.jpg: no mask", "See --skip-unusable")
     assert not (tmp_path / "checkpoints").exists()
 
 
