@@ -95,6 +95,50 @@ def test_original_checkpoint_of_one_class(tmp_path: Path):
     assert (model.network.n_classes, model.mask_values) == (1, [0, 1])
 
 
+def filters_file(path: Path, filters: int, wrap: str | None = None, prefix: str = "", **architecture) -> BayesianUNet:
+    """A file of another project: weights alone, in a dict of the file and under a prefix; returns the network."""
+    network = lively_network(base_channels=filters, dropout_placement="block", **architecture)
+    weights = {prefix + name: value for name, value in network.state_dict().items()}
+    others = {"epoch": "third", "optimizer": {"state": {0: torch.ones(1)}}, "loss": torch.ones(1), "validation": 0.5}
+    torch.save({**others, wrap: weights} if wrap else weights, path)
+    return network
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "net."])
+def test_wrapped_and_prefixed_weights(tmp_path: Path, wrap: str | None, prefix: str):
+    network = filters_file(tmp_path / "o.pth", 4, wrap, prefix, n_classes=3)
+    model = load_model(tmp_path / "o.pth")
+    assert (model.mask_values, model.epoch, model.validation) == ([0, 1, 2], 0, {})
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_mask_values_of_wrapped_weights(tmp_path: Path, inside: bool):
+    weights, values = lively_network(dropout=0.0).state_dict(), {"mask_values": [0, 1]}
+    torch.save({"state_dict": weights | values} if inside else {"state_dict": weights} | values, tmp_path / "o.pth")
+    assert load_model(tmp_path / "o.pth").mask_values == [0, 1]
+
+
+@pytest.mark.parametrize(("filters", "layers"), [(32, 8), (64, 0), (16, 0)])
+def test_the_number_of_filters_tells_the_dropout(
+    tmp_path: Path, filters: int, layers: int, caplog: pytest.LogCaptureFixture
+):
+    """32 filters are those of the original project; 64 are Pytorch-UNet's, which has no dropout."""
+    network = filters_file(tmp_path / "o.pth", filters, bilinear=True, dropout=0.0)
+    with caplog.at_level("INFO"):
+        model = load_model(tmp_path / "o.pth", default_input_size=(64, 48))
+    assert len(dropout_layers(model.network)) == layers
+    assert (model.network.architecture["base_channels"], model.input_size) == (filters, (64, 48))
+    assert (f"with {filters} filters it is read as a U-Net without dropout, for inputs of 64x48" in caplog.text) == (
+        filters != 32
+    )
+    x = torch.rand(1, 3, 48, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.network(x), network(x))
+
+
 def test_recorded_input_size_prevails(tmp_path: Path):
     save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (96, 64)))
     assert load_model(tmp_path / "m.pth", default_input_size=(32, 32)).input_size == (96, 64)

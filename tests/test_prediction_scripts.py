@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import assert_one_clear_line, make_folders, make_image, run_script
 from tests.reference import network_probability
+from tests.test_checkpoint import filters_file
 from utils.checkpoint import load_model
 
 PROB_SCRIPTS = ("predict_prob_direct.py", "predict_prob_bayesian.py", "predict_prob_tta.py")
@@ -176,6 +177,30 @@ def test_direct_maps_against_pillow_and_torch(model_file: Path, images: tuple[Pa
         with Image.open(path) as image:
             expected = 255 * network_probability(network, image).numpy()
         assert abs(pixels(tmp_path / "o" / f"{path.stem}_OUT.png") - expected).max() <= 1
+
+
+def test_network_of_another_project(images: tuple[Path, Path], tmp_path: Path):
+    """64 filters and no dropout, as Pytorch-UNet's: all but MC dropout, at the input size of the flags."""
+    path = tmp_path / "unet.pth"
+    network = filters_file(path, 64, "model_state_dict", "module.", dropout=0.0)
+    for name in ("SKIN_001.jpg", "SKIN_002.jpg", "SKIN_003.jpg"):
+        (images[0] / name).unlink()
+    common = ["--input-dir", images[0], "-m", path, "--newW", 32, "--newH", 32]
+    for script in ("predict.py", "predict_prob_direct.py", "predict_prob_tta.py"):
+        result = run_script(script, *common, "--output-dir", tmp_path / script)
+        assert result.returncode == 0, result.stderr
+        assert "64 filters" in result.stderr
+        assert "input size 32x32" in result.stderr
+    with Image.open(images[0] / "SKIN_000.jpg") as image:
+        expected = network_probability(network, image, size=(32, 32)).numpy()
+    assert abs(pixels(tmp_path / "predict_prob_direct.py" / "SKIN_000_OUT.png") - 255 * expected).max() <= 1
+    mask = pixels(tmp_path / "predict.py" / "SKIN_000_OUT.png") > 0
+    assert (mask == (expected > 0.5)).mean() > 0.999
+    single = ["-i", images[0], "-m", path, "--output-dir", tmp_path / "single"]
+    folder = [*common, "--output-dir", tmp_path / "mc"]
+    for script, arguments in (("predict_prob_bayesian.py", folder), ("predict_bayesian.py", single)):
+        assert_one_clear_line(run_script(script, *arguments), "no dropout layers", "would be equal")
+    assert run_script("predict_bayesian.py", *single, "--mc", 1).returncode == 0
 
 
 def test_broken_image_fails_alone(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

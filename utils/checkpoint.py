@@ -1,4 +1,4 @@
-"""Save and load checkpoints; reads the original project's files too.
+"""Save and load checkpoints; reads those of the original project and of similar U-Nets too.
 
 A checkpoint is a dict of tensors and plain values, read with `weights_only=True`, so an untrusted file cannot run
 code:
@@ -13,12 +13,17 @@ code:
     settings      how it was trained, by name
     training      only in last.pth: the training state, for resuming
 
-A checkpoint of the original project is a flat dict of weights and `mask_values`.
+Other projects' files hold weights of the same names: the file itself is the dict of weights (and of `mask_values`), or
+one of its values is, such as `state_dict`; a prefix that all names share, such as `module.` or `_orig_mod.`, is
+removed. Dropout leaves no trace in such a file, so the number of filters tells: 32 are the original project's, with
+dropout at the end of each double convolution but the first; any other number, such as the 64 of Pytorch-UNet, is read as
+a network without dropout.
 """
 
 import copy
 import hashlib
 import io
+import logging
 import pickle
 import struct
 import zipfile
@@ -34,8 +39,11 @@ from unet import BayesianUNet
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_INPUT_SIZE = (128, 128)
 _MIN_SIDE = 16  # pixels of the network's input, of which four poolings leave one
+_ORIGINAL_BASE_CHANNELS = 32
 _FIRST, _LAST, _UPSAMPLING = "inc.double_conv.0.weight", "outc.conv.weight", "up1.up.weight"
 
 # What torch.load and the checks below raise on files that are not checkpoints, or are damaged.
@@ -165,7 +173,7 @@ def load_model(
     Args:
         path: checkpoint file.
         device: device for the network.
-        default_input_size: width and height for a file of the original project, which does not record them.
+        default_input_size: width and height for a file of another project, which does not record them.
 
     Raises:
         InputError: the file does not exist or is not a checkpoint of such a network.
@@ -212,19 +220,14 @@ def model_from_checkpoint(
         InputError: it is not the checkpoint of such a network, or its weights are not finite.
     """
     try:
-        if "architecture" in content:
-            weights, recorded = content["network"], dict(content["architecture"])
-            size = content["input_size"]
-        else:
-            weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-            recorded = {"dropout": 0.2, "dropout_placement": "block"}
-            size = default_input_size
-        network = _rebuild_network(weights, recorded)
+        if not {"network", "architecture"} <= content.keys():
+            content = _from_another_project(content, name, default_input_size)
+        network = _rebuild_network(content["network"], content["architecture"])
         default_values = [0, 255] if network.n_classes <= 2 else list(range(network.n_classes))
         mask_values = [int(value) for value in content.get("mask_values", default_values)]
         if len(mask_values) != max(network.n_classes, 2):
             raise ValueError(f"it has {len(mask_values)} mask values for {network.n_classes} classes")
-        width, height = (int(length) for length in size)
+        width, height = (int(length) for length in content["input_size"])
         if min(width, height) < _MIN_SIDE:
             raise ValueError(f"its input size is {width}x{height}, smaller than {_MIN_SIDE}x{_MIN_SIDE}")
         return TrainedModel(
@@ -239,6 +242,28 @@ def model_from_checkpoint(
     except _LOADING_ERRORS as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{name} is not a checkpoint of a U-Net of this project: {reason[:300]}") from error
+
+
+def _from_another_project(content: Mapping[str, Any], name: Path | str, input_size: tuple[int, int]) -> dict[str, Any]:
+    """The content of a file that has no record of its network, as that of a checkpoint of this project."""
+    dicts = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+    found = [(str(key), weights) for weights in dicts for key in weights if f".{key}".endswith(f".{_FIRST}")]
+    if not found:
+        raise KeyError(_FIRST)
+    first, source = found[0]
+    prefix, filters = first.removesuffix(_FIRST), len(source[first])
+    weights = {str(key): value for key, value in source.items() if isinstance(value, Tensor)}
+    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    original = filters == _ORIGINAL_BASE_CHANNELS
+    if not original:
+        logger.info(
+            "%s records neither dropout nor an input size: with %d filters it is read as a U-Net without dropout, for "
+            "inputs of %dx%d",
+            *(name, filters, *input_size),
+        )
+    architecture = {"dropout": 0.2 if original else 0.0, "dropout_placement": "block"}
+    values = {key: value for part in (content, source) for key, value in part.items() if key == "mask_values"}
+    return {"network": weights, "architecture": architecture, "input_size": input_size, **values}
 
 
 def _rebuild_network(weights: Mapping[str, Tensor], recorded: Mapping[str, Any]) -> BayesianUNet:

@@ -181,7 +181,10 @@ class MCDropout(Sampler):
 
     def check(self, model: TrainedModel) -> None:
         if not dropout_layers(model.network):
-            raise InputError("this model has no dropout layers, so MC dropout cannot be used with it")
+            raise InputError(
+                "this model has no dropout layers: all passes of MC dropout would be equal. Use the softmax or "
+                "test-time augmentation, which need none, or train a network with dropout"
+            )
 
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
         masks = [draw_dropout_masks(model.network, self.num_samples, derived_seed(self.seed, name)) for name in names]
