@@ -4,13 +4,14 @@ import argparse
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from utils import arguments, cli
-from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
-from utils.data.decoding import DecodedPairs
+from utils.checkpoint import TrainedModel, load_model
+from utils.data.groups import groups_digest, read_groups
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches, validation_batches
 from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
@@ -19,7 +20,7 @@ from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
 from utils.training.checkpoint_files import CheckpointWriter, prepare_checkpoint_dir, resume
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
-from utils.training.state import TrainingState, new_training_state
+from utils.training.state import TrainingState, headline_score, new_training_state
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
 from utils.training.tracking import WandbRun
 
@@ -41,12 +42,11 @@ def main(args: argparse.Namespace) -> None:
     device, dtype = cli.device_from_args(args)
     torch.manual_seed(args.seed)
 
-    # Data: decode, split, batch
-    decoded = load_pairs(args.imgs_dir, args.masks_dir, DEFAULT_INPUT_SIZE, args.cache_dir, cli.pairing_options(args))
+    # The network, and its data: decode, split, batch
     resumed = args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume
-    network = cli.network_from_args(args, resumed).to(device, memory_format=torch.channels_last)
-    mask_values = decoded.mask_values(network.n_classes)
-    training_set, validation_set = split_datasets(args, decoded, mask_values)
+    network, input_size = cli.network_from_args(args, resumed)
+    network.to(device, memory_format=torch.channels_last)
+    training_set, validation_set, data_settings = load_datasets(args, network.n_classes, input_size)
     workers = min(8, cores_per_process()) if device.type == "cuda" else 0  # on a CPU, training needs all cores
     batches = training_batches(training_set, args.batch_size, args.seed, workers)
     held_out = validation_batches(validation_set, args.batch_size)
@@ -54,13 +54,13 @@ def main(args: argparse.Namespace) -> None:
     # State: new, or that of an interrupted run
     state = new_training_state(network, args.learning_rate, args.epochs * len(batches), dtype)
     settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture
-    settings |= {"images": len(decoded.pairs), "optimizer": type(state.optimizer).__name__}
+    settings |= {"optimizer": type(state.optimizer).__name__} | data_settings
     if resumed is not None:
         resume(state, resumed, settings)
     if distributed.is_main():
         prepare_checkpoint_dir(args.checkpoint_dir, resumed=resumed is not None)
-    model = TrainedModel(network, DEFAULT_INPUT_SIZE, mask_values, settings=settings)
-    logger.info("Training on %d images, validating on another %d", len(training_set), len(validation_set))
+    model = TrainedModel(network, input_size, training_set.mask_values, settings=settings)
+    log_datasets(training_set, validation_set)
     cli.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", settings, args.checkpoint_dir)
@@ -93,20 +93,61 @@ def main(args: argparse.Namespace) -> None:
         temperatures = fit_temperatures(model, validation_set, dtype=dtype)
         save_temperatures(best, temperatures)
         logger.info("Temperatures for --calibrated: %s", format_temperatures(temperatures))
-        logger.info("Best validation Dice %.4f: %s", state.best, best)
+        logger.info("Best validation %s %.4f: %s", *headline_score(state.best), best)
 
 
-def split_datasets(
-    args: argparse.Namespace, decoded: DecodedPairs, mask_values: list[int]
-) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """The training set, with random transforms, and the validation set."""
+def load_datasets(
+    args: argparse.Namespace, n_classes: int, size: tuple[int, int]
+) -> tuple[SegmentationDataset, SegmentationDataset, dict[str, Any]]:
+    """The training set, with random transforms, the validation set, and the settings that identify both."""
     from utils.data.augmentation import training_transforms  # torchvision takes a second to import
 
-    training, validation = split_indices(len(decoded.pairs), args.validation, args.seed)
+    folders = cli.validation_folders(args)
+    pairing = cli.pairing_options(args)
+    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, size, args.cache_dir, pairing)
+    images = [pair.image for pair in decoded.pairs]
+    groups = read_groups(args.groups, images) if args.groups else None
+    if folders:
+        held_out = load_pairs(*folders, size, args.cache_dir, pairing)
+        training, validation = range(len(images)), range(len(held_out.pairs))
+    else:
+        training, validation = split_indices(len(images), args.validation, args.seed, groups)
+    mask_values = decoded.mask_values(n_classes)
+    settings = {
+        "images": len(images),
+        "validation_images": len(held_out.pairs) if folders else None,
+        "groups": groups_digest(groups) if groups else None,
+    }
     return (
         SegmentationDataset(decoded, training, mask_values, training_transforms(args.augmentation)),
-        SegmentationDataset(decoded, validation, mask_values),
+        SegmentationDataset(held_out, validation, mask_values),
+        settings,
     )
+
+
+def log_datasets(training: SegmentationDataset, validation: SegmentationDataset) -> None:
+    """Log what is trained and validated on, and what the masks lack."""
+    if validation.images is training.images and list(validation.indices) == list(training.indices):
+        words = "Training on %d images and validating on the same ones: the scores do not tell what it does on others"
+        logger.info(words, len(training))
+    else:
+        logger.info("Training on %d images, validating on another %d", len(training), len(validation))
+    numbers = ((training, "training"), (validation, "validation"))
+    if training.n_without_lesion or validation.n_without_lesion:
+        counts = [f"{data.n_without_lesion} of {len(data)} {name} masks" for data, name in numbers]
+        logger.info("Without a lesion: %s", ", ".join(counts))
+    if training.kept or validation.kept:
+        height, width = training.masks.shape[1:]
+        logger.warning(
+            "At %dx%d pixels %s would lose a lesion: they keep the pixel with its largest share. A larger network "
+            "input keeps more of it: --newW, --newH",
+            *(width, height, " and ".join(f"{len(data.kept)} of {len(data)} {name} masks" for data, name in numbers)),
+        )
+    if validation.n_without_lesion == len(validation):
+        logger.warning(
+            "No validation image has a lesion: best.pth cannot be chosen by the Dice, and is that of the lowest "
+            "validation loss. --validation, --seed or --val-imgs-dir change the validation images"
+        )
 
 
 def forecast_remaining(started: float, completed: int, remaining: int) -> str:
@@ -121,7 +162,7 @@ def train_with_progress(state: TrainingState, batches: DataLoader, epochs: int, 
     with progress(total=len(batches), initial=state.step, **options) as bar:
 
         def show(loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.4f}", best_Dice=f"{state.best:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", best_Dice=f"{state.best.get('val_dice') or 0:.4f}", refresh=False)
             bar.update()
 
         return train_one_epoch(state, batches, on_step=show, stop=stop)

@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import lively_network, make_folders, run_module, run_script
 from utils.calibration import held_out_indices
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
+from utils.data.groups import groups_digest
 from utils.data_loading import split_indices
 from utils.runtime.errors import InputError
 
@@ -48,6 +49,37 @@ def test_held_out_images():
     with pytest.raises(InputError, match="8 images, this one has 7"):
         held_out_indices(model, 7)
     assert list(held_out_indices(TrainedModel(lively_network()), 7)) == list(range(7))  # the split is not recorded
+
+
+def test_held_out_groups():
+    groups, other = list("aabbccdd"), list("aabbccde")
+    settings = {"validation": 25.0, "seed": 3, "images": 8}
+    model = TrainedModel(lively_network(), settings=settings | {"groups": groups_digest(groups)})
+    assert held_out_indices(model, 8, groups) == split_indices(8, 25.0, 3, groups)[1]
+    with pytest.raises(InputError, match="split by groups .* with the same --groups"):
+        held_out_indices(model, 8)
+    with pytest.raises(InputError, match="split with the groups of another file"):
+        held_out_indices(model, 8, other)
+    with pytest.raises(InputError, match="split without groups"):
+        held_out_indices(TrainedModel(lively_network(), settings=settings), 8, groups)
+
+
+def test_validation_images_of_another_folder(tmp_path: Path):
+    model = TrainedModel(lively_network(), (32, 32), settings={"validation": 15.0, "images": 8, "validation_images": 3})
+    with pytest.raises(InputError, match="3 images of another folder: name it with --val-imgs-dir and --val-masks-dir"):
+        held_out_indices(model, 8)
+    save_checkpoint(tmp_path / "m.pth", model)
+    imgs, masks = make_folders(tmp_path, 3, (48, 40))
+    flags = ["-m", tmp_path / "m.pth", "--val-imgs-dir", imgs, "--val-masks-dir", masks, "--cache-dir", tmp_path / "c"]
+    result = run_module("utils.calibration", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "Fitting on 3 images" in result.stderr
+
+
+def test_training_images_as_validation_images(caplog: pytest.LogCaptureFixture):
+    settings = {"validation": 0.0, "seed": 3, "images": 8}
+    assert held_out_indices(TrainedModel(lively_network(), settings=settings), 8) == list(range(8))
+    assert "validated on its training images" in caplog.text
 
 
 def test_calibrated_requires_temperatures(tmp_path: Path):

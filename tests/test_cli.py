@@ -11,7 +11,7 @@ import torch
 from tests.conftest import lively_network
 from unet import BayesianUNet
 from utils import cli
-from utils.arguments import model_parent, training_parent
+from utils.arguments import model_parent, training_folders_parent, training_parent
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.runtime.errors import InputError
 
@@ -60,21 +60,58 @@ def test_flags_complete_a_file_without_an_input_size(tmp_path: Path):
         assert cli.model_from_args(parsed("-m", tmp_path / "original.pth", *flags))[0].input_size == size
 
 
-def test_network_to_train(tmp_path: Path):
-    def training_flags(*arguments: object) -> argparse.Namespace:
-        return argparse.ArgumentParser(parents=[training_parent()]).parse_args([*map(str, arguments)])
+def training_flags(*arguments: object) -> argparse.Namespace:
+    parents = [training_parent(), training_folders_parent()]
+    return argparse.ArgumentParser(parents=parents).parse_args([*map(str, arguments)])
 
-    new = cli.network_from_args(training_flags("--classes", 3, "--bilinear"))
+
+def test_network_to_train(tmp_path: Path):
+    new, _ = cli.network_from_args(training_flags("--classes", 3, "--bilinear"))
     assert new.architecture == BayesianUNet(n_classes=3, bilinear=True).architecture
-    assert cli.network_from_args(training_flags()).architecture == BayesianUNet().architecture
+    assert cli.network_from_args(training_flags())[0].architecture == BayesianUNet().architecture
     network = lively_network(n_classes=3)
     save_checkpoint(tmp_path / "m.pth", TrainedModel(network, mask_values=[0, 1, 2]))
-    loaded = cli.network_from_args(training_flags("--load", tmp_path / "m.pth"))
+    loaded, _ = cli.network_from_args(training_flags("--load", tmp_path / "m.pth"))
     assert loaded.architecture == network.architecture
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, network.state_dict()[name]), name
     with pytest.raises(InputError, match=r"m\.pth contradicts --classes 2: the model has 3"):
         cli.network_from_args(training_flags("--load", tmp_path / "m.pth", "--classes", 2))
+
+
+def test_input_size_to_train_at(tmp_path: Path):
+    assert cli.network_from_args(training_flags())[1] == (128, 128)
+    assert cli.network_from_args(training_flags("--newW", 256, "--newH", 64))[1] == (256, 64)
+    path = tmp_path / "m.pth"
+    save_checkpoint(path, TrainedModel(lively_network(), (96, 64)))
+    assert cli.network_from_args(training_flags("--load", path))[1] == (96, 64)
+    assert cli.network_from_args(training_flags("--load", path, "--newW", 64))[1] == (64, 64)  # a new run
+    assert cli.network_from_args(training_flags("--newW", 96), resumed=path)[1] == (96, 64)
+    with pytest.raises(InputError, match=r"m\.pth contradicts --newW 64: the model has 96"):
+        cli.network_from_args(training_flags("--newW", 64), resumed=path)
+
+
+def test_more_epochs_are_a_new_run(tmp_path: Path):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, TrainedModel(lively_network(), settings={"epochs": 20}))
+    cli.network_from_args(training_flags("--epochs", 20), resumed=path)
+    cli.network_from_args(training_flags("--epochs", 40, "--load", path))
+    with pytest.raises(
+        InputError, match=rf"--epochs 20, .* start a new run .* with --load {path} in place of --resume"
+    ):
+        cli.network_from_args(training_flags("--epochs", 40), resumed=path)
+
+
+def test_validation_folders():
+    both = ("--val-imgs-dir", "i", "--val-masks-dir", "m")
+    assert cli.validation_folders(training_flags()) is None
+    assert cli.validation_folders(training_flags("--groups", "g.csv")) is None
+    assert cli.validation_folders(training_flags(*both)) == (Path("i"), Path("m"))
+    for one in (both[:2], both[2:]):
+        with pytest.raises(InputError, match="belong together"):
+            cli.validation_folders(training_flags(*one))
+    with pytest.raises(InputError, match="--groups is for a split"):
+        cli.validation_folders(training_flags(*both, "--groups", "g.csv"))
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The dataset: loading two folders, the split, the items and their transforms (test_batch_sampler.py: batches)."""
+"""The dataset: loading two folders, the split, the items, their transforms and small lesions (test_batch_sampler.py: batches)."""
 
 import pickle
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.conftest import make_folders
 from utils.data.augmentation import TrainingTransforms
@@ -42,13 +43,39 @@ def test_split_is_a_reproducible_partition(n: int, percent: float, seed: int):
     ("n", "percent", "reason"),
     [
         (1, 15, "too few"),
-        (10, 0, "must be above 0 and below 100, not 0"),
-        (10, 100, "must be above 0 and below 100, not 100"),
+        (10, -1, "must be at least 0 and below 100, not -1"),
+        (10, 100, "must be at least 0 and below 100, not 100"),
     ],
 )
 def test_impossible_split(n: int, percent: float, reason: str):
     with pytest.raises(InputError, match=reason):
         split_indices(n, percent, 0)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_no_validation_percentage_validates_on_the_training_images(n: int):
+    assert split_indices(n, 0, seed=3) == (list(range(n)), list(range(n)))
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=80), st.floats(0.1, 99.9), st.integers(0, 2**40))
+def test_split_keeps_groups_together(groups: list[str], percent: float, seed: int):
+    if len(set(groups)) == 1:
+        with pytest.raises(InputError, match="of one group"):
+            split_indices(len(groups), percent, seed, groups)
+        return
+    train, validation = split_indices(len(groups), percent, seed, groups)
+    assert sorted(train + validation) == list(range(len(groups)))
+    assert train
+    assert validation
+    assert {groups[i] for i in train}.isdisjoint(groups[i] for i in validation)
+    assert (train, validation) == split_indices(len(groups), percent, seed, groups)
+
+
+def test_groups_of_equal_size_are_held_out_by_percentage():
+    groups = [f"patient {i // 7}" for i in range(63)]
+    train, validation = split_indices(63, 33, 0, groups)  # 21 images
+    assert (len(train), len(validation)) == (42, 21)
+    assert split_indices(63, 33, 0, groups) != split_indices(63, 33, 1, groups)
 
 
 def test_seed_determines_the_transform_and_the_random_state_is_restored(tmp_path: Path):
@@ -75,3 +102,35 @@ def test_cached_dataset_is_pickled_without_its_arrays(tmp_path: Path, cached: bo
     copy = pickle.loads(content)
     for a, b in zip(copy[(5, 1)], dataset[(5, 1)], strict=True):
         assert torch.equal(a, b)
+
+
+def small_lesions(folder: Path) -> tuple[Path, Path]:
+    """Images of 200x100 pixels: a large lesion, one of 3 pixels, none, and one of two classes of 1 and 2 pixels."""
+    imgs, masks = folder / "imgs", folder / "masks"
+    for path in (imgs, masks):
+        path.mkdir()
+    drawn = np.zeros((4, 100, 200), dtype=np.uint8)
+    drawn[0, 20:80, 20:150] = 1
+    drawn[0, :20, :50] = 2
+    drawn[1, 53, 119:122] = 1  # at 20x10 pixels one of them is in column 11, two are in column 12
+    drawn[3, 0, 0], drawn[3, 2, 1:3] = 1, 2  # both in the first pixel, which the larger one leaves to the smaller one
+    drawn[3, 9:11, 199] = 2
+    for i, mask in enumerate(drawn):
+        Image.fromarray(np.full((100, 200, 3), 90, np.uint8)).save(imgs / f"{i}.png")
+        Image.fromarray(mask).save(masks / f"{i}.png")
+    return imgs, masks
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_lesion_keeps_the_pixel_with_its_largest_share(tmp_path: Path, cached: bool):
+    pairs = pair_files(*small_lesions(tmp_path))
+    decoded = decode_pairs(pairs, (20, 10), tmp_path / "cache" if cached else None)
+    dataset = SegmentationDataset(decoded, [1, 2, 3, 0], [0, 1, 2])
+    assert dataset.n_without_lesion == 1
+    assert dataset.kept == {1: [(5 * 20 + 12, 1)], 3: [(0, 1), (19, 2)]}
+    masks = [dataset[i][1].numpy() for i in range(4)]
+    assert [np.argwhere(mask).tolist() for mask in masks[:3]] == [[[5, 12]], [], [[0, 0], [0, 19]]]
+    assert [masks[0][5, 12], masks[2][0, 0], masks[2][0, 19]] == [1, 1, 2]
+    assert np.array_equal(masks[3], decoded.masks[0])  # a mask that keeps its lesion is not changed
+    other = SegmentationDataset(decoded, [0, 2], [0, 1, 2])
+    assert (other.n_without_lesion, other.kept) == (1, {})

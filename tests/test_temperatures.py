@@ -20,6 +20,7 @@ from utils.training.temperatures import (
     minimising_temperature,
     nll_by_temperature,
     save_temperatures,
+    warn_of_limits,
 )
 
 
@@ -69,6 +70,29 @@ def test_one_temperature_per_method():
     wide = torch.cat([image, image], dim=2)
     oblong = fit_temperatures(TrainedModel(lively_network(), (64, 32)), [(wide, (wide[0] < 150).long())])
     assert set(oblong) == {"softmax", "mc_dropout"}
+
+
+def test_limits_are_warned_of(caplog: pytest.LogCaptureFixture):
+    warn_of_limits({"softmax": 1.2, "tta": 7.9})
+    assert not caplog.text
+    warn_of_limits({"softmax": 0.25, "mc_dropout": 8.0, "tta": 0.25})
+    low, high = caplog.messages
+    assert "temperature 0.25 of softmax and tta is the limit of the range from 0.25 to 8: " in low
+    assert "too cautious" in low
+    assert "temperature 8 of mc_dropout is the limit" in high
+    assert "too confident" in high
+
+
+def test_a_fit_at_the_limit_warns(caplog: pytest.LogCaptureFixture):
+    """Every pixel is lesion, and the network says so, with little certainty."""
+    network = lively_network()
+    with torch.no_grad():
+        network.outc.conv.weight.zero_()
+        network.outc.conv.bias.copy_(torch.tensor([0.0, 0.5]))
+    dataset = [(torch.zeros(3, 32, 32, dtype=torch.uint8), torch.ones(32, 32).long())]
+    temperatures = fit_temperatures(TrainedModel(network, (32, 32)), dataset)
+    assert temperatures == {"softmax": 0.25, "mc_dropout": 0.25, "tta": 0.25}
+    assert "0.25 of softmax and mc_dropout and tta is the limit" in caplog.text
 
 
 def test_checkpoint_keeps_everything_else(tmp_path: Path):

@@ -76,11 +76,42 @@ def test_evaluate_by_hand():
     masks = torch.zeros(3, 4, 4, dtype=torch.uint8)
     masks[0, :2] = 1  # Dice 1
     masks[1, :, :2] = 1  # overlap of 4 pixels: Dice 8 / 16
-    batches = DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), masks), 2)  # the third: Dice 0
-    scores = evaluate(state, batches)
-    assert scores["dice"] == pytest.approx((1 + 0.5 + 0) / 3)
+    batches = DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), masks), 2)
+    scores = evaluate(state, batches)  # the third image has no lesion: no Dice, but a false alarm
+    assert scores["dice"] == pytest.approx((1 + 0.5) / 2)
+    assert scores["false_alarm_rate"] == 1
     assert scores["accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert scores["accuracy_all_background"] == pytest.approx((0.5 + 0.5 + 1) / 3)
+
+
+class CopiesTheImage(torch.nn.Linear):
+    """Predicts the class that the image has as its value in [0, 255]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 20 * torch.nn.functional.one_hot((255 * x[:, 0]).round().long(), 3).movedim(-1, 1).float()
+
+
+def copied_scores(predicted: list, target: list) -> dict[str, float | None]:
+    """The scores of (N, h, w) predicted classes, in batches of two."""
+    state = new_state()
+    state.network = CopiesTheImage(1, 1)
+    images = torch.tensor(predicted, dtype=torch.uint8)[:, None].expand(-1, 3, -1, -1)
+    return evaluate(state, DataLoader(TensorDataset(images, torch.tensor(target, dtype=torch.uint8)), 2))
+
+
+def test_empty_images_are_scored_apart():
+    empty, lesion = [[0, 0], [0, 0]], [[1, 1], [0, 0]]
+    scores = copied_scores([empty, empty, lesion, empty, empty], [lesion, empty, empty, empty, empty])
+    assert (scores["dice"], scores["false_alarm_rate"]) == (0, 0.25)
+    scores = copied_scores([lesion, lesion], [lesion, lesion])
+    assert (scores["dice"], scores["false_alarm_rate"]) == (1, None)
+    scores = copied_scores([empty, lesion], [empty, empty])
+    assert (scores["dice"], scores["false_alarm_rate"]) == (None, 0.5)
+
+
+def test_an_image_is_scored_by_the_classes_that_it_shows():
+    scores = copied_scores([[[1, 1], [2, 0]], [[0, 0], [2, 2]]], [[[1, 1], [0, 0]], [[1, 0], [2, 2]]])
+    assert scores["dice"] == pytest.approx((1 + (0 + 1) / 2) / 2)
 
 
 def test_dropout_in_training_only():

@@ -143,7 +143,7 @@ def test_files_of_an_epoch(tmp_path: Path):
     assert {p.name for p in out.iterdir()} == names
     for epoch in (1, 2):
         assert load_model(out / f"checkpoint_epoch{epoch}.pth").epoch == epoch
-    best = max(state.history, key=lambda row: row["val_dice"])
+    best = max(state.history, key=lambda row: (row["val_dice"], -row["val_loss"]))
     model = load_model(out / "best.pth")
     assert (model.epoch, model.validation["dice"]) == (best["epoch"], best["val_dice"])
     assert model.settings == {"epochs": 2}
@@ -151,6 +151,60 @@ def test_files_of_an_epoch(tmp_path: Path):
         rows = list(csv.DictReader(file))
     assert [float(row["val_dice"]) for row in rows] == [row["val_dice"] for row in state.history]
     assert "training" not in read_checkpoint(out / "best.pth")
+
+
+def scored_state(*scores: tuple[float | None, float]) -> TrainingState:
+    """A state of epochs with these validation Dice coefficients and losses."""
+    state = new_state()
+    for dice, loss in scores:
+        both = {"accuracy": 0.9, "accuracy_all_background": 0.8, "false_alarm_rate": None if dice else 0.25}
+        state.complete_epoch({"loss": loss, "dice": dice} | both)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(0.5, 0.9), (0.7, 1.5), (0.6, 0.1)], 2),
+        ([(0.0, 0.9), (0.0, 0.4), (0.0, 0.6)], 2),  # of equal ones the lowest loss
+        ([(0.5, 0.4), (0.5, 0.4)], 1),
+        ([(None, 0.9), (None, 0.6), (None, 0.7)], 2),  # no lesion in the validation images
+    ],
+)
+def test_best_epoch(tmp_path: Path, scores: list, best: int):
+    for n in range(1, len(scores) + 1):
+        state = scored_state(*scores[:n])
+        with CheckpointWriter(tmp_path) as writer:
+            writer.save_epoch(TrainedModel(state.network, epoch=n), state)
+    assert state.best["epoch"] == best
+    assert load_model(tmp_path / "best.pth").epoch == best
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["val_dice"] for row in rows] == ["" if dice is None else str(dice) for dice, _ in scores]
+
+
+def test_log_line():
+    assert str(scored_state((0.75, 0.5), (0.5, 0.25))) == (
+        "loss 0.0000; validation Dice 0.5000 (best 0.7500), accuracy 0.9000 (background everywhere: 0.8000)"
+    )
+    assert str(scored_state((None, 0.25), (None, 0.5))) == (
+        "loss 0.0000; validation loss 0.5000 (best 0.2500), false alarms 25.0 %, accuracy 0.9000 (background "
+        "everywhere: 0.8000)"
+    )
+
+
+def test_history_of_an_earlier_version_is_continued(tmp_path: Path):
+    saved = scored_state((0.5, 0.5)).state_dict()
+    saved["history"] = [{k: v for k, v in saved["history"][0].items() if k != "val_false_alarm_rate"}]
+    state = new_state()
+    state.load_state_dict(saved)
+    state.complete_epoch(
+        {"loss": 0.5, "dice": 0.6, "accuracy": 1, "accuracy_all_background": 1, "false_alarm_rate": 0.5}
+    )
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save_epoch(TrainedModel(state.network), state)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        assert [row["val_false_alarm_rate"] for row in csv.DictReader(file)] == ["", "0.5"]
 
 
 def test_nonfinite_validation_loss_is_not_saved(tmp_path: Path):

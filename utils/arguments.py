@@ -91,8 +91,7 @@ def model_parent() -> argparse.ArgumentParser:
     add_with_default(group, "--model", "-m", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="checkpoint")
     group.add_argument("--bilinear", action="store_true", default=None, help="bilinear upsampling")
     group.add_argument("--classes", "-c", type=integer(1, 256), metavar="N", help="number of classes")
-    for flag, side in (("--newW", "width"), ("--newH", "height")):
-        group.add_argument(flag, type=integer(16, 8192), metavar="N", help=f"{side} of the network's input")
+    _add_size_flags(group)
     computation = _add_compute_flags(parent)
     add_with_default(
         computation,
@@ -103,6 +102,11 @@ def model_parent() -> argparse.ArgumentParser:
         help="maximum number of network inputs per batch on a GPU",
     )
     return parent
+
+
+def _add_size_flags(group: argparse._ArgumentGroup, default: str = "") -> None:
+    for flag, side in (("--newW", "width"), ("--newH", "height")):
+        group.add_argument(flag, type=integer(16, 8192), metavar="N", help=f"{side} of the network's input{default}")
 
 
 def folder_parent() -> argparse.ArgumentParser:
@@ -216,7 +220,7 @@ def training_parent() -> argparse.ArgumentParser:
         type=float,
         default=15.0,
         metavar="PERCENT",
-        help="percentage of images held out for validation",
+        help="percentage of images held out for validation; 0 validates on the training images",
     )
     add_with_default(
         recipe,
@@ -236,6 +240,7 @@ def training_parent() -> argparse.ArgumentParser:
     recipe.add_argument(
         "--bilinear", action="store_true", default=None, help="bilinear upsampling in place of transposed convolutions"
     )
+    _add_size_flags(recipe, " (default: 128, or as in --load)")
     _add_run_flags(parent)
     _add_compute_flags(parent)
     return parent
@@ -265,7 +270,7 @@ def _add_run_flags(parent: argparse.ArgumentParser) -> None:
 
 
 def training_folders_parent() -> argparse.ArgumentParser:
-    """--imgs-dir, --masks-dir, --mask-suffix, --ext, --recursive, --skip-unusable, --cache-dir."""
+    """--imgs-dir, --masks-dir, those of `add_pairing_flags`, --val-imgs-dir, --val-masks-dir, --groups, --cache-dir."""
     parent = _parent()
     folders = parent.add_argument_group("folders")
     for flag, default, content in (
@@ -274,6 +279,10 @@ def training_folders_parent() -> argparse.ArgumentParser:
     ):
         add_with_default(folders, flag, type=Path, default=default, metavar="DIR", help=content)
     add_pairing_flags(folders)
+    folders.add_argument("--val-imgs-dir", type=Path, metavar="DIR", help="images to validate on, in place of a split")
+    folders.add_argument("--val-masks-dir", type=Path, metavar="DIR", help="their masks")
+    held_together = "CSV file of image and group: the split keeps the images of a group on one side"
+    folders.add_argument("--groups", type=Path, metavar="FILE", help=held_together)
     folders.add_argument(
         "--cache-dir",
         type=Path,

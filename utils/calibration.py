@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from utils import arguments, cli
 from utils.checkpoint import TrainedModel
+from utils.data.groups import groups_digest, read_groups
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
@@ -27,29 +28,56 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     model, dtype = cli.model_from_args(args)
     pairing = cli.pairing_options(args)
-    decoded = load_pairs(args.imgs_dir, args.masks_dir, model.input_size, args.cache_dir, pairing)
-    dataset = SegmentationDataset(decoded, held_out_indices(model, len(decoded.pairs)), model.mask_values)
+    folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
+    decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing)
+    images = [pair.image for pair in decoded.pairs]
+    if args.val_imgs_dir:
+        indices: Sequence[int] = range(len(images))
+    else:
+        groups = read_groups(args.groups, images) if args.groups else None
+        indices = held_out_indices(model, len(images), groups)
+    dataset = SegmentationDataset(decoded, indices, model.mask_values)
     logger.info("Fitting on %d images", len(dataset))
     temperatures = fit_temperatures(model, dataset, args.batch_size, dtype)
     save_temperatures(args.model, temperatures)
     logger.info("Temperatures stored in %s: %s", args.model, format_temperatures(temperatures))
 
 
-def held_out_indices(model: TrainedModel, n_images: int) -> Sequence[int]:
+def held_out_indices(model: TrainedModel, n_images: int, groups: Sequence[str] | None = None) -> Sequence[int]:
     """The images that were held out when a model was trained; all, if its file does not record the split.
 
+    Args:
+        model: the model.
+        n_images: number of images of the folder that it was trained on.
+        groups: of each image, if the split was one of groups.
+
     Raises:
-        InputError: the folder has another number of images than the one that the model was trained on.
+        InputError: these are not the images and groups that the model was trained on.
     """
-    if "validation" not in model.settings:
+    settings = model.settings
+    if "validation" not in settings:
         logger.warning("The model file does not record which images were held out: fitting on all of them")
         return range(n_images)
-    if model.settings.get("images") != n_images:
+    if settings.get("validation_images"):
         raise InputError(
-            f"the model was trained on a folder of {model.settings.get('images')} images, this one has {n_images}: "
+            f"the model was validated on {settings['validation_images']} images of another folder: name it with "
+            "--val-imgs-dir and --val-masks-dir"
+        )
+    if settings.get("images") != n_images:
+        raise InputError(
+            f"the model was trained on a folder of {settings.get('images')} images, this one has {n_images}: "
             "its validation images cannot be identified"
         )
-    return split_indices(n_images, model.settings["validation"], model.settings["seed"])[1]
+    if settings.get("groups") != (groups_digest(groups) if groups else None):
+        expected = "with the groups of another file" if groups else "by groups"
+        expected = expected if settings.get("groups") else "without groups"
+        raise InputError(
+            f"the images were split {expected} when the model was trained: its validation images can be identified "
+            "with the same --groups only"
+        )
+    if settings["validation"] == 0:
+        logger.warning("The model was validated on its training images: temperatures fitted on them are too low")
+    return split_indices(n_images, settings["validation"], settings["seed"], groups)[1]
 
 
 if __name__ == "__main__":

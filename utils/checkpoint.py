@@ -16,8 +16,8 @@ code:
 Other projects' files hold weights of the same names: the file itself is the dict of weights (and of `mask_values`), or
 one of its values is, such as `state_dict`; a prefix that all names share, such as `module.` or `_orig_mod.`, is
 removed. Dropout leaves no trace in such a file, so the number of filters tells: 32 are the original project's, with
-dropout at the end of each double convolution but the first; any other number, such as the 64 of Pytorch-UNet, is read as
-a network without dropout.
+dropout at the end of each double convolution but the first; any other number, such as the 64 of Pytorch-UNet, is read
+as a network without dropout.
 """
 
 import copy
@@ -73,7 +73,7 @@ class TrainedModel:
         input_size: width and height of its input.
         mask_values: the value of class 0, 1, ... in masks, as `utils.data.masks.read_mask` returns it.
         epoch: number of epochs trained.
-        validation: scores on the validation images, by name.
+        validation: scores on the validation images, by name; None where there is none.
         settings: how it was trained, by name.
         temperatures: divisors of the logits that calibrate the probabilities, by `Sampler.method`.
     """
@@ -82,7 +82,7 @@ class TrainedModel:
     input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
     mask_values: list[int] = field(default_factory=lambda: [0, 255])
     epoch: int = 0
-    validation: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, float | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     temperatures: dict[str, float] = field(default_factory=dict)
 

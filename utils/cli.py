@@ -76,8 +76,8 @@ def check_model_flags(args: argparse.Namespace, path: Path, model: TrainedModel)
             raise InputError(f"{path} contradicts {flag}: the model has {actual_value}. Omit the flag")
 
 
-def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> BayesianUNet:
-    """The network to train: a new one, or that of the checkpoint that --load names.
+def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> tuple[BayesianUNet, tuple[int, int]]:
+    """The network to train, a new one or that of the checkpoint that --load names, and its input size.
 
     Args:
         args: the flags of `arguments.training_parent`.
@@ -88,10 +88,41 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
     """
     path = resumed or args.load
     if path is None:
-        return BayesianUNet(n_classes=args.classes or 2, bilinear=bool(args.bilinear))
+        network, (width, height) = (
+            BayesianUNet(n_classes=args.classes or 2, bilinear=bool(args.bilinear)),
+            DEFAULT_INPUT_SIZE,
+        )
+        return network, (args.newW or width, args.newH or height)
     model = load_model(path)
+    width, height = model.input_size
+    size = (args.newW or width, args.newH or height)
+    if resumed is None:  # a new run: its weights fit every input size
+        model.input_size = size
     check_model_flags(args, path, model)
-    return model.network
+    epochs = model.settings.get("epochs", args.epochs)
+    if resumed is not None and epochs != args.epochs:
+        raise InputError(
+            f"{path} was saved in a run of --epochs {epochs}, whose learning rate ends with it: --resume with --epochs "
+            f"{epochs} completes that run; for more epochs start a new run from its weights, with --load {path} in "
+            f"place of --resume and --epochs for the number of further epochs"
+        )
+    return model.network, size
+
+
+def validation_folders(args: argparse.Namespace) -> tuple[Path, Path] | None:
+    """The folders of images and masks that --val-imgs-dir and --val-masks-dir name; None without them.
+
+    Raises:
+        InputError: there is only one of the two, or --groups, which is for a split.
+    """
+    folders = (args.val_imgs_dir, args.val_masks_dir)
+    if folders == (None, None):
+        return None
+    if None in folders:
+        raise InputError("--val-imgs-dir and --val-masks-dir belong together: give both, or neither for a split")
+    if args.groups is not None:
+        raise InputError("--groups is for a split, which --val-imgs-dir and --val-masks-dir replace: omit one of them")
+    return folders
 
 
 def items_from_args(args: argparse.Namespace) -> list[Item]:

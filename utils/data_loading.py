@@ -4,7 +4,8 @@
 `SegmentationDataset` serves them, `SeededBatchSampler` shuffles them into batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from utils.data.cache import DEFAULT_CACHE_DIR, decode_pairs
 from utils.data.decoding import DecodedPairs
+from utils.data.lesions import keep_lesions, pixels_per_class
 from utils.data.pairing import PairingOptions, pair_files
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
@@ -47,19 +49,53 @@ def load_pairs(
         return decode_pairs(pairs, size, cache_dir, options.skip_unusable)
 
 
-def split_indices(n: int, validation_percent: float, seed: int) -> tuple[list[int], list[int]]:
+def split_indices(
+    n: int, validation_percent: float, seed: int, groups: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
     """Training and validation indices of n images, drawn at random, with at least one image on each side.
 
+    Args:
+        n: number of images.
+        validation_percent: percentage of the images that are held out; 0 for all images on both sides.
+        seed: of the random draw.
+        groups: of each image; all images of a group are on one side.
+
     Raises:
-        InputError: there are fewer than two images, or the percentage is not between 0 and 100.
+        InputError: there are fewer than two images or groups, or the percentage is not from 0 to below 100.
     """
-    if not 0 < validation_percent < 100:
-        raise InputError(f"the validation percentage must be above 0 and below 100, not {validation_percent:g}")
+    if not 0 <= validation_percent < 100:
+        raise InputError(f"the validation percentage must be at least 0 and below 100, not {validation_percent:g}")
+    if validation_percent == 0:
+        return list(range(n)), list(range(n))
     if n < 2:
-        raise InputError(f"{n} image is too few: one is needed for training and another for validation")
+        raise InputError(
+            f"{n} image is too few: one is needed for training and another for validation; a validation percentage of "
+            "0 validates on the training images"
+        )
     n_validation = min(max(round(n * validation_percent / 100), 1), n - 1)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(order[n_validation:]), sorted(order[:n_validation])
+    generator = torch.Generator().manual_seed(seed)
+    if groups is None:
+        order = torch.randperm(n, generator=generator).tolist()
+        return sorted(order[n_validation:]), sorted(order[:n_validation])
+    held_out = _draw_groups(Counter(groups), n_validation, generator)
+    sides: tuple[list[int], list[int]] = ([], [])
+    for i, group in enumerate(groups):
+        sides[group in held_out].append(i)
+    return sides
+
+
+def _draw_groups(sizes: Mapping[str, int], n_validation: int, generator: torch.Generator) -> set[str]:
+    """Groups for validation, in random order, as long as they bring the number of images closer to `n_validation`."""
+    if len(sizes) < 2:
+        raise InputError("all images are of one group: one is needed for training and another for validation")
+    names = sorted(sizes)
+    drawn, total = set(), 0
+    for i in torch.randperm(len(names), generator=generator).tolist():
+        size = sizes[names[i]]
+        if abs(total + size - n_validation) < abs(total - n_validation) and len(drawn) < len(names) - 1:
+            drawn.add(names[i])
+            total += size
+    return drawn or {min(names, key=lambda name: sizes[name])}
 
 
 class SegmentationDataset(Dataset):
@@ -72,6 +108,10 @@ class SegmentationDataset(Dataset):
         transform: takes and returns an image (3, h, w) uint8 and a mask (h, w) uint8, both as tensors.
 
     An item is addressed by its number, or by `(number, seed)` to make the transform's random numbers reproducible.
+
+    Attributes:
+        n_without_lesion: number of masks of background alone, at their own size.
+        kept: the pixels that masks keep of a class that would vanish at the network's input size, by index.
     """
 
     def __init__(
@@ -83,7 +123,10 @@ class SegmentationDataset(Dataset):
     ) -> None:
         self.images, self.masks = decoded.images, decoded.masks
         self.indices, self.transform = indices, transform
-        self.table = decoded.class_table(mask_values)
+        self.mask_values, self.table = list(mask_values), decoded.class_table(mask_values)
+        lesion = pixels_per_class(decoded, self.table, len(mask_values))[:, 1:].sum(axis=1)
+        self.n_without_lesion = int(np.count_nonzero(lesion[list(indices)] == 0))
+        self.kept = keep_lesions(decoded, indices, mask_values, self.table)
 
     def __getstate__(self) -> dict:
         """For worker processes, which memory-map the cache again in place of receiving a copy of it."""
@@ -106,7 +149,10 @@ class SegmentationDataset(Dataset):
         number, seed = key if isinstance(key, tuple) else (key, None)
         i = self.indices[number]
         image = torch.from_numpy(np.array(self.images[i])).permute(2, 0, 1)  # (3, h, w) uint8
-        mask = torch.from_numpy(self.table[self.masks[i]])  # (h, w) uint8
+        classes = self.table[self.masks[i]]
+        for pixel, k in self.kept.get(i, ()):
+            classes.flat[pixel] = k
+        mask = torch.from_numpy(classes)  # (h, w) uint8
         if self.transform is None:
             return image, mask
         with torch.random.fork_rng(devices=[], enabled=seed is not None):

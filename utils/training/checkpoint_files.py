@@ -70,7 +70,7 @@ class CheckpointWriter:
                 "checkpoints are intact. Try a lower learning rate"
             )
         names = [f"checkpoint_epoch{state.epoch}.pth"]
-        if scores["val_dice"] > max((row["val_dice"] for row in state.history[:-1]), default=-1.0):
+        if state.best is scores:
             names.append("best.pth")
         self._submit(self._write, names, checkpoint_content(model), copy_to_cpu(state.state_dict()))
 

@@ -130,31 +130,47 @@ def _record(state: TrainingState, step: _StepLoss | None, on_step: Callable[[flo
 
 
 @torch.inference_mode()
-def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float]:
+def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float | None]:
     """Scores of the network, without dropout, at its input size, over the images of all processes.
 
     Returns:
-        Means over the images: `loss`; `dice` per image, over the classes but the background; pixel `accuracy`, and
-        `accuracy_all_background`, that of a prediction of background everywhere.
+        Means over the images: `loss`; `dice`, over the images with a lesion, in each over the classes but the
+        background that it shows; pixel `accuracy`, and `accuracy_all_background`, that of a prediction of background
+        everywhere; `false_alarm_rate`, the fraction of the images without a lesion in which one is predicted. A score
+        without images is None.
     """
     state.network.eval()
-    names = ("loss", "dice", "accuracy", "accuracy_all_background")
-    sums = [torch.zeros(len(names), device=state.device)]  # over the images of each batch
+    sums = [torch.zeros(6, device=state.device)]  # over the images of each batch
     n_images = 0
     for images, target in batches:
         with state.autocast():
             logits = class_logits(state.network(to_network_input(images, state.device)))
         target = to_device(target, state.device)
-        predicted = logits.argmax(dim=1)
-        foreground = range(1, logits.shape[1])
-        dice = torch.stack([dice_coefficient(predicted == k, target == k) for k in foreground]).mean(dim=0)
-        accuracy, all_background = ((p == target).float().mean((1, 2)) for p in (predicted, torch.zeros_like(target)))
         loss = segmentation_loss(logits, target) * len(images)
-        sums.append(torch.stack([loss, dice.sum(), accuracy.sum(), all_background.sum()]))
+        sums.append(torch.stack([loss, *_prediction_sums(logits.argmax(dim=1), target, logits.shape[1])]))
         n_images += len(images)
     totals = torch.stack(sums).cpu().double().sum(dim=0)
-    *totals, n_images = distributed.sum_over_processes(torch.cat([totals, totals.new_tensor([n_images])])).tolist()
-    return {name: total / n_images for name, total in zip(names, totals, strict=True)}
+    totals = distributed.sum_over_processes(torch.cat([totals, totals.new_tensor([n_images])])).tolist()
+    loss, accuracy, all_background, dice, n_lesions, false_alarms, n_images = totals
+    return {
+        "loss": loss / n_images,
+        "dice": dice / n_lesions if n_lesions else None,
+        "accuracy": accuracy / n_images,
+        "accuracy_all_background": all_background / n_images,
+        "false_alarm_rate": false_alarms / (n_images - n_lesions) if n_lesions < n_images else None,
+    }
+
+
+def _prediction_sums(predicted: Tensor, target: Tensor, n_classes: int) -> list[Tensor]:
+    """Sums over images: accuracy, that of background, Dice of those with a lesion, their number, false alarms."""
+    accuracy, all_background = ((p == target).float().mean((1, 2)) for p in (predicted, torch.zeros_like(target)))
+    foreground = range(1, n_classes)
+    dice = torch.stack([dice_coefficient(predicted == k, target == k) for k in foreground])  # (C - 1, N)
+    shown = torch.stack([(target == k).flatten(1).any(dim=1) for k in foreground]).float()
+    dice = (dice * shown).sum(dim=0) / shown.sum(dim=0).clamp(min=1)  # 0 without a lesion
+    lesion = shown.amax(dim=0)
+    false_alarm = (predicted > 0).flatten(1).any(dim=1) * (1 - lesion)
+    return [values.sum() for values in (accuracy, all_background, dice, lesion, false_alarm)]
 
 
 @torch.inference_mode()

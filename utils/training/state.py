@@ -16,6 +16,13 @@ from utils.training.muon import Muon
 
 _COUNTERS = ("epoch", "step", "loss_sum", "images_seen", "history")  # plain values of a TrainingState
 
+Scores = dict[str, float | None]  # None for what is not defined, such as the Dice of images without a lesion
+
+
+def headline_score(row: Scores) -> tuple[str, float]:
+    """Name and value of the validation score by which the best epoch is chosen: Dice, or the loss if there is none."""
+    return ("loss", row["val_loss"]) if row["val_dice"] is None else ("Dice", row["val_dice"])
+
 
 @dataclass
 class TrainingState:
@@ -42,7 +49,7 @@ class TrainingState:
     step: int = 0
     loss_sum: float = 0.0
     images_seen: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[Scores] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -50,9 +57,12 @@ class TrainingState:
         return next(self.network.parameters()).device
 
     @property
-    def best(self) -> float:
-        """The best validation Dice so far; 0 before the first epoch."""
-        return max((row["val_dice"] for row in self.history), default=0.0)
+    def best(self) -> Scores:
+        """The row of the best epoch so far: the highest validation Dice, of equal ones the lowest loss.
+
+        Without a lesion in the validation images there is no Dice, and the loss decides. Empty before the first epoch.
+        """
+        return max(self.history, key=lambda row: (row["val_dice"] or 0.0, -row["val_loss"]), default={})
 
     @property
     def loss(self) -> float:
@@ -63,7 +73,7 @@ class TrainingState:
         """The context of mixed precision; without effect in single precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def complete_epoch(self, scores: dict[str, float]) -> None:
+    def complete_epoch(self, scores: Scores) -> None:
         """Record an epoch whose steps are completed, with its validation scores."""
         self.epoch += 1
         row = {"epoch": self.epoch, "train_loss": self.loss, "learning_rate": self.scheduler.get_last_lr()[0]}
@@ -73,9 +83,12 @@ class TrainingState:
     def __str__(self) -> str:
         """The last epoch in one line."""
         row = self.history[-1]
+        (score, value), (_, best) = headline_score(row), headline_score(self.best)
+        false_alarms = row["val_false_alarm_rate"]
         return (
-            f"loss {row['train_loss']:.4f}; validation Dice {row['val_dice']:.4f} (best {self.best:.4f}), accuracy "
-            f"{row['val_accuracy']:.4f} (background everywhere: {row['val_accuracy_all_background']:.4f})"
+            f"loss {row['train_loss']:.4f}; validation {score} {value:.4f} (best {best:.4f}), "
+            + (f"false alarms {100 * false_alarms:.1f} %, " if false_alarms is not None else "")
+            + f"accuracy {row['val_accuracy']:.4f} (background everywhere: {row['val_accuracy_all_background']:.4f})"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,7 +111,8 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
         for name in _COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))  # earlier versions saved whole epochs only
-        self.history = list(self.history)
+        # Earlier versions did not know the rate of false alarms.
+        self.history = [row | {"val_false_alarm_rate": row.get("val_false_alarm_rate")} for row in self.history]
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])

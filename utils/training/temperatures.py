@@ -1,5 +1,6 @@
 """Temperature scaling: fit the divisor of the logits with which the probabilities are calibrated best."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from utils.inference.upsampling import StackUpsampler
 from utils.metrics.pixel_counts import MIN_PROBABILITY
 from utils.runtime.console import progress
 from utils.runtime.device import to_device
+
+logger = logging.getLogger(__name__)
 
 TEMPERATURES = 2.0 ** (np.arange(-8, 13) / 4)  # 0.25 to 8
 
@@ -54,7 +57,24 @@ def fit_temperatures(
         image, target = dataset[i]
         for sampler in samplers:
             losses[sampler.method] += nll_by_temperature(model, sampler, image, target, name=str(i))
-    return {method: minimising_temperature(loss) for method, loss in losses.items()}
+    temperatures = {method: minimising_temperature(loss) for method, loss in losses.items()}
+    warn_of_limits(temperatures)
+    return temperatures
+
+
+def warn_of_limits(temperatures: Mapping[str, float]) -> None:
+    """Warn of temperatures at an end of the range of `TEMPERATURES`, which do not calibrate."""
+    for limit, meaning in (
+        (TEMPERATURES[0], "too cautious for how often they are right, as after a short training"),
+        (TEMPERATURES[-1], "too confident for how often they are wrong, as with few training images or wrong masks"),
+    ):
+        methods = [method for method, value in temperatures.items() if value == limit]
+        if methods:
+            logger.warning(
+                "The temperature %g of %s is the limit of the range from %g to %g: the probabilities are far %s. "
+                "Calibrated ones are better, but still not right",
+                *(limit, " and ".join(methods), TEMPERATURES[0], TEMPERATURES[-1], meaning),
+            )
 
 
 @torch.inference_mode()

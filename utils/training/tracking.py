@@ -89,7 +89,7 @@ class WandbRun:
 
     def log(
         self,
-        row: Mapping[str, float],
+        row: Mapping[str, float | None],
         images: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
         predicted: Sequence[np.ndarray],
@@ -97,13 +97,13 @@ class WandbRun:
         """Log an epoch's numbers and example images.
 
         Args:
-            row: numbers by name.
+            row: numbers by name; None is left out.
             images: (h, w, 3) uint8.
             masks, predicted: (h, w) uint8 classes, ground truth and prediction of each image.
         """
         if self.run is None:
             return
-        content = {panel_name(name): value for name, value in row.items()}
+        content = {panel_name(name): value for name, value in row.items() if value is not None}
         try:
             if self.log_examples:
                 content[panel_name("val_examples")] = _examples(images, masks, predicted)

@@ -1,0 +1,74 @@
+"""CSV files that say which images belong together."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.data.groups import groups_digest, read_groups
+from utils.runtime.errors import InputError
+
+IMAGES = [Path("data/a/x.jpg"), Path("data/a/y.v2.png"), Path("data/b/x.jpg"), Path("data/b/ü.jpg")]
+
+
+def written(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "groups.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,group\na/x,1\ny.v2,2\nb/x.jpg,1\nü.jpg,3\n",
+        "age,Group , IMAGE\r\n50, 1,a/x.jpg\r\n,2, a/y.v2.png\r\n\r\n60,1,data/b/x\r\n1,3,b/ü\r\n",
+        "image;group\na\\x;1\ny.v2.png;2\nb\\x.jpg;1\nü;3",
+        'image\tgroup\n"a/x"\t1\na/x\t1\ny.v2\t2\nb/x\t1\nü\t3',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_groups(tmp_path: Path, text: str, encoding: str):
+    assert read_groups(written(tmp_path, text, encoding), IMAGES) == ["1", "2", "1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("a/x,1\ny.v2,1\nb/x,1", "ü.jpg: no group"),
+        ("a/x,1\ny.v2,1\nb/x,1\nü,", "line 5: ü: no group"),
+        ("a/x,1\ny.v2,1\nb/x,1\nü", "line 5: ü: no group"),
+        ("a/x,1\ny.v2,1\nb/x,1\nü,1\nz.jpg,1", "line 6: z.jpg: no image has this name"),
+        ("x,1\ny.v2,1\nü,1", "line 2: x: several images have this name"),
+        ("a/x,1\ny.v2,1\nb/x,1\nü,1\na/x.jpg,2", "line 6: a/x.jpg: in the groups 1 and 2"),
+    ],
+)
+def test_problems(tmp_path: Path, rows: str, problem: str):
+    with pytest.raises(InputError) as error:
+        read_groups(written(tmp_path, f"image,group\n{rows}\n"), IMAGES)
+    title, *problems = str(error.value).splitlines()
+    assert title.endswith("does not have one group for each of the 4 images, 1 problems:")
+    assert problems == [f"  {problem}"]
+
+
+def test_ten_problems_are_listed(tmp_path: Path):
+    images = [Path(f"{i:02d}.jpg") for i in range(25)]
+    with pytest.raises(InputError) as error:
+        read_groups(written(tmp_path, "image,group\n00,1\n"), images)
+    lines = str(error.value).splitlines()
+    assert (len(lines), lines[1], lines[-1]) == (12, "  01.jpg: no group", "  and 14 more")
+
+
+def test_files_that_are_not_groups(tmp_path: Path):
+    for content, message in (
+        (b"", "has the columns of an empty file; expected image and group"),
+        (b"lesion_id,image_id\n1,2\n", "has the columns lesion_id, image_id; expected image and group"),
+        (b"\xff\xfe\x00image", "not a UTF-8 text"),
+    ):
+        (tmp_path / "groups.csv").write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_groups(tmp_path / "groups.csv", IMAGES)
+    with pytest.raises(InputError, match="No such file"):
+        read_groups(tmp_path / "missing.csv", IMAGES)
+
+
+def test_digest():
+    assert groups_digest(["1", "2"]) == groups_digest(["1", "2"]) != groups_digest(["2", "1"])

@@ -1,0 +1,82 @@
+"""Groups of images, such as all of one patient or lesion, that a split must not divide."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+
+from utils.runtime.errors import InputError, bulleted
+
+_COLUMNS = ("image", "group")
+_LISTED = 10  # problems in a message
+
+
+def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
+    """The group of each image, from a CSV file with the columns `image` and `group`.
+
+    An image is named with or without its extension, and with as many of its folders as are needed to tell it from
+    others of its name.
+
+    Args:
+        path: the CSV file, separated by commas, semicolons or tabs.
+        images: the image files.
+
+    Raises:
+        InputError: the file cannot be read, names an image that is not among `images`, or several, or gives an image no
+            group or two.
+    """
+    files: dict[str, set[int]] = {}  # by all names that an image may have
+    for i, image in enumerate(images):
+        for name in _names_of(image):
+            files.setdefault(name, set()).add(i)
+    groups: dict[int, str] = {}
+    problems = []
+    for line, name, group in _read_rows(path):
+        found = files.get(PurePath(name.replace("\\", "/")).as_posix(), set())
+        if len(found) != 1:
+            problems.append(f"line {line}: {name}: {'several images have' if found else 'no image has'} this name")
+        elif not group:
+            problems.append(f"line {line}: {name}: no group")
+        elif groups.setdefault(*found, group) != group:
+            problems.append(f"line {line}: {name}: in the groups {groups[next(iter(found))]} and {group}")
+        groups.update(dict.fromkeys(found - groups.keys(), group))  # whatever is wrong with them has been said
+    problems += [f"{image.name}: no group" for i, image in enumerate(images) if i not in groups]
+    if problems:
+        more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+        title = f"{path} does not have one group for each of the {len(images)} images, {len(problems)} problems"
+        raise InputError(bulleted(title, problems[:_LISTED] + more))
+    return [groups[i] for i in range(len(images))]
+
+
+def groups_digest(groups: Sequence[str]) -> str:
+    """A digest of the groups of a sequence of images, to recognise them."""
+    return hashlib.sha256(json.dumps(list(groups)).encode()).hexdigest()[:16]
+
+
+def _names_of(image: Path) -> Iterator[str]:
+    """`c.jpg`, `c`, `b/c.jpg`, `b/c`, ... for `a/b/c.jpg`."""
+    parts = image.parts
+    for first in range(len(parts)):
+        name = PurePath(*parts[first:])
+        yield name.as_posix()
+        yield name.with_suffix("").as_posix()
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, image and group of each row."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a UTF-8 text"
+        raise InputError(f"{path} cannot be read as a CSV file of groups ({reason})") from error
+    header = text.partition("\n")[0]
+    rows = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
+    columns = [name.strip().lower() for name in next(rows, [])]
+    if not set(_COLUMNS) <= set(columns):
+        raise InputError(f"{path} has the columns {', '.join(columns) or 'of an empty file'}; expected image and group")
+    image, group = (columns.index(name) for name in _COLUMNS)
+    for row in rows:
+        if any(cell.strip() for cell in row):
+            cells = [cell.strip() for cell in row] + [""] * len(columns)
+            yield rows.line_num, cells[image], cells[group]

@@ -1,0 +1,74 @@
+"""Small lesions: masks in which a lesion vanishes at the network's input size keep the pixel with its largest share."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from utils.data.decoding import DecodedPairs
+from utils.data.masks import mask_to_classes, read_mask
+from utils.runtime.threads import usable_cores
+
+KeptPixels = list[tuple[int, int]]  # index in the flattened mask, class
+
+
+def pixels_per_class(decoded: DecodedPairs, table: np.ndarray, n_classes: int) -> np.ndarray:
+    """(N, n_classes) pixels of each class in each mask at its own size; `table` is that of `class_table`."""
+    one_hot = table[:, None] == np.arange(n_classes)
+    return decoded.counts[:, : len(table)] @ one_hot.astype(np.int32)
+
+
+def keep_lesions(
+    decoded: DecodedPairs, indices: Sequence[int], mask_values: Sequence[int], table: np.ndarray
+) -> dict[int, KeptPixels]:
+    """The pixels to add to masks that have lost a class but the background at the network's input size.
+
+    Args:
+        decoded: all pairs.
+        indices: which of them.
+        mask_values: the value of class 0, 1, ...
+        table: their `class_table`.
+
+    Returns:
+        For each of the indices whose mask has lost a class, a pixel of each lost class.
+    """
+    at_own_size = pixels_per_class(decoded, table, len(mask_values)) > 0
+    lost: dict[int, list[int]] = {}
+    for i in indices:
+        shown = np.zeros(256, dtype=bool)
+        shown[table[decoded.masks[i]]] = True
+        vanished = [k for k in range(1, len(mask_values)) if at_own_size[i, k] and not shown[k]]
+        if vanished:
+            lost[i] = vanished
+
+    def keep(i: int) -> KeptPixels:
+        path = decoded.pairs[i].mask
+        classes = mask_to_classes(read_mask(path), mask_values, str(path))
+        return largest_shares(classes, table[decoded.masks[i]], lost[i])
+
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+        return dict(zip(lost, pool.map(keep, lost), strict=True))
+
+
+def largest_shares(classes: np.ndarray, downscaled: np.ndarray, lost: Sequence[int]) -> KeptPixels:
+    """For each lost class the pixel of the downscaled mask that covers most of it.
+
+    A pixel that is the only one of another class but the background is left to that class.
+
+    Args:
+        classes: (H, W) classes.
+        downscaled: (h, w) the same, downscaled.
+        lost: classes that occur in `classes` only.
+    """
+    (height, width), (h, w) = classes.shape, downscaled.shape
+    flat, kept = downscaled.flatten(), []
+    for k in lost:
+        rows, columns = np.nonzero(classes == k)
+        covering = (2 * rows + 1) * h // (2 * height) * w + (2 * columns + 1) * w // (2 * width)
+        pixels, shares = np.unique(covering, return_counts=True)
+        for pixel in pixels[np.argsort(-shares, kind="stable")].tolist():
+            if flat[pixel] == 0 or np.count_nonzero(flat == flat[pixel]) > 1:
+                flat[pixel] = k
+                kept.append((pixel, k))
+                break
+    return kept
