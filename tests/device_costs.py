@@ -1,6 +1,6 @@
-"""What a training step, a network batch and a block of rows cost on a device: transfers, reads and launches, by line.
+"""What a training step, a batch of the validation or of a prediction and a block of rows cost on a device: transfers, reads and launches, by line.
 
-    python -m tests.device_costs train softmax mc_dropout tta maps
+    python -m tests.device_costs train evaluate softmax mc_dropout tta maps
 
 prints the costs of one more step, batch or block, so that what is done once does not count.
 """
@@ -22,7 +22,7 @@ from utils.inference.predictor import MapOptions, predict_full_size
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.outputs import make_greyscale_maps
-from utils.training.loop import train_one_epoch
+from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import new_training_state
 
 Costs = Mapping[tuple[str, str], float]
@@ -52,6 +52,15 @@ def train_steps(n: int) -> None:
     assert train_one_epoch(state, batches)
 
 
+def evaluate_batches(n: int) -> None:
+    """Evaluate n batches, some images of which have a lesion."""
+    state = new_training_state(_network(), 1e-3, 1)
+    images = torch.randint(0, 256, (2 * n, 3, SIDE, SIDE), dtype=torch.uint8)
+    masks = (images[:, 0] > 100).to(torch.uint8)
+    masks[::3] = 0
+    evaluate(state, DataLoader(TensorDataset(images, masks), 2))
+
+
 def sample_batches(sampler: Sampler, n: int) -> None:
     """Draw the samples of n images, each a network batch."""
     model = TrainedModel(_network().eval(), (SIDE, SIDE))
@@ -71,6 +80,7 @@ def full_size_blocks(options: MapOptions, n: int) -> None:
 
 WORK: dict[str, Callable[[int], object]] = {
     "train": train_steps,
+    "evaluate": evaluate_batches,
     "softmax": partial(sample_batches, Softmax(batch_size=1)),
     "mc_dropout": partial(sample_batches, MCDropout(batch_size=4, num_samples=4)),
     "tta": partial(sample_batches, TestTimeAugmentation(batch_size=16)),

@@ -56,7 +56,7 @@ def test_held_out_groups():
     settings = {"validation": 25.0, "seed": 3, "images": 8}
     model = TrainedModel(lively_network(), settings=settings | {"groups": groups_digest(groups)})
     assert held_out_indices(model, 8, groups) == split_indices(8, 25.0, 3, groups)[1]
-    with pytest.raises(InputError, match="split by groups .* with the same --groups"):
+    with pytest.raises(InputError, match=r"split by groups .* with the same --groups"):
         held_out_indices(model, 8)
     with pytest.raises(InputError, match="split with the groups of another file"):
         held_out_indices(model, 8, other)

@@ -1,4 +1,4 @@
-"""The dataset: loading two folders, the split, the items, their transforms and small lesions (test_batch_sampler.py: batches)."""
+"""The dataset: loading two folders, the split, the items, their transforms, small lesions."""
 
 import pickle
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_cached_dataset_is_pickled_without_its_arrays(tmp_path: Path, cached: bo
 
 
 def small_lesions(folder: Path) -> tuple[Path, Path]:
-    """Images of 200x100 pixels: a large lesion, one of 3 pixels, none, and one of two classes of 1 and 2 pixels."""
+    """Images of 200x100 pixels: large lesions, one of 3 pixels, none, and small ones of two classes."""
     imgs, masks = folder / "imgs", folder / "masks"
     for path in (imgs, masks):
         path.mkdir()
@@ -113,8 +113,8 @@ def small_lesions(folder: Path) -> tuple[Path, Path]:
     drawn[0, 20:80, 20:150] = 1
     drawn[0, :20, :50] = 2
     drawn[1, 53, 119:122] = 1  # at 20x10 pixels one of them is in column 11, two are in column 12
-    drawn[3, 0, 0], drawn[3, 2, 1:3] = 1, 2  # both in the first pixel, which the larger one leaves to the smaller one
-    drawn[3, 9:11, 199] = 2
+    drawn[3, 0, 0], drawn[3, 2, 1:3] = 2, 1  # both in the first pixel, which the class leaves that has another one
+    drawn[3, 9, 199] = 1
     for i, mask in enumerate(drawn):
         Image.fromarray(np.full((100, 200, 3), 90, np.uint8)).save(imgs / f"{i}.png")
         Image.fromarray(mask).save(masks / f"{i}.png")
@@ -127,10 +127,10 @@ def test_a_lesion_keeps_the_pixel_with_its_largest_share(tmp_path: Path, cached:
     decoded = decode_pairs(pairs, (20, 10), tmp_path / "cache" if cached else None)
     dataset = SegmentationDataset(decoded, [1, 2, 3, 0], [0, 1, 2])
     assert dataset.n_without_lesion == 1
-    assert dataset.kept == {1: [(5 * 20 + 12, 1)], 3: [(0, 1), (19, 2)]}
+    assert dataset.kept == {1: [(5 * 20 + 12, 1)], 3: [(0, 2), (19, 1)]}
     masks = [dataset[i][1].numpy() for i in range(4)]
     assert [np.argwhere(mask).tolist() for mask in masks[:3]] == [[[5, 12]], [], [[0, 0], [0, 19]]]
-    assert [masks[0][5, 12], masks[2][0, 0], masks[2][0, 19]] == [1, 1, 2]
+    assert [masks[0][5, 12], masks[2][0, 0], masks[2][0, 19]] == [1, 2, 1]
     assert np.array_equal(masks[3], decoded.masks[0])  # a mask that keeps its lesion is not changed
     other = SegmentationDataset(decoded, [0, 2], [0, 1, 2])
     assert (other.n_without_lesion, other.kept) == (1, {})

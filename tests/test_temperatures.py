@@ -77,7 +77,7 @@ def test_limits_are_warned_of(caplog: pytest.LogCaptureFixture):
     assert not caplog.text
     warn_of_limits({"softmax": 0.25, "mc_dropout": 8.0, "tta": 0.25})
     low, high = caplog.messages
-    assert "temperature 0.25 of softmax and tta is the limit of the range from 0.25 to 8: " in low
+    assert "temperature 0.25 of softmax, tta is the limit of the range from 0.25 to 8: " in low
     assert "too cautious" in low
     assert "temperature 8 of mc_dropout is the limit" in high
     assert "too confident" in high
@@ -92,7 +92,7 @@ def test_a_fit_at_the_limit_warns(caplog: pytest.LogCaptureFixture):
     dataset = [(torch.zeros(3, 32, 32, dtype=torch.uint8), torch.ones(32, 32).long())]
     temperatures = fit_temperatures(TrainedModel(network, (32, 32)), dataset)
     assert temperatures == {"softmax": 0.25, "mc_dropout": 0.25, "tta": 0.25}
-    assert "0.25 of softmax and mc_dropout and tta is the limit" in caplog.text
+    assert "0.25 of softmax, mc_dropout, tta is the limit" in caplog.text
 
 
 def test_checkpoint_keeps_everything_else(tmp_path: Path):

@@ -202,6 +202,100 @@ def test_three_classes_are_evaluated_one_by_one(tmp_path: Path):
     assert (tmp_path / "compared" / "UQ_compare.png").is_file()
 
 
+def logged(tmp_path: Path, *arguments: object, code: int = 0) -> str:
+    """Train for an epoch, with a checkpoint folder of its own; returns what is logged."""
+    result = run_script("train_bayesian.py", *training_flags(tmp_path), "--epochs", 1, "--bilinear", *arguments)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_input_size(tmp_path: Path):
+    make_folders(tmp_path / "train", 3, (48, 40))
+    logged(tmp_path, "--newW", 32, "--newH", 48)
+    out = tmp_path / "checkpoints"
+    assert load_model(out / "best.pth").input_size == (32, 48)
+    folders = ["--input-dir", tmp_path / "train" / "imgs", "--output-dir", tmp_path / "o"]
+    result = run_script("predict.py", *folders, "-m", out / "best.pth")
+    assert result.returncode == 0, result.stderr
+    assert "input size 32x48" in result.stderr
+    result = run_script("predict.py", *folders, "-m", out / "best.pth", "--newW", 64)
+    assert_one_clear_line(result, "contradicts --newW 64: the model has 32")
+    assert "contradicts --newH 64" in logged(tmp_path, "--resume", "--newH", 64, code=2)
+    words = logged(tmp_path, "--resume", "--epochs", 40, code=2)
+    assert f"start a new run from its weights, with --load {out / 'last.pth'}" in words
+
+
+def test_validation_set(tmp_path: Path):
+    make_folders(tmp_path / "train", 3, (48, 40))
+    imgs, masks = make_folders(tmp_path / "val", 2, (48, 40), seed=70)
+    flags = ["--newW", 32, "--newH", 32]
+    text = logged(tmp_path, *flags, "--val-imgs-dir", imgs, "--val-masks-dir", masks)
+    assert "Training on 3 images, validating on another 2" in text
+    settings = load_model(tmp_path / "checkpoints" / "best.pth").settings
+    assert (settings["images"], settings["validation_images"]) == (3, 2)
+    assert "saved with validation_images = 2" in logged(tmp_path, *flags, "--resume", code=2)
+    Image.fromarray(np.full((40, 48), 7, np.uint8)).save(masks / "SKIN_000_Segmentation.png")
+    text = logged(tmp_path, *flags, "--val-imgs-dir", imgs, "--val-masks-dir", masks, code=2)
+    assert "SKIN_000_Segmentation.png contains the value 7" in text
+
+
+def test_groups(tmp_path: Path):
+    imgs, _ = make_folders(tmp_path / "train", 8, (48, 40))
+    groups = tmp_path / "groups.csv"
+    groups.write_text("image,group\n" + "".join(f"{path.stem},{i % 2}\n" for i, path in enumerate(imgs.iterdir())))
+    flags = ["--newW", 32, "--newH", 32, "--groups", groups]
+    assert "Training on 4 images, validating on another 4" in logged(tmp_path, *flags)
+    folders = [*training_flags(tmp_path)[:4], "--cache-dir", tmp_path / "cache"]
+    calibrate = ["utils.calibration", "-m", tmp_path / "checkpoints" / "best.pth", *folders]
+    assert_one_clear_line(run_module(*calibrate), "split by groups", "the same --groups")
+    result = run_module(*calibrate, "--groups", groups)
+    assert result.returncode == 0, result.stderr
+    assert "Fitting on 4 images" in result.stderr
+    groups.write_text(groups.read_text() + "SKIN_99,1\n")
+    assert "line 10: SKIN_99: no image has this name" in logged(tmp_path, *flags, code=2)
+
+
+def test_overfit_one_image(tmp_path: Path):
+    make_folders(tmp_path / "train", 1, (48, 40))
+    flags = ["--newW", 32, "--newH", 32]
+    assert "0 validates on the training images" in logged(tmp_path, *flags, code=2)
+    text = logged(tmp_path, *flags, "--validation", 0)
+    assert "Training on 1 images and validating on the same ones" in text
+    assert read_checkpoint(tmp_path / "checkpoints" / "best.pth")["validation"]["dice"] >= 0
+
+
+def test_small_and_missing_lesions(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path / "train", 6, (64, 64))
+    for i, path in enumerate(sorted(masks.iterdir())):
+        mask = np.zeros((64, 64), np.uint8)
+        if i < 2:
+            mask[31, 31] = 255  # nearest-neighbour interpolation takes every other pixel
+        Image.fromarray(mask).save(path)
+    flags = ["--newW", 32, "--newH", 32]
+    text = logged(tmp_path, *flags, "--validation", 0)
+    assert "Without a lesion: 4 of 6 training masks, 4 of 6 validation masks" in text
+    assert "Warning: At 32x32 pixels 2 of 6 training masks and 2 of 6 validation masks would lose a lesion" in text
+    assert "--newW, --newH" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("Epoch 1/1: loss ")]
+    assert "validation Dice " in line
+    assert ", false alarms " in line
+    with open(tmp_path / "checkpoints" / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert 0 <= float(row["val_dice"]) <= 1
+    assert float(row["val_false_alarm_rate"]) in (0, 0.25, 0.5, 0.75, 1)
+
+    empty = tmp_path / "empty"
+    for folder, paths in (("imgs", imgs), ("masks", masks)):
+        (empty / folder).mkdir(parents=True)
+        for path in sorted(paths.iterdir())[4:]:
+            shutil.copy(path, empty / folder)
+    text = logged(tmp_path, *flags, "--val-imgs-dir", empty / "imgs", "--val-masks-dir", empty / "masks")
+    assert text.index("Warning: No validation image has a lesion") < text.index("Epoch 1/1: loss ")
+    assert "; validation loss " in text
+    assert "Best validation loss " in text
+
+
 def test_temperatures(tmp_path: Path):
     out = train(tmp_path, "--epochs", 1, "--batch-size", 4, n=6)
     assert set(load_model(out / "best.pth").temperatures) == {"softmax", "mc_dropout", "tta"}

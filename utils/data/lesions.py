@@ -61,12 +61,15 @@ def largest_shares(classes: np.ndarray, downscaled: np.ndarray, lost: Sequence[i
         lost: classes that occur in `classes` only.
     """
     (height, width), (h, w) = classes.shape, downscaled.shape
-    flat, kept = downscaled.flatten(), []
+    candidates = {}
     for k in lost:
         rows, columns = np.nonzero(classes == k)
         covering = (2 * rows + 1) * h // (2 * height) * w + (2 * columns + 1) * w // (2 * width)
         pixels, shares = np.unique(covering, return_counts=True)
-        for pixel in pixels[np.argsort(-shares, kind="stable")].tolist():
+        candidates[k] = pixels[np.argsort(-shares, kind="stable")].tolist()
+    flat, kept = downscaled.flatten(), []
+    for k in sorted(lost, key=lambda k: len(candidates[k])):  # those with the least choice first
+        for pixel in candidates[k]:
             if flat[pixel] == 0 or np.count_nonzero(flat == flat[pixel]) > 1:
                 flat[pixel] = k
                 kept.append((pixel, k))

@@ -73,7 +73,7 @@ def warn_of_limits(temperatures: Mapping[str, float]) -> None:
             logger.warning(
                 "The temperature %g of %s is the limit of the range from %g to %g: the probabilities are far %s. "
                 "Calibrated ones are better, but still not right",
-                *(limit, " and ".join(methods), TEMPERATURES[0], TEMPERATURES[-1], meaning),
+                *(limit, ", ".join(methods), TEMPERATURES[0], TEMPERATURES[-1], meaning),
             )
 
 
