@@ -1,4 +1,6 @@
-"""What a training step, a batch of the validation or of a prediction and a block of rows cost on a device: transfers, reads and launches, by line.
+"""What a training step, a batch to evaluate or predict and a block of rows cost on a device, by line.
+
+Transfers, reads and launches are counted:
 
     python -m tests.device_costs train evaluate softmax mc_dropout tta maps
 

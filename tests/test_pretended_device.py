@@ -325,6 +325,14 @@ def test_budget_of_a_training_step():
     assert total(step, "read") <= 1, format_counts(step)
 
 
+def test_budget_of_a_validation():
+    """A single read, however many batches there are."""
+    batch = marginal_costs("evaluate")
+    assert 0 < total(batch, "host to device") <= 2, format_counts(batch)
+    assert total(batch, "read") == 0, format_counts(batch)
+    assert total(costs("evaluate", 3), "read") == 1
+
+
 @pytest.mark.parametrize("method", ["softmax", "mc_dropout", "tta"])
 def test_budget_of_a_network_batch(method: str):
     batch = marginal_costs(method)

@@ -123,6 +123,11 @@ def test_dropout_in_training_only():
     assert seen == [True, True, False, False]
 
 
+def test_network_without_dropout_is_trained():
+    state = new_state(dropout=0.0)
+    assert train(state, make_batches()) > train(state, make_batches())
+
+
 def test_on_step_and_stop():
     state, losses = new_state(), []
     assert not train_one_epoch(state, make_batches(), on_step=losses.append, stop=lambda: True)

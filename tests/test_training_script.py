@@ -270,7 +270,7 @@ def test_small_and_missing_lesions(tmp_path: Path):
     for i, path in enumerate(sorted(masks.iterdir())):
         mask = np.zeros((64, 64), np.uint8)
         if i < 2:
-            mask[31, 31] = 255  # nearest-neighbour interpolation takes every other pixel
+            mask[30, 30] = 255  # nearest-neighbour interpolation takes the odd rows and columns
         Image.fromarray(mask).save(path)
     flags = ["--newW", 32, "--newH", 32]
     text = logged(tmp_path, *flags, "--validation", 0)
