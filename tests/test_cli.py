@@ -91,6 +91,13 @@ def test_input_size_to_train_at(tmp_path: Path):
         cli.network_from_args(training_flags("--newW", 64), resumed=path)
 
 
+def test_training_without_dropout_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for dropout, warned in ((0.2, False), (0.0, True)):
+        save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(dropout=dropout)))
+        cli.network_from_args(training_flags("--load", tmp_path / "m.pth"))
+        assert ("cannot be used with MC dropout" in caplog.text) == warned
+
+
 def test_more_epochs_are_a_new_run(tmp_path: Path):
     path = tmp_path / "last.pth"
     save_checkpoint(path, TrainedModel(lively_network(), settings={"epochs": 20}))

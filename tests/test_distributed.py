@@ -114,7 +114,7 @@ def test_two_processes_train_and_resume_like_one(tmp_path: Path):
     result = torchrun(2, "train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "two")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("Training on 6 images, validating on another 2") == 1  # one of them logs
-    assert "Warning" not in result.stderr
+    assert "Warning" not in result.stderr.replace("Warning: The temperature ", "")  # which two epochs do not fit
     rows = []
     for name in ("one", "two"):
         with open(tmp_path / name / "metrics.csv", newline="") as file:

@@ -79,7 +79,7 @@ def test_evaluate_by_hand():
     batches = DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), masks), 2)
     scores = evaluate(state, batches)  # the third image has no lesion: no Dice, but a false alarm
     assert scores["dice"] == pytest.approx((1 + 0.5) / 2)
-    assert scores["false_alarm_rate"] == 1
+    assert (scores["false_alarm_rate"], scores["images_without_lesion"]) == (1, 1)
     assert scores["accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert scores["accuracy_all_background"] == pytest.approx((0.5 + 0.5 + 1) / 3)
 
@@ -102,9 +102,9 @@ def copied_scores(predicted: list, target: list) -> dict[str, float | None]:
 def test_empty_images_are_scored_apart():
     empty, lesion = [[0, 0], [0, 0]], [[1, 1], [0, 0]]
     scores = copied_scores([empty, empty, lesion, empty, empty], [lesion, empty, empty, empty, empty])
-    assert (scores["dice"], scores["false_alarm_rate"]) == (0, 0.25)
+    assert (scores["dice"], scores["false_alarm_rate"], scores["images_without_lesion"]) == (0, 0.25, 4)
     scores = copied_scores([lesion, lesion], [lesion, lesion])
-    assert (scores["dice"], scores["false_alarm_rate"]) == (1, None)
+    assert (scores["dice"], scores["false_alarm_rate"], scores["images_without_lesion"]) == (1, 0, 0)
     scores = copied_scores([empty, lesion], [empty, empty])
     assert (scores["dice"], scores["false_alarm_rate"]) == (None, 0.5)
 

@@ -284,6 +284,7 @@ def test_small_and_missing_lesions(tmp_path: Path):
         (row,) = csv.DictReader(file)
     assert 0 <= float(row["val_dice"]) <= 1
     assert float(row["val_false_alarm_rate"]) in (0, 0.25, 0.5, 0.75, 1)
+    assert row["val_images_without_lesion"] == "4"
 
     empty = tmp_path / "empty"
     for folder, paths in (("imgs", imgs), ("masks", masks)):

@@ -157,8 +157,8 @@ def scored_state(*scores: tuple[float | None, float]) -> TrainingState:
     """A state of epochs with these validation Dice coefficients and losses."""
     state = new_state()
     for dice, loss in scores:
-        both = {"accuracy": 0.9, "accuracy_all_background": 0.8, "false_alarm_rate": None if dice else 0.25}
-        state.complete_epoch({"loss": loss, "dice": dice} | both)
+        more = {"accuracy": 0.9, "accuracy_all_background": 0.8, "false_alarm_rate": 0.25}
+        state.complete_epoch({"loss": loss, "dice": dice, "images_without_lesion": 4 if dice is None else 0} | more)
     return state
 
 
@@ -195,16 +195,15 @@ def test_log_line():
 
 def test_history_of_an_earlier_version_is_continued(tmp_path: Path):
     saved = scored_state((0.5, 0.5)).state_dict()
-    saved["history"] = [{k: v for k, v in saved["history"][0].items() if k != "val_false_alarm_rate"}]
+    for name in ("val_false_alarm_rate", "val_images_without_lesion"):
+        del saved["history"][0][name]
     state = new_state()
     state.load_state_dict(saved)
-    state.complete_epoch(
-        {"loss": 0.5, "dice": 0.6, "accuracy": 1, "accuracy_all_background": 1, "false_alarm_rate": 0.5}
-    )
+    state.history += [scored_state((0.4, 0.5), (0.6, 0.5)).history[1]]
     with CheckpointWriter(tmp_path) as writer:
         writer.save_epoch(TrainedModel(state.network), state)
     with open(tmp_path / "metrics.csv", newline="") as file:
-        assert [row["val_false_alarm_rate"] for row in csv.DictReader(file)] == ["", "0.5"]
+        assert [row["val_false_alarm_rate"] for row in csv.DictReader(file)] == ["", "0.25"]
 
 
 def test_nonfinite_validation_loss_is_not_saved(tmp_path: Path):

@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 
 from unet import BayesianUNet
+from unet.mc_dropout import dropout_layers
 from utils.arguments import DEFAULT_MODEL
 from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
 from utils.data.pairing import PairingOptions
@@ -99,6 +100,8 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
     if resumed is None:  # a new run: its weights fit every input size
         model.input_size = size
     check_model_flags(args, path, model)
+    if not dropout_layers(model.network):
+        logger.warning("%s has no dropout layers: what is trained from it cannot be used with MC dropout", path)
     epochs = model.settings.get("epochs", args.epochs)
     if resumed is not None and epochs != args.epochs:
         raise InputError(

@@ -7,6 +7,7 @@ import numpy as np
 
 from utils.data.decoding import DecodedPairs
 from utils.data.masks import mask_to_classes, read_mask
+from utils.runtime.console import progress
 from utils.runtime.threads import usable_cores
 
 KeptPixels = list[tuple[int, int]]  # index in the flattened mask, class
@@ -47,7 +48,8 @@ def keep_lesions(
         return largest_shares(classes, table[decoded.masks[i]], lost[i])
 
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-        return dict(zip(lost, pool.map(keep, lost), strict=True))
+        kept = progress(pool.map(keep, lost), total=len(lost), desc="Small lesions", unit="mask", leave=False)
+        return dict(zip(lost, kept, strict=True))
 
 
 def largest_shares(classes: np.ndarray, downscaled: np.ndarray, lost: Sequence[int]) -> KeptPixels:

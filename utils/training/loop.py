@@ -136,8 +136,8 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float | Non
     Returns:
         Means over the images: `loss`; `dice`, over the images with a lesion, in each over the classes but the
         background that it shows; pixel `accuracy`, and `accuracy_all_background`, that of a prediction of background
-        everywhere; `false_alarm_rate`, the fraction of the images without a lesion in which one is predicted. A score
-        without images is None.
+        everywhere; `false_alarm_rate`, the fraction of the images without a lesion in which one is predicted, 0 if
+        there is no such image. Then their number, `images_without_lesion`. If all are, `dice` is None.
     """
     state.network.eval()
     sums = [torch.zeros(6, device=state.device)]  # over the images of each batch
@@ -157,7 +157,8 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float | Non
         "dice": dice / n_lesions if n_lesions else None,
         "accuracy": accuracy / n_images,
         "accuracy_all_background": all_background / n_images,
-        "false_alarm_rate": false_alarms / (n_images - n_lesions) if n_lesions < n_images else None,
+        "false_alarm_rate": false_alarms / max(n_images - n_lesions, 1),
+        "images_without_lesion": round(n_images - n_lesions),
     }
 
 

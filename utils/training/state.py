@@ -84,10 +84,9 @@ class TrainingState:
         """The last epoch in one line."""
         row = self.history[-1]
         (score, value), (_, best) = headline_score(row), headline_score(self.best)
-        false_alarms = row["val_false_alarm_rate"]
         return (
             f"loss {row['train_loss']:.4f}; validation {score} {value:.4f} (best {best:.4f}), "
-            + (f"false alarms {100 * false_alarms:.1f} %, " if false_alarms is not None else "")
+            + (f"false alarms {100 * row['val_false_alarm_rate']:.1f} %, " if row["val_images_without_lesion"] else "")
             + f"accuracy {row['val_accuracy']:.4f} (background everywhere: {row['val_accuracy_all_background']:.4f})"
         )
 
@@ -111,8 +110,8 @@ class TrainingState:
             self.scaler.load_state_dict(state["scaler"])
         for name in _COUNTERS:
             setattr(self, name, state.get(name, getattr(self, name)))  # earlier versions saved whole epochs only
-        # Earlier versions did not know the rate of false alarms.
-        self.history = [row | {"val_false_alarm_rate": row.get("val_false_alarm_rate")} for row in self.history]
+        added = ("val_false_alarm_rate", "val_images_without_lesion")  # which earlier versions did not record
+        self.history = [row | {name: row.get(name) for name in added} for row in self.history]
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random_cuda"])
