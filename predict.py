@@ -24,11 +24,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     # The images, the model, and the ground truth
     items = cli.items_from_args(args)
-    model, dtype = cli.model_from_args(args)
+    model, dtype = cli.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
     ground_truth = None
     if args.mask_dir:
-        ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, False, args.mask_suffix)
+        values = (model.mask_values, model.ignore_value)
+        ground_truth = GroundTruth(items, args.mask_dir, *values, evaluate_probs=False, mask_suffix=args.mask_suffix)
 
     # What is done with each prediction
     def save(item: Item, prediction: Prediction) -> list[Path]:
@@ -40,14 +41,14 @@ def main(args: argparse.Namespace) -> int:
     def show(item: Item, prediction: Prediction) -> None:
         classes = prediction.classes
         target = ground_truth.read(item, classes.shape) if ground_truth else None
-        row = prediction_row(read_image(item.path), classes, prediction.maps, target, caption=item.key)
+        row = prediction_row(read_image(item.path, model.white), classes, prediction.maps, target, caption=item.key)
         show_predictions([row], fallback=item.output(args.output_dir, "_figure.png"))
 
     # The record of finished images, with what has to be equal for an interrupted run to be resumed
     journal = None
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-        settings["weights"] = model.fingerprint()
+        settings |= {"white": model.white, "ignore_value": model.ignore_value, "weights": model.fingerprint()}
         journal = Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing)
 
     # Loop over the images, report

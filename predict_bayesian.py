@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> int:
     # The images and their output files, the model, the method, the ground truth
     masks = (args.mask_dir, args.mask_suffix)
     images = find_single_images(args.input, args.output, args.output_dir, args.figure, not args.no_save, masks)
-    model, dtype = cli.model_from_args(args)
+    items = [item for item, _ in images]
+    model, dtype = cli.model_from_args(args, [item.path for item in items])
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     if args.mc <= 1:
         sampler = Softmax(args.batch_size, dtype)
@@ -76,10 +77,10 @@ def main(args: argparse.Namespace) -> int:
         save_mean_std=args.save_mean_std,
         save_npy=args.save_npy,
     )
-    items = [item for item, _ in images]
     ground_truth = None
     if args.mask_dir:
-        ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, mask_suffix=args.mask_suffix)
+        values = (model.mask_values, model.ignore_value)
+        ground_truth = GroundTruth(items, args.mask_dir, *values, mask_suffix=args.mask_suffix)
     report, rows, summaries = Report(), [], defaultdict(list)
 
     # Loop over the images: predict, compare, save, show
@@ -121,8 +122,7 @@ def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) 
     if ground_truth:
         target = ground_truth.read(item, prediction.classes.shape)
     if target is not None:
-        n_classes = len(ground_truth.mask_values)
-        prediction.scores |= segmentation_scores(prediction.classes, target, n_classes)
+        prediction.scores |= segmentation_scores(prediction.classes, target, ground_truth.n_classes)
     caption = format_scores(item.key, prediction.scores)
     return prediction_row(result.image, prediction.classes, prediction.maps, target, caption)
 

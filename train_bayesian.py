@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from utils import arguments, cli
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.groups import groups_digest, read_groups
+from utils.data.mask_classes import MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches, validation_batches
 from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # What a resumed run has to share with the interrupted one.
 SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "augmentation", "seed", "amp")
+SETTINGS += ("mask_values", "background", "ignore_value", "white")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -59,7 +61,8 @@ def main(args: argparse.Namespace) -> None:
         resume(state, resumed, settings)
     if distributed.is_main():
         prepare_checkpoint_dir(args.checkpoint_dir, resumed=resumed is not None)
-    model = TrainedModel(network, input_size, training_set.mask_values, settings=settings)
+    classes = training_set.mask_classes.recorded
+    model = TrainedModel(network, input_size, settings=settings, white=training_set.white, **classes)
     log_datasets(training_set, validation_set)
     cli.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
@@ -104,23 +107,25 @@ def load_datasets(
 
     folders = cli.validation_folders(args)
     pairing = cli.pairing_options(args)
-    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, size, args.cache_dir, pairing)
+    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, size, args.cache_dir, pairing, args.white)
+    mask_classes = held_out_classes = decoded.mask_classes(n_classes, cli.mask_options(args))
     images = [pair.image for pair in decoded.pairs]
     groups = read_groups(args.groups, images) if args.groups else None
     if folders:
-        held_out = load_pairs(*folders, size, args.cache_dir, pairing)
+        held_out = load_pairs(*folders, size, args.cache_dir, pairing, decoded.white)
+        ignored = MaskOptions(ignored=mask_classes.ignored)
+        held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes.values)
         training, validation = range(len(images)), range(len(held_out.pairs))
     else:
         training, validation = split_indices(len(images), args.validation, args.seed, groups)
-    mask_values = decoded.mask_values(n_classes)
     settings = {
         "images": len(images),
         "validation_images": len(held_out.pairs) if folders else None,
         "groups": groups_digest(groups) if groups else None,
     }
     return (
-        SegmentationDataset(decoded, training, mask_values, training_transforms(args.augmentation)),
-        SegmentationDataset(held_out, validation, mask_values),
+        SegmentationDataset(decoded, training, mask_classes, training_transforms(args.augmentation)),
+        SegmentationDataset(held_out, validation, held_out_classes),
         settings,
     )
 

@@ -69,7 +69,7 @@ def test_links(tmp_path: Path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.png").touch()
     for _ in range(2):
-        imgs, masks = link_pairs([Pair(tmp_path / "a.jpg", tmp_path / "a.png")], tmp_path / "links")
+        imgs, masks = link_pairs([Pair(tmp_path / "a.jpg", (tmp_path / "a.png",))], tmp_path / "links")
         assert [path.resolve() for path in imgs.iterdir()] == [tmp_path / "a.jpg"]
         assert [path.name for path in masks.iterdir()] == ["a.png"]
 

@@ -29,7 +29,8 @@ LAYERS: dict[str, set[str]] = {
     "training": {"unet", "runtime", "metrics", "dice_score", "checkpoint", "data", "data_loading", "inference"},
     "pipeline": {"runtime", "metrics", "checkpoint", "data", "inference"},
     "pairing_arguments": {"data"},
-    "arguments": {"data", "inference", "training", "pairing_arguments"},
+    "value_arguments": {"data"},
+    "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments"},
     "cli": {"unet", "runtime", "checkpoint", "data", "pipeline", "arguments"},
 }
 EVERYTHING = {*LAYERS}
@@ -48,7 +49,11 @@ def room_of(module: str) -> str:
     return parts[1] if parts[0] == "utils" and len(parts) > 1 else parts[0]
 
 
-LIBRARY = [path for path in MODULES if room_of(name_of(path)) in {*LAYERS} - {"arguments", "pairing_arguments", "cli"}]
+LIBRARY = [
+    path
+    for path in MODULES
+    if room_of(name_of(path)) in {*LAYERS} - {"arguments", "pairing_arguments", "value_arguments", "cli"}
+]
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

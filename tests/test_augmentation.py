@@ -9,6 +9,7 @@ import torch
 from torchvision import tv_tensors
 
 from tests.conftest import make_image
+from utils import IGNORED_CLASS
 from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
 from utils.data.wild_transforms import WildTransforms
 
@@ -79,3 +80,12 @@ def test_channel_gain_leaves_the_mask():
     assert (values.std(0) > 5).all()
     bright = gain(tv_tensors.Image(torch.full((3, 4, 4), 254, dtype=torch.uint8)))
     assert bright.min() > 190  # clipped, not wrapped
+
+
+def test_ignored_pixels_stay_ignored():
+    image, mask = example()
+    mask = torch.where(mask == 1, IGNORED_CLASS, 0).to(torch.uint8)
+    transform = training_transforms("strong")
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert set(transform(image, mask)[1].unique().tolist()) <= {0, IGNORED_CLASS}

@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import ROOT, heed_ctrl_c
 from utils.data.decoding import DecodedPairs
+from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
 from utils.data_loading import (
     SeededBatchSampler,
@@ -26,10 +27,10 @@ from utils.data_loading import (
 def numbered_dataset(n: int, transform=None) -> SegmentationDataset:
     """A dataset whose image i is filled with the value i."""
     images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 4, 6, 3))
-    masks = np.zeros((n, 4, 6), dtype=np.uint8)
-    pairs = [Pair(Path(f"{i}.jpg"), Path(f"{i}.png")) for i in range(n)]
-    decoded = DecodedPairs(pairs, images, masks, [0], np.full((n, 1), 4 * 6, dtype=np.int32))
-    return SegmentationDataset(decoded, range(n), [0], transform)
+    masks = np.zeros((n, 4, 6), dtype=np.uint16)
+    pairs = [Pair(Path(f"{i}.jpg"), (Path(f"{i}.png"),)) for i in range(n)]
+    decoded = DecodedPairs(pairs, images, masks, [ValueCounts(*np.array([[0], [24], [8]]))] * n)
+    return SegmentationDataset(decoded, range(n), [0, 255], transform)
 
 
 def add_random(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.conftest import make_folders, make_image
 from utils.data import decoding
 from utils.data.cache import decode_pairs
+from utils.data.decoding import DecodedPairs
 from utils.data.pairing import Pair, pair_files
 from utils.data_loading import SegmentationDataset
 from utils.runtime.errors import InputError
@@ -21,7 +22,7 @@ def test_only_changed_files_are_decoded_again(tmp_path: Path, monkeypatch: pytes
     read = []
     for name in ("read_image", "read_mask"):
         original = getattr(decoding, name)
-        monkeypatch.setattr(decoding, name, lambda p, original=original: (read.append(p.name), original(p))[1])
+        monkeypatch.setattr(decoding, name, lambda p, *a, original=original: (read.append(p.name), original(p, *a))[1])
 
     def decode() -> decoding.DecodedPairs:
         read.clear()
@@ -34,7 +35,7 @@ def test_only_changed_files_are_decoded_again(tmp_path: Path, monkeypatch: pytes
     assert not read
     assert np.array_equal(first.images, second.images)
     assert np.array_equal(first.masks, second.masks)
-    assert np.array_equal(second.counts, first.counts)
+    assert all(np.array_equal(a, b) for a, b in zip(second.counts, first.counts, strict=True))
 
     make_image(99)[0].save(imgs / "SKIN_002.jpg")
     third = decode()
@@ -47,16 +48,37 @@ def test_only_changed_files_are_decoded_again(tmp_path: Path, monkeypatch: pytes
     fourth = decode()
     assert sorted(read) == ["NEW.jpg", "NEW.png"]
     assert np.array_equal(fourth.images[1:], third.images)
-    assert fourth.values[fourth.masks[0, 0, 0]] == 7
-    assert fourth.counts[0].sum() == 160 * 120
+    assert (fourth.masks[0] == 0).all()
+    assert [a.tolist() for a in fourth.counts[0]] == [[7], [160 * 120], [158 * 118]]
 
     mask = Image.fromarray(np.zeros((120, 160), dtype=np.uint8))
     mask.save(masks / "NEW.png")
     fifth = decode()
-    assert sorted(fifth.values) == [0, 255]  # nothing remains of the wrong value
-    assert len(SegmentationDataset(fifth, range(5), fifth.mask_values(2))) == 5
-    assert [fifth.values[index] for index in np.unique(fifth.masks[1:])] == fifth.values
+    assert fifth.mask_classes(2).values == (0, 255)  # nothing remains of the wrong value
+    assert len(SegmentationDataset(fifth, range(5), fifth.mask_classes(2))) == 5
+    assert [counts.values.tolist() for counts in fifth.counts] == [[0]] + [[0, 255]] * 4
     assert len(list((tmp_path / "cache").iterdir())) == 1  # outdated caches are removed
+
+
+def test_white_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    imgs, masks = make_folders(tmp_path, 2)
+    for path in imgs.iterdir():
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 4).save(path.with_suffix(".png"))
+        path.unlink()
+
+    def decode(white: float | None = None) -> decoding.DecodedPairs:
+        return decode_pairs(pair_files(imgs, masks), (32, 32), tmp_path / "cache", white)
+
+    first = decode()
+    assert first.white == 1023
+    brighter = decode(white=2046)
+    assert brighter.white == 2046
+    np.testing.assert_allclose(brighter.images, first.images / 2, atol=1)
+    Image.fromarray(np.full((120, 160), 4000, np.uint16)).save(imgs / "SKIN_001.png")
+    second = decode()  # also the image that has not changed has another scale
+    assert second.white == 4095
+    np.testing.assert_allclose(second.images[0], first.images[0] / 4, atol=1)
 
 
 def test_unwritable_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -110,9 +132,14 @@ def test_unusable_pairs_are_listed_and_leave_no_cache(tmp_path: Path):
     Image.fromarray(noise).save(masks / "SKIN_003_Segmentation.png")
     with pytest.raises(InputError, match="3 of 4") as error:
         decode_pairs(pair_files(imgs, masks), (32, 32), tmp_path / "cache")
-    for words in ("SKIN_000.jpg", "SKIN_002.jpg", "it has 160x120 pixels", "has 10x10", "SKIN_003", "more than 256"):
+    for words in ("SKIN_000.jpg", "SKIN_002.jpg", "it has 160x120 pixels", "has 10x10", "SKIN_003", "19200 distinct"):
         assert words in str(error.value)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def mask_values(decoded: DecodedPairs, i: int) -> np.ndarray:
+    """The (h, w) values of a mask."""
+    return decoded.counts[i].values[decoded.masks[i]]
 
 
 def test_unusable_pairs_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -129,8 +156,10 @@ def test_unusable_pairs_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert reported in caplog.text
         assert "2 of 5 pairs cannot be used" in caplog.text
         assert decoded.pairs == [pairs[i] for i in (0, 2, 4)]
-        for name in ("images", "masks", "counts"):
-            assert np.array_equal(getattr(decoded, name), getattr(whole, name)[[0, 2, 4]])
+        assert np.array_equal(decoded.images, whole.images[[0, 2, 4]])
+        for row, i in enumerate((0, 2, 4)):
+            assert mask_values(decoded, row).tolist() == mask_values(whole, i).tolist()
+            assert np.array_equal(decoded.counts[row], whole.counts[i])
     in_memory = decode_pairs(pairs, (32, 32), None, skip_unusable=True)
     assert np.array_equal(in_memory.images, decoded.images)
     with pytest.raises(InputError, match="2 of 5"):  # though the others are in the cache
@@ -154,4 +183,4 @@ def test_files_of_one_name_in_several_folders(tmp_path: Path):
     decode_pairs(pairs[:1], (4, 4), tmp_path / "cache")
     decoded = decode_pairs(pairs, (4, 4), tmp_path / "cache")
     assert decoded.images[:, 0, 0, 0].tolist() == [0, 100]
-    assert [decoded.values[index] for index in decoded.masks[:, 0, 0]] == [0, 255]
+    assert [int(mask_values(decoded, i)[0, 0]) for i in range(2)] == [0, 255]

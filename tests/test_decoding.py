@@ -18,7 +18,7 @@ from utils.runtime.errors import InputError
 def test_decoded_pairs_equal_pillows(tmp_path: Path):
     pairs = pair_files(*make_folders(tmp_path, 3))
     decoded = decode_pairs(pairs, (128, 128), tmp_path / "cache")
-    dataset = SegmentationDataset(decoded, [2, 0], decoded.mask_values(2))
+    dataset = SegmentationDataset(decoded, [2, 0], decoded.mask_classes(2))
     assert len(dataset) == 2
     image, mask = dataset[0]
     assert (image.dtype, image.shape, mask.dtype, mask.shape) == (torch.uint8, (3, 128, 128), torch.uint8, (128, 128))
@@ -46,10 +46,10 @@ def test_masks_of_several_classes(tmp_path: Path):
         Image.new("L", (4, 4)).save(tmp_path / "i" / name)
         Image.fromarray(np.array([row] * 4, dtype=np.uint8)).save(tmp_path / "m" / name)
     decoded = decode_pairs(pair_files(tmp_path / "i", tmp_path / "m"), (4, 4), None)
-    dataset = SegmentationDataset(decoded, [0, 1], decoded.mask_values(3))
+    dataset = SegmentationDataset(decoded, [0, 1], decoded.mask_classes(3))
     assert dataset[0][1][0].tolist() == [0, 0, 1, 1]
     assert dataset[1][1][0].tolist() == [0, 2, 2, 2]
-    with pytest.raises(InputError, match=r"b\.png contains the value 9"):
+    with pytest.raises(InputError, match=r"b\.png, for example, contains the value 9"):
         SegmentationDataset(decoded, [0, 1], [0, 5, 6])
 
 
@@ -61,7 +61,7 @@ def test_masks_of_one_image_are_united_and_resized(tmp_path: Path, caplog: pytes
     Image.fromarray(left).save(tmp_path / "d" / "a_mask.png")
     Image.fromarray(np.repeat(np.repeat(left[:, ::-1], 2, 0), 2, 1)).save(tmp_path / "d" / "a_mask_1.png")
     decoded = decode_pairs(pair_files(tmp_path / "d", tmp_path / "d"), (8, 8), None)
-    assert [decoded.values[index] for index in decoded.masks[0, 3]] == [255, 255, 0, 0, 0, 0, 255, 255]
-    assert decoded.counts[0].sum() == 64
+    assert decoded.counts[0].values[decoded.masks[0, 3]].tolist() == [255, 255, 0, 0, 0, 0, 255, 255]
+    assert decoded.counts[0].pixels.sum() == 64
     assert "1 mask was resized" in caplog.text
     assert "a_mask.png has 4x4" in caplog.text

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils import IGNORED_CLASS
 from utils.dice_score import dice_coefficient, dice_loss, segmentation_loss
 
 
@@ -71,3 +72,18 @@ def test_loss_can_be_minimised():
         segmentation_loss(logits, target).backward()
         optimizer.step()
     assert torch.equal(logits.argmax(1), target.long())
+
+
+def test_ignored_pixels_do_not_count():
+    logits = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.randint(0, 3, (2, 4, 6), generator=torch.Generator().manual_seed(1)).byte()
+    target[:, :, 4:] = IGNORED_CLASS
+    loss = segmentation_loss(logits, target)
+    assert loss.item() == pytest.approx(segmentation_loss(logits[..., :4], target[..., :4]).item(), rel=1e-6)
+    loss.backward()
+    assert not logits.grad[..., 4:].any()
+
+
+def test_image_of_ignored_pixels_has_no_loss():
+    target = torch.full((1, 4, 4), IGNORED_CLASS, dtype=torch.uint8)
+    assert segmentation_loss(torch.randn(1, 2, 4, 4), target).item() == 0

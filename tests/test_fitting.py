@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from utils.data.fitting import MaskFitter
+from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
 
 
 def test_masks_are_united():
-    a, b = np.array([[0, 255, 0]], dtype=np.int32), np.array([[0, 0, 255]], dtype=np.int32)
+    a = RawMask(np.array([[0, 1, 0]], dtype=np.uint8), np.array([0, 255]))
+    b = RawMask(np.array([[0, 0, 2]], dtype=np.uint8), np.array([0, 7, 9]))
     fitter = MaskFitter()
-    assert fitter.fit({Path("a"): a, Path("b"): b}, (3, 1)).tolist() == [[0, 255, 255]]
+    united = fitter.fit({Path("a"): a, Path("b"): b}, (3, 1))
+    assert united.values[united.codes].tolist() == [[0, 255, 9]]
     assert fitter.resized == []
 
 
@@ -29,14 +32,16 @@ def test_masks_are_united():
         ((20, 15), (40, 30)),
     ],
 )
-def test_whole_fractions_are_resized(size: tuple[int, int], mask_size: tuple[int, int], caplog):
-    mask = np.zeros(mask_size[::-1], dtype=np.int32)
-    mask[:, mask_size[0] // 2 :] = 70_000
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_whole_fractions_are_resized(size: tuple[int, int], mask_size: tuple[int, int], dtype: type, caplog):
+    codes = np.zeros(mask_size[::-1], dtype)
+    codes[:, mask_size[0] // 2 :] = 1
     fitter = MaskFitter()
-    fitted = fitter.fit({Path("m.png"): mask}, size)
-    assert fitted.shape == size[::-1]
-    assert sorted(np.unique(fitted).tolist()) == [0, 70_000]
-    assert (fitted > 0).mean() == pytest.approx(0.5, abs=0.03)
+    fitted = fitter.fit({Path("m.png"): RawMask(codes, np.array([0, 70_000]))}, size)
+    values = fitted.values[fitted.codes]
+    assert values.shape == size[::-1]
+    assert sorted(np.unique(values).tolist()) == [0, 70_000]
+    assert (values > 0).mean() == pytest.approx(0.5, abs=0.03)
     caplog.set_level(logging.INFO)
     fitter.log()
     assert "1 mask was resized" in caplog.text
@@ -46,4 +51,4 @@ def test_whole_fractions_are_resized(size: tuple[int, int], mask_size: tuple[int
 @pytest.mark.parametrize("mask_size", [(42, 30), (30, 40), (20, 30), (16, 12), (5, 5)])
 def test_other_sizes_are_errors(mask_size: tuple[int, int]):
     with pytest.raises(InputError, match=rf"it has 40x30 pixels, its mask m\.png has {mask_size[0]}x{mask_size[1]}"):
-        MaskFitter().fit({Path("m.png"): np.zeros(mask_size[::-1], dtype=np.int32)}, (40, 30))
+        MaskFitter().fit({Path("m.png"): RawMask(np.zeros(mask_size[::-1], np.uint8), np.array([0]))}, (40, 30))

@@ -109,7 +109,8 @@ def test_images(tmp_path_factory: pytest.TempPathFactory, content: bytes):
 def test_masks(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     with attempt(tmp_path_factory.getbasetemp(), content) as path:
         mask = read_mask(path)
-        assert (mask.dtype, mask.ndim) == (np.int32, 2)
+        assert (mask.values.dtype, mask.codes.ndim) == (np.int64, 2)
+        assert mask.count().pixels.sum() == mask.codes.size
 
 
 @fuzzed

@@ -58,8 +58,10 @@ def test_masks_that_do_not_fit(tmp_path: Path):
     assert ground_truth.packed == {}
     with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* has 20x16"):
         ground_truth.read(items[0], (16, 30))
+    labels = GroundTruth(items, masks, [0, 1], evaluate_probs=False)  # two classes are two classes
+    assert np.array_equal(labels.read(items[0], (16, 20)), target)
     with pytest.raises(InputError, match="contains the value 255"):
-        GroundTruth(items, masks, [0, 7], evaluate_probs=False).read(items[0], (16, 20))
+        GroundTruth(items, masks, [0, 7, 9])
     (masks / "SKIN_001_Segmentation.png").unlink()
     partial = GroundTruth(items, masks, [0, 255])
     assert [partial.read(item, (16, 20)) is None for item in items] == [False, True]

@@ -1,6 +1,8 @@
 """Image files: listing, reading every mode, damaged files, and the PNG writer."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.data.images import image_size, list_images, read_image, save_png
+from utils.data.images import find_white, image_size, list_images, read_image, save_png
 from utils.data.masks import read_mask
 from utils.runtime.errors import InputError
 
@@ -64,6 +66,47 @@ def test_8_bit_modes_become_rgb(tmp_path: Path, mode: str):
     np.testing.assert_allclose(np.asarray(read), np.asarray(image.convert("RGB")), atol=1)
 
 
+@pytest.mark.parametrize(("largest", "white"), [(200, 255), (1023, 1023), (1024, 4095), (4080, 4095), (40000, 65535)])
+def test_white_is_that_of_the_bit_depth_of_all_images(
+    tmp_path: Path, largest: int, white: int, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    dim, bright = (np.array([[0, value]], dtype=np.uint16) for value in (100, largest))
+    paths = [saved(Image.fromarray(dim), tmp_path / "dim.png"), saved(Image.fromarray(bright), tmp_path / "bright.tif")]
+    paths += [saved(Image.new("L", (2, 2), 9), tmp_path / "8_bits.png"), tmp_path / "missing.png"]
+    assert find_white(paths) == white
+    (line,) = caplog.messages
+    assert line == f"2 16-bit images with values up to {largest}: {white.bit_length()} bits, white is {white}"
+    for path, value in ((paths[0], 100), (paths[1], largest)):
+        assert np.asarray(read_image(path, white))[0, :, 0].tolist() == [0, round(value * 255 / white)]
+    assert find_white(paths[2:]) is None
+
+
+def test_colours_of_twelve_bits_are_refused(tmp_path: Path):
+    """Pillow reads the upper 8 of 16 bits per channel, in which 12 bits are nearly black."""
+
+    def write_png(largest: int) -> Path:
+        def chunk(kind: bytes, body: bytes) -> bytes:
+            return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+        rows = b"\0" + np.array([0, 0, 0, largest, largest, largest], dtype=">u2").tobytes()
+        content = header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+        return tmp_path / "x.png"
+
+    with pytest.raises(InputError, match=r"x\.png has 16 bits per channel with values of at most 14 bits"):
+        read_image(write_png(4095))
+    assert np.asarray(read_image(write_png(65535)))[0, :, 0].tolist() == [0, 255]
+
+
+def test_values_above_white(tmp_path: Path):
+    path = saved(Image.fromarray(np.array([[0, 4096]], dtype=np.uint16)), tmp_path / "x.png")
+    with pytest.raises(InputError, match="0 to 4096, where 0 to 4095 was expected") as error:
+        read_image(path, 4095)
+    assert error.value.options == ("white",)
+
+
 def test_16_bit_and_float_images_are_rescaled(tmp_path: Path):
     grey = np.array([[0, 257, 65535], [32896, 128, 129]], dtype=np.uint16)
     read = read_image(saved(Image.fromarray(grey), tmp_path / "x.png"))
@@ -93,6 +136,28 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int):
     path = saved(image, tmp_path / "x.png", exif=exif)
     assert read_image(path).size == image_size(path) == (24, 16)
     assert np.array_equal(np.asarray(read_image(path)), np.asarray(upright))
+
+
+def test_odd_exif(tmp_path: Path):
+    """ImageDescription is a RATIONAL, where text belongs: the image is turned by its orientation all the same."""
+    entries = struct.pack("<HHII", 0x10E, 5, 1, 38) + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4) + struct.pack("<II", 1, 2)
+    for extension in ("jpg", "png", "webp"):
+        path = saved(Image.new("RGB", (24, 16)), tmp_path / f"x.{extension}", exif=exif)
+        assert read_image(path).size == image_size(path) == (16, 24)
+    path = saved(Image.new("RGB", (24, 16)), tmp_path / "damaged.jpg", exif=b"Exif\0\0II*\0" + bytes(3))
+    assert read_image(path).size == image_size(path) == (24, 16)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_tiff_is_turned_once(tmp_path: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.kron(COLOURS, np.ones((8, 12, 1), dtype=np.uint8)))
+    path = saved(image, tmp_path / "x.tif", exif=exif)
+    upright = image.rotate({3: 180, 6: 270}[orientation], expand=True)
+    assert np.array_equal(np.asarray(read_image(path)), np.asarray(upright))
+    assert image_size(path) == upright.size
 
 
 def test_unreadable_files_raise_input_error(tmp_path: Path):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.random_data import counts_of, pixel_metrics, random_maps
+from utils import IGNORED_CLASS
 from utils.metrics.pixel_counts import (
     PixelCounts,
     confidence_bin_centres,
@@ -80,3 +81,15 @@ def test_entropy_bins_are_narrow_and_ordered():
     lowest, highest = entropy_bins(torch.tensor([0.0, math.log(2)]), 2).tolist()
     assert 0 <= lowest < 20
     assert 2**12 - 60 < highest < 2**12
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_ignored_pixels_are_not_counted(n_classes: int):
+    probs = torch.rand(n_classes, 6, 8, generator=torch.Generator().manual_seed(0)).log().mul(-1).softmax(dim=0)
+    target = torch.randint(0, n_classes, (6, 8), generator=torch.Generator().manual_seed(1)).byte()
+    expected = counts_of(probs[..., :5], target[:, :5])
+    target[:, 5:] = IGNORED_CLASS
+    counts = counts_of(probs, target)
+    assert counts.pixels == 6 * 5
+    for field in dataclasses.fields(PixelCounts):
+        np.testing.assert_allclose(getattr(counts, field.name), getattr(expected, field.name), rtol=1e-6)

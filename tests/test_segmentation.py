@@ -67,3 +67,11 @@ def test_several_classes_against_torchmetrics(seed: int):
 
 def test_titles():
     assert [segmentation_title(name) for name in ("dice", "jaccard_c2")] == ["Dice", "Jaccard, class 2"]
+
+
+def test_ignored_pixels_are_not_scored():
+    predicted = np.array([[1, 1, 1, 0], [0, 0, 0, 0]])
+    target = np.array([[1, 0, 255, 255], [1, 0, 0, 0]])  # 1 true and 1 false positive, 3 true and 1 false negatives
+    assert segmentation_scores(predicted, target) == pytest.approx(
+        {"dice": 2 / 4, "jaccard": 1 / 3, "sensitivity": 1 / 2, "specificity": 3 / 4, "accuracy": 4 / 6}
+    )

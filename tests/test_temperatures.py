@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import lively_network, make_image
+from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel, checkpoint_content, load_model, read_checkpoint, write_checkpoint
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
@@ -113,3 +114,13 @@ def test_checkpoint_keeps_everything_else(tmp_path: Path):
 
 def test_format():
     assert format_temperatures({"softmax": 1.25, "tta": 0.5}) == "softmax 1.250, tta 0.500"
+
+
+def test_ignored_pixels_are_not_fitted():
+    logits, image = torch.randn(1, 2, 32, 32), torch.zeros(3, 32, 32, dtype=torch.uint8)
+    target = torch.randint(0, 2, (32, 32), dtype=torch.uint8)
+    model = TrainedModel(lively_network(), (32, 32))
+    target[:, 8:] = IGNORED_CLASS
+    first = nll_by_temperature(model, FixedLogits(stack=logits), image, target, "x")
+    logits[..., 9:] *= 7  # upsampling to the same size leaves the others as they are
+    assert nll_by_temperature(model, FixedLogits(stack=logits), image, target, "x") == pytest.approx(first, rel=1e-5)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import lively_network
 from unet import BayesianUNet
+from utils import IGNORED_CLASS
 from utils.data_loading import SeededBatchSampler
 from utils.runtime.errors import InputError
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
@@ -82,6 +83,11 @@ def test_evaluate_by_hand():
     assert (scores["false_alarm_rate"], scores["images_without_lesion"]) == (1, 1)
     assert scores["accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert scores["accuracy_all_background"] == pytest.approx((0.5 + 0.5 + 1) / 3)
+    masks[1, :2, 2:] = IGNORED_CLASS  # the false positives
+    scores = evaluate(state, batches)
+    assert scores["dice"] == pytest.approx((1 + 8 / 12) / 2)
+    assert scores["accuracy"] == pytest.approx((1 + 8 / 12 + 0.5) / 3)
+    assert scores["accuracy_all_background"] == pytest.approx((0.5 + 4 / 12 + 1) / 3)
 
 
 class CopiesTheImage(torch.nn.Linear):

@@ -15,3 +15,7 @@ if gc.isenabled() and "torch" not in sys.modules:
         gc.freeze()
     finally:
         gc.enable()
+
+# The class index of pixels that do not count, in (H, W) uint8 class indices of ground truth: losses, scores and counts
+# leave them out.
+IGNORED_CLASS = 255

@@ -9,6 +9,7 @@ from utils.data.cache import DEFAULT_CACHE_DIR
 from utils.inference.samplers import DEFAULT_BATCH_SIZE
 from utils.pairing_arguments import add_extensions, add_mask_suffix, add_pairing_flags
 from utils.training.tracking import MODES
+from utils.value_arguments import add_class_value_flags, add_value_flags
 
 DEFAULT_MODEL = Path("pretrained_model.pth")
 _MAX_INTEGER = 10**9
@@ -90,8 +91,9 @@ def model_parent() -> argparse.ArgumentParser:
     group = parent.add_argument_group("model (its file records the rest; a contradicting flag is an error)")
     add_with_default(group, "--model", "-m", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="checkpoint")
     group.add_argument("--bilinear", action="store_true", default=None, help="bilinear upsampling")
-    group.add_argument("--classes", "-c", type=integer(1, 256), metavar="N", help="number of classes")
+    group.add_argument("--classes", "-c", type=integer(1, 255), metavar="N", help="number of classes")
     _add_size_flags(group)
+    add_value_flags(group)
     computation = _add_compute_flags(parent)
     add_with_default(
         computation,
@@ -233,7 +235,7 @@ def training_parent() -> argparse.ArgumentParser:
     recipe.add_argument(
         "--classes",
         "-c",
-        type=integer(1, 256),
+        type=integer(1, 255),
         metavar="N",
         help="number of classes; 1 trains a single sigmoid output (default: 2, or as in --load)",
     )
@@ -241,6 +243,9 @@ def training_parent() -> argparse.ArgumentParser:
         "--bilinear", action="store_true", default=None, help="bilinear upsampling in place of transposed convolutions"
     )
     _add_size_flags(recipe, " (default: 128, or as in --load)")
+    values = parent.add_argument_group("values of masks and images")
+    add_class_value_flags(values)
+    add_value_flags(values)
     _add_run_flags(parent)
     _add_compute_flags(parent)
     return parent

@@ -7,6 +7,8 @@ code:
     architecture  the arguments of the network: BayesianUNet(**architecture)
     input_size    [width, height] of the network's input
     mask_values   the mask value of class 0, 1, ...
+    ignore_value  the mask value of pixels that do not count, or None
+    white         the value of white in 16-bit images, or None if there were none
     epoch         number of epochs trained
     validation    scores on the validation images, by name
     temperatures  divisors of the logits, by prediction method; empty before they are fitted
@@ -37,6 +39,7 @@ from torch import Tensor
 
 from unet import BayesianUNet
 from utils.runtime.atomic_files import atomic_file
+from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -71,11 +74,13 @@ class TrainedModel:
     Attributes:
         network: the network; in evaluation mode after loading.
         input_size: width and height of its input.
-        mask_values: the value of class 0, 1, ... in masks, as `utils.data.masks.read_mask` returns it.
+        mask_values: the value of class 0, 1, ... in masks, as in `utils.data.mask_classes.MaskClasses`.
         epoch: number of epochs trained.
         validation: scores on the validation images, by name; None where there is none.
         settings: how it was trained, by name.
         temperatures: divisors of the logits that calibrate the probabilities, by `Sampler.method`.
+        ignore_value: the value in masks of pixels that do not count; None if there is none.
+        white: the value of white in 16-bit images; None if it was trained on none.
     """
 
     network: BayesianUNet
@@ -85,6 +90,8 @@ class TrainedModel:
     validation: dict[str, float | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     temperatures: dict[str, float] = field(default_factory=dict)
+    ignore_value: int | None = None
+    white: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -135,22 +142,13 @@ def checkpoint_content(model: TrainedModel) -> dict[str, Any]:
         "architecture": model.network.architecture,
         "input_size": list(model.input_size),
         "mask_values": list(model.mask_values),
+        "ignore_value": model.ignore_value,
+        "white": model.white,
         "epoch": model.epoch,
         "validation": dict(model.validation),
         "temperatures": dict(model.temperatures),
         "settings": dict(model.settings),
     }
-
-
-def copy_to_cpu(content: Any) -> Any:
-    """A copy, on the CPU, of tensors in nested dicts, lists and tuples; other values are taken over."""
-    if isinstance(content, Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, Mapping):
-        return {key: copy_to_cpu(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(copy_to_cpu(value) for value in content)
-    return content
 
 
 def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:
@@ -238,6 +236,8 @@ def model_from_checkpoint(
             validation=dict(content.get("validation", {})),
             settings=dict(content.get("settings", {})),
             temperatures=_temperatures(content.get("temperatures", {})),
+            ignore_value=None if content.get("ignore_value") is None else int(content["ignore_value"]),
+            white=None if content.get("white") is None else float(content["white"]),
         )
     except _LOADING_ERRORS as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())

@@ -7,7 +7,7 @@ import argparse
 import errno
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +17,8 @@ from unet import BayesianUNet
 from unet.mc_dropout import dropout_layers
 from utils.arguments import DEFAULT_MODEL
 from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
+from utils.data.images import find_white
+from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
@@ -44,8 +46,14 @@ def log_device(device: torch.device, dtype: torch.dtype | None) -> None:
     logger.info("Computing on %s in %s", device_name(device), precision_name(dtype, device))
 
 
-def model_from_args(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype | None]:
+def model_from_args(
+    args: argparse.Namespace, image_paths: Sequence[Path] = ()
+) -> tuple[TrainedModel, torch.dtype | None]:
     """The model that the flags of `arguments.model_parent` name, on its device, and the dtype of mixed precision.
+
+    Args:
+        args: the flags.
+        image_paths: the images to predict, which show the bit depth if neither a flag nor the model says it.
 
     Raises:
         InputError: there is no such model or device, or a flag contradicts the model.
@@ -56,6 +64,9 @@ def model_from_args(args: argparse.Namespace) -> tuple[TrainedModel, torch.dtype
     device, dtype = device_from_args(args)
     model = load_model(args.model, device, default_size)
     check_model_flags(args, args.model, model)
+    if args.ignore_value is not None:
+        model.ignore_value = args.ignore_value
+    model.white = args.white or model.white or find_white(image_paths)
     logger.info("Model %s, input size %dx%d", args.model, *model.input_size)
     log_device(device, dtype)
     return model, dtype
@@ -139,6 +150,11 @@ def pairing_options(args: argparse.Namespace) -> PairingOptions:
     return PairingOptions(args.mask_suffix, args.recursive, args.ext, args.skip_unusable)
 
 
+def mask_options(args: argparse.Namespace) -> MaskOptions:
+    """What the flags of `arguments.training_parent` say of the mask values."""
+    return MaskOptions(args.mask_values or (), args.background, args.ignore_value)
+
+
 def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
     """The options that the flags of `arguments.probability_parent` and `arguments.folder_parent` give."""
     names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "skip_existing")
@@ -168,8 +184,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
             set_log_level(level)
             code = main(args) or 0
     except InputError as error:
-        flag = "--" + error.option.replace("_", "-")
-        logger.error("%s%s", error, f"\nSee {flag} in --help" if hasattr(args, error.option) else "")
+        flags = [flag_of(name) for name in error.options if hasattr(args, name)]
+        separator = "\n" if "\n" in str(error) else " "
+        logger.error("%s%s", error, f"{separator}(see {', '.join(flags)})" if flags else "")
         code = 2
     except OUT_OF_MEMORY:
         logger.error("Out of memory: reduce --batch-size, or use --device cpu")
@@ -188,6 +205,11 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         traceback.print_exc()
         code = 1
     distributed.leave(code)
+
+
+def flag_of(name: str) -> str:
+    """The flag of an attribute of the parsed arguments."""
+    return "--" + name.replace("_", "-")
 
 
 def _describe_os_error(error: OSError, args: argparse.Namespace) -> str:

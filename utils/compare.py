@@ -9,24 +9,22 @@ import json
 import logging
 import math
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
 from utils import arguments, cli, pairing_arguments
-from utils.data.fitting import MaskFitter
 from utils.data.images import read_image
-from utils.data.masks import mask_to_classes, read_mask
-from utils.data.pairing import find_masks
 from utils.figures.curves import draw_reliability, draw_risk_coverage
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_comparison, reduction
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES
 from utils.metrics.segmentation import segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, entropy, score_title
-from utils.pipeline.items import sibling
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item, sibling
 from utils.pipeline.summary import read_summary
 from utils.runtime.atomic_files import atomic_file, write_json
 from utils.runtime.errors import InputError
@@ -78,10 +76,13 @@ def main(args: argparse.Namespace) -> None:
     results = read_results(args.results)
     folders = dict(zip(results, args.results, strict=True))
     summary = args.results[0] / "summary.csv"
-    images = {PurePosixPath(name): args.imgs_dir / name for name in read_names(summary)}
-    masks = find_masks(images, args.masks_dir, args.mask_suffix)
-    names = args.images or spread_over_confidence(summary, args.rows, {str(name) for name in masks})
-    rows = [comparison_row(name, results, folders, args.imgs_dir, masks) for name in names]
+    items = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in read_names(summary)]
+    run = next(iter(results.values()))["run"]
+    values = (run["mask_values"], run["ignore_value"])
+    ground_truth = GroundTruth(items, args.masks_dir, *values, mask_suffix=args.mask_suffix)
+    names = args.images or spread_over_confidence(summary, args.rows, {str(name) for name in ground_truth.paths})
+    shown = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in names]
+    rows = [comparison_row(item, results, folders, ground_truth) for item in shown]
 
     table = format_table(results)
     with atomic_file(args.output_dir / "comparison.md") as file:
@@ -125,7 +126,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         run, bins = result["run"], result["reliability"].values()
-        complete = {"method", "class_index", "mask_values", "save_entropy"} <= run.keys()
+        complete = {"method", "class_index", "mask_values", "ignore_value", "white", "save_entropy"} <= run.keys()
         complete = complete and result["images"] and result["pixels"] and all("positives" in one for one in bins)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: the predict_prob scripts write it when run with --mask-dir") from error
@@ -188,38 +189,36 @@ def spread_over_confidence(summary: Path, count: int, labelled: Container[str] |
 
 
 def comparison_row(
-    name: str,
-    results: Mapping[str, Mapping[str, Any]],
-    folders: Mapping[str, Path],
-    imgs_dir: Path,
-    masks: Mapping[PurePath, Sequence[Path]],
+    item: Item, results: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path], ground_truth: GroundTruth
 ) -> FigureRow:
     """The row of an image, with the maps that each method has written.
 
     Args:
-        name: of the image, relative to `imgs_dir`.
+        item: the image.
         results, folders: metrics and output folder of each method, by its display name.
-        imgs_dir: folder of the images.
-        masks: the ground truth of each image, from `find_masks`.
+        ground_truth: of the image.
 
     Raises:
         InputError: a file is missing, or the image has no mask.
     """
-    relative = PurePosixPath(name)
-    image = read_image(imgs_dir / relative)
-    if relative not in masks:
-        raise InputError(f"{name} has no mask")
+    image = read_image(item.path, next(iter(results.values()))["run"]["white"])
     step = reduction(image.size)
     maps = {}
     for title, folder in folders.items():
         run = results[title]["run"]
-        probability_path = folder / relative.with_name(f"{relative.stem}_OUT.png")
-        probability = read_mask(probability_path)[step] / 255
+        probability_path = item.output(folder)
+        probability = _read_map(probability_path)[step]
         maps[title] = (probability, read_entropy(probability_path, probability, run, step))
-    mask_values = run["mask_values"]
-    mask = MaskFitter().fit({path: read_mask(path) for path in masks[relative]}, image.size)
-    target = mask_to_classes(mask, mask_values, str(masks[relative][0]))
-    return FigureRow(np.asarray(image)[step], target[step], maps, n_classes=len(mask_values), caption=relative.name)
+    target = ground_truth.read(item, (image.height, image.width))
+    if target is None:
+        raise InputError(f"{item.key} has no mask")
+    n_classes = ground_truth.n_classes
+    return FigureRow(np.asarray(image)[step], target[step], maps, n_classes=n_classes, caption=item.name.name)
+
+
+def _read_map(path: Path) -> np.ndarray:
+    """A greyscale map, (H, W) in [0, 1]."""
+    return np.asarray(read_image(path).convert("L")) / 255
 
 
 def read_entropy(
@@ -232,7 +231,7 @@ def read_entropy(
     """
     path, n_classes = sibling(probability_path, "_entropy.png"), len(run["mask_values"])
     if run["save_entropy"]:
-        return read_mask(path)[step] / 255 * math.log(n_classes)
+        return _read_map(path)[step] * math.log(n_classes)
     if n_classes > 2:
         raise InputError(f"{path} is missing: with more than two classes predict with --save-entropy")
     return entropy(torch.from_numpy(probability)[None]).numpy()

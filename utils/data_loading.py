@@ -4,6 +4,7 @@
 `SegmentationDataset` serves them, `SeededBatchSampler` shuffles them into batches.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,11 +19,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from utils.data.cache import DEFAULT_CACHE_DIR, decode_pairs
 from utils.data.decoding import DecodedPairs
 from utils.data.lesions import keep_lesions, pixels_per_class
+from utils.data.mask_classes import MaskClasses
 from utils.data.pairing import PairingOptions, pair_files
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 from utils.runtime.signals import leave_signal_group
+
+logger = logging.getLogger(__name__)
 
 
 def load_pairs(
@@ -31,6 +35,7 @@ def load_pairs(
     size: tuple[int, int],
     cache_dir: Path | None = DEFAULT_CACHE_DIR,
     options: PairingOptions | None = None,
+    white: float | None = None,
 ) -> DecodedPairs:
     """The images and masks of two folders at the network's input size; of several processes the main one decodes.
 
@@ -39,6 +44,7 @@ def load_pairs(
         size: width and height of the network's input.
         cache_dir: where the decoded files are kept for the next run.
         options: how they are paired.
+        white: the value of white in 16-bit images; None to find it.
 
     Raises:
         InputError: files that do not pair or cannot be read.
@@ -46,7 +52,10 @@ def load_pairs(
     options = options or PairingOptions()
     pairs = pair_files(imgs_dir, masks_dir, options)
     with distributed.main_first():
-        return decode_pairs(pairs, size, cache_dir, options.skip_unusable)
+        decoded = decode_pairs(pairs, size, cache_dir, white, options.skip_unusable)
+    if decoded.white is not None:
+        logger.info("White in 16-bit images is %g", decoded.white)
+    return decoded
 
 
 def split_indices(
@@ -104,12 +113,14 @@ class SegmentationDataset(Dataset):
     Args:
         decoded: all pairs.
         indices: which of them.
-        mask_values: the value of class 0, 1, ...
+        mask_classes: from `DecodedPairs.mask_classes`, or the mask values of class 0, 1, ...
         transform: takes and returns an image (3, h, w) uint8 and a mask (h, w) uint8, both as tensors.
 
     An item is addressed by its number, or by `(number, seed)` to make the transform's random numbers reproducible.
 
     Attributes:
+        mask_classes: what its mask values mean.
+        white: the value of white in its 16-bit images, if there are any.
         n_without_lesion: number of masks of background alone, at their own size.
         kept: the pixels that masks keep of a class that would vanish at the network's input size, by index.
     """
@@ -118,15 +129,18 @@ class SegmentationDataset(Dataset):
         self,
         decoded: DecodedPairs,
         indices: Sequence[int],
-        mask_values: Sequence[int],
+        mask_classes: MaskClasses | Sequence[int],
         transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.images, self.masks = decoded.images, decoded.masks
         self.indices, self.transform = indices, transform
-        self.mask_values, self.table = list(mask_values), decoded.class_table(mask_values)
-        lesion = pixels_per_class(decoded, self.table, len(mask_values))[:, 1:].sum(axis=1)
+        if not isinstance(mask_classes, MaskClasses):
+            mask_classes = decoded.mask_classes(len(mask_classes), expected=mask_classes)
+        self.mask_classes, self.white = mask_classes, decoded.white
+        self.tables = [mask_classes.of(counts.values) for counts in decoded.counts]
+        lesion = pixels_per_class(decoded, self.tables, len(mask_classes.values))[:, 1:].sum(axis=1)
         self.n_without_lesion = int(np.count_nonzero(lesion[list(indices)] == 0))
-        self.kept = keep_lesions(decoded, indices, mask_values, self.table)
+        self.kept = keep_lesions(decoded, indices, mask_classes, self.tables)
 
     def __getstate__(self) -> dict:
         """For worker processes, which memory-map the cache again in place of receiving a copy of it."""
@@ -149,10 +163,10 @@ class SegmentationDataset(Dataset):
         number, seed = key if isinstance(key, tuple) else (key, None)
         i = self.indices[number]
         image = torch.from_numpy(np.array(self.images[i])).permute(2, 0, 1)  # (3, h, w) uint8
-        classes = self.table[self.masks[i]]
+        classes = self.tables[i][self.masks[i]]
         for pixel, k in self.kept.get(i, ()):
             classes.flat[pixel] = k
-        mask = torch.from_numpy(classes)  # (h, w) uint8
+        mask = torch.from_numpy(classes)  # (h, w) uint8 classes, or IGNORED_CLASS
         if self.transform is None:
             return image, mask
         with torch.random.fork_rng(devices=[], enabled=seed is not None):

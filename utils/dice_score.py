@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils import IGNORED_CLASS
+
 
 def dice_coefficient(prediction: Tensor, target: Tensor) -> Tensor:
     """Dice coefficient 2 sum(p t) / (sum p + sum t) over the last two dimensions; 1 if both are empty.
@@ -30,10 +32,11 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: (N, C, H, W), C >= 2.
-        target: (N, H, W) integer classes.
+        target: (N, H, W) integer classes; pixels of `IGNORED_CLASS` do not count.
     """
-    probs = logits.float().softmax(dim=1)[:, 1:]  # (N, C - 1, H, W)
-    one_hot = F.one_hot(target.long(), logits.shape[1]).movedim(-1, 1)[:, 1:]
+    counted = (target != IGNORED_CLASS)[:, None]
+    probs = logits.float().softmax(dim=1)[:, 1:] * counted  # (N, C - 1, H, W)
+    one_hot = F.one_hot(target.long().clamp(max=logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1)[:, 1:] * counted
     return 1 - dice_coefficient(probs, one_hot).mean()
 
 
@@ -42,9 +45,11 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: (N, C, H, W), C >= 2.
-        target: (N, H, W) integer classes.
+        target: (N, H, W) integer classes; pixels of `IGNORED_CLASS` do not count.
 
     Returns:
         A float32 scalar.
     """
-    return F.cross_entropy(logits.float(), target.long()) + dice_loss(logits, target)
+    pixel_losses = F.cross_entropy(logits.float(), target.long(), reduction="none", ignore_index=IGNORED_CLASS)
+    counted = (target != IGNORED_CLASS).sum((1, 2)).clamp(min=1)
+    return (pixel_losses.sum((1, 2)) / counted).mean() + dice_loss(logits, target)

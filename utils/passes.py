@@ -50,8 +50,10 @@ def main(args: argparse.Namespace) -> int:
     if args.mask_dir is None:
         raise InputError("--mask-dir is required: the passes are evaluated against ground truth")
     items = cli.items_from_args(args)
-    model, dtype = cli.model_from_args(args)
-    ground_truth = GroundTruth(items, args.mask_dir, model.mask_values, mask_suffix=args.mask_suffix)
+    model, dtype = cli.model_from_args(args, [item.path for item in items])
+    ground_truth = GroundTruth(
+        items, args.mask_dir, model.mask_values, model.ignore_value, mask_suffix=args.mask_suffix
+    )
     items = [item for item in items if item.name in ground_truth.paths]
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     sampler.check(model)
@@ -98,7 +100,7 @@ def evaluate_passes(
     model: TrainedModel, sampler: MCDropout, item: Item, ground_truth: GroundTruth, numbers: Sequence[int]
 ) -> list[PassesPoint]:
     """Evaluate an image after each of these numbers of passes, which are increasing."""
-    image = read_image(item.path)
+    image = read_image(item.path, model.white)
     target = ground_truth.read(item, (image.height, image.width))
     samples = draw_samples(model, image, sampler, item.key)
     points, total = [], 0.0

@@ -50,7 +50,10 @@ def features_of(pair: Pair) -> dict[str, float]:
 def link_pairs(pairs: list[Pair], folder: Path) -> tuple[Path, Path]:
     """Folders with symbolic links to these images and masks; those of an earlier run are removed."""
     imgs, masks = folder / "imgs", folder / "masks"
-    for target, files in ((imgs, [pair.image for pair in pairs]), (masks, [pair.mask for pair in pairs])):
+    for target, files in (
+        (imgs, [pair.image for pair in pairs]),
+        (masks, [mask for pair in pairs for mask in pair.masks]),
+    ):
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for file in files:

@@ -26,7 +26,8 @@ from tests.benchmarks.small_lesions import small_lesion
 from utils import arguments, cli
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.images import read_image, save_png
-from utils.data.masks import mask_to_classes, read_mask
+from utils.data.mask_classes import MaskClasses
+from utils.data.masks import read_mask
 from utils.data.pairing import Pair, pair_files
 from utils.inference.predictor import MapOptions, predict_full_size
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
@@ -133,7 +134,8 @@ def variants(image: Image.Image, classes: np.ndarray, name: str) -> Iterator[Var
 def read_pair(pair: Pair, mask_values: list[int]) -> tuple[Image.Image, np.ndarray]:
     """An image and the classes of its mask, downscaled to a longer side of at most `MAX_SIDE` pixels."""
     image = read_image(pair.image)
-    classes = mask_to_classes(read_mask(pair.mask), mask_values, str(pair.mask))
+    mask = read_mask(pair.mask)
+    classes = MaskClasses(tuple(mask_values)).of(mask.values)[mask.codes]
     scale = min(1.0, MAX_SIDE / max(image.size))
     size = tuple(max(1, round(length * scale)) for length in image.size)
     if size != image.size:

@@ -45,7 +45,7 @@ def profile_training(imgs: Path, masks: Path, cache: Path, device: torch.device,
     """Time an epoch of the default training in mixed precision, and profile some steps of the next one."""
     decoded = load_pairs(imgs, masks, DEFAULT_INPUT_SIZE, cache)
     indices, _ = split_indices(len(decoded.pairs), 15, seed=0)
-    dataset = SegmentationDataset(decoded, indices, decoded.mask_values(2), TrainingTransforms("light"))
+    dataset = SegmentationDataset(decoded, indices, decoded.mask_classes(2), TrainingTransforms("light"))
     batches = training_batches(dataset, 8, 0, min(8, cores_per_process()) if device.type == "cuda" else 0)
     network = BayesianUNet().to(device, memory_format=torch.channels_last)
     state = new_training_state(network, 1e-3, 3 * len(batches), amp_dtype(device, True))

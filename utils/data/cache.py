@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.decoding import DecodedPairs, PairDecoder, array_layout
+from utils.data.images import find_white
+from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ def decode_pairs(
     pairs: Sequence[Pair],
     size: tuple[int, int],
     cache_dir: Path | str | None = DEFAULT_CACHE_DIR,
+    white: float | None = None,
     skip_unusable: bool = False,
 ) -> DecodedPairs:
     """Every image and mask at the network's input size.
@@ -37,8 +40,8 @@ def decode_pairs(
     Args:
         pairs: the files.
         size: width and height of the network's input.
-        cache_dir: where the arrays are kept for the next run; if None, or if it cannot be written, they are in memory
-            only.
+        cache_dir: where the arrays are kept; if None, or if it cannot be written, they are in memory only.
+        white: the value of white in 16-bit images; None to find it.
         skip_unusable: continue without pairs that cannot be used.
 
     Raises:
@@ -46,11 +49,11 @@ def decode_pairs(
     """
     fingerprints = [[_fingerprint(path) for path in (pair.image, *pair.masks)] for pair in pairs]
     if cache_dir is None:
-        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, skip_unusable)
+        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, white, skip_unusable)
 
     # The cache of exactly these files, if it exists and is intact.
     cache_dir = Path(cache_dir)
-    dataset = _digest([_VERSION, size, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
+    dataset = _digest([_VERSION, size, white, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
     folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable])}"
     cached = _load(folder, pairs)
     if cached is not None:
@@ -64,11 +67,12 @@ def decode_pairs(
     building = _new_folder(folder, len(pairs), size)
     arrays = _new_arrays(len(pairs), size) if building is None else _memory_map(building, "r+")
     try:
-        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, skip_unusable)
+        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, white, skip_unusable)
         if building is None:
             return decoded
         for array in arrays.values():
             array.flush()
+        np.save(building / "counts.npy", np.concatenate(decoded.counts, axis=1))
         (building / "index.json").write_text(json.dumps(_new_index(pairs, fingerprints, decoded)))
     except BaseException:
         if building is not None:
@@ -90,11 +94,14 @@ def _decode(
     fingerprints: list[list],
     arrays: dict[str, np.ndarray],
     earlier: Path | None,
+    white: float | None,
     skip_unusable: bool,
 ) -> DecodedPairs:
     """Decode the pairs into arrays; those whose files have not changed are copied from an earlier cache."""
-    decoder = PairDecoder(pairs, arrays)
+    white = white or find_white(pair.image for pair in pairs)
+    decoder = PairDecoder(pairs, arrays, white)
     source = _load(earlier) if earlier else None
+    source = None if source and source.white != white else source
     rows = {json.dumps(files): row for row, files in enumerate(_index(earlier)["files"])} if source else {}
     todo = []
     for i, files in enumerate(fingerprints):
@@ -163,10 +170,11 @@ def _memory_map(folder: Path, mode: str) -> dict[str, np.ndarray]:
 
 
 def _new_index(pairs: Sequence[Pair], fingerprints: list[list], decoded: DecodedPairs) -> dict:
-    """Which of the pairs the rows of the arrays are, their files, and what the masks index."""
+    """Which of the pairs the rows of the arrays are, their files, how many values their masks have, and white."""
     kept = set(decoded.pairs)
     usable = [i for i, pair in enumerate(pairs) if pair in kept]
-    return {"usable": usable, "files": [fingerprints[i] for i in usable], "values": decoded.values}
+    lengths = [len(counts.values) for counts in decoded.counts]
+    return {"usable": usable, "files": [fingerprints[i] for i in usable], "lengths": lengths, "white": decoded.white}
 
 
 def _index(folder: Path) -> dict:
@@ -176,10 +184,12 @@ def _index(folder: Path) -> dict:
 def _load(folder: Path, pairs: Sequence[Pair] = ()) -> DecodedPairs | None:
     """The cache in a folder, of those of the pairs that can be used; None if there is none, or a damaged one."""
     try:
-        index = _index(folder)
+        index, counts = _index(folder), np.load(folder / "counts.npy")
+        of_masks = np.split(counts, np.cumsum(index["lengths"])[:-1], axis=1)
         arrays = _memory_map(folder, "r")
     except (OSError, ValueError):
         return None
     usable = [pairs[i] for i in index["usable"]] if pairs else []
     n = len(index["usable"])
-    return DecodedPairs(usable, values=index["values"], **{name: array[:n] for name, array in arrays.items()})
+    arrays = {name: array[:n] for name, array in arrays.items()}
+    return DecodedPairs(usable, **arrays, counts=[ValueCounts(*rows) for rows in of_masks], white=index["white"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -22,11 +23,11 @@ class MaskFitter:
     def __init__(self) -> None:
         self.resized: list[str] = []
 
-    def fit(self, masks: Mapping[Path, np.ndarray], size: tuple[int, int]) -> np.ndarray:
-        """The (H, W) int32 values of an image's masks, of each pixel the largest.
+    def fit(self, masks: Mapping[Path, RawMask], size: tuple[int, int]) -> RawMask:
+        """An image's masks as one of (H, W) pixels, of each pixel the largest value.
 
         Args:
-            masks: the values of each mask, by its file.
+            masks: the masks, by their files.
             size: width and height of the image. Masks that are a whole fraction or multiple of it, or differ by a
                 pixel, are resized.
 
@@ -35,15 +36,19 @@ class MaskFitter:
         """
         fitted = []
         for path, mask in masks.items():
-            mask_size = mask.shape[1], mask.shape[0]
+            codes = mask.codes
+            mask_size = codes.shape[1], codes.shape[0]
             if mask_size != size:
                 sizes = f"{size[0]}x{size[1]} pixels, its mask {path} has {mask_size[0]}x{mask_size[1]}"
                 if not _is_whole_fraction(*sorted((size, mask_size))):
                     raise InputError(f"it has {sizes}")
                 self.resized.append(f"an image has {sizes}")
-                mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-            fitted.append(mask)
-        return np.maximum.reduce(fitted)
+                codes = np.asarray(Image.fromarray(codes).resize(size, Image.Resampling.NEAREST))
+            fitted.append(RawMask(codes, mask.values))
+        if len(fitted) == 1:
+            return fitted[0]
+        values, codes = np.unique(np.maximum.reduce([one.values[one.codes] for one in fitted]), return_inverse=True)
+        return RawMask(codes.reshape(size[::-1]).astype(np.int32), values)
 
     def log(self) -> None:
         """Say how many masks were resized."""

@@ -5,14 +5,18 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, TiffImagePlugin
 
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.errors import InputError
+from utils.runtime.threads import usable_cores
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ _PILLOW_ERRORS = (
     TypeError,
     ArithmeticError,
     LookupError,
+    AttributeError,
     EOFError,
     MemoryError,
     struct.error,
@@ -39,6 +44,27 @@ _PILLOW_ERRORS = (
     Image.DecompressionBombError,
 )
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BIT_DEPTHS = (8, 10, 12, 14, 16)
+_MIN_DEEP_COLOUR = 64  # of 255: images of 16 bits per channel with no brighter pixel hold data of fewer bits
+_8_BIT_EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tga")
+
+# Pillow opens a TIFF of 64-bit numbers only if it is told how; it can decode floating-point numbers, not integers.
+_64_BIT_INTEGERS = "I;64"
+for _prefix, _order in ((b"II", ""), (b"MM", "B")):
+    for _photometric in (0, 1):
+        for _kind, _raw in ((1, _64_BIT_INTEGERS), (2, _64_BIT_INTEGERS), (3, f"F;64{_order}F")):
+            TiffImagePlugin.OPEN_INFO.setdefault(
+                (_prefix, _photometric, (_kind,), 1, (64,), ()), ("F" if _kind == 3 else "I", _raw)
+            )
 
 
 def list_images(
@@ -93,30 +119,83 @@ def image_size(path: Path | str) -> tuple[int, int]:
     """
     with decoding_errors(path), Image.open(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)
+        return (height, width) if _exif_orientation(image) >= 5 else (width, height)
 
 
-def read_image(path: Path | str) -> Image.Image:
+def _exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if there is none, or the EXIF data are damaged. Pillow applies that of a TIFF."""
+    try:
+        orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION)
+    except _PILLOW_ERRORS:
+        return 1
+    return orientation if orientation in (*_UPRIGHT,) else 1
+
+
+def read_image(path: Path | str, white: float | None = None) -> Image.Image:
     """Read an image of any mode as 8-bit RGB, with its EXIF orientation applied.
 
-    16-bit grey (white is 65535) and floating-point images (white is 1.0) are rescaled; an alpha channel is dropped; of
-    an animation or a multi-page file the first image is read.
+    16-bit grey and floating-point images are rescaled; an alpha channel is dropped; of an animation or a multi-page
+    file the first image is read.
+
+    Args:
+        path: the file.
+        white: the value of white in a 16-bit image, from `find_white` for all images of a run; None for the largest
+            value of the bit depth that this image shows. White in floating-point images of values up to 1 is 1.
 
     Raises:
         InputError: the file cannot be read as an image.
     """
     image = open_upright(path)
-    if image.mode.startswith("I") or image.mode == "F":
-        white = 1.0 if image.mode == "F" else 65535.0
+    if is_deep(image):
         values = np.asarray(image)
+        if image.mode == "F" and (white is None or values.max() <= 1):
+            white = 1.0
+        white = white or _white_of_bit_depth(values.max()) or 65535.0
         if not (values.min() >= 0 and values.max() <= white):
             raise InputError(
-                f"{path} has values from {values.min()} to {values.max()}, where 0 to {white:g} was expected: "
-                "rescale them"
+                f"{path} has values from {values.min():g} to {values.max():g}, where 0 to {white:g} was expected: "
+                "rescale them, or name the value of white",
+                "white",
             )
         image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     with decoding_errors(path):
         return image.convert("RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image has one channel of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def find_white(paths: Iterable[Path]) -> float | None:
+    """The value of white in the 16-bit images among these: the largest of the bit depth that their values show.
+
+    Returns:
+        255, 1023, 4095, 16383 or 65535, for all of the images; None if there is no 16-bit image.
+    """
+    candidates = [path for path in paths if path.suffix.lower() not in _8_BIT_EXTENSIONS]
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+        largest = [value for value in pool.map(_largest_of_16_bits, candidates) if value is not None]
+    white = _white_of_bit_depth(max(largest, default=0)) if largest else None
+    if white is not None:
+        bits = int(white).bit_length()
+        text = "%d 16-bit images with values up to %d: %d bits, white is %d"
+        logger.info(text, len(largest), max(largest), bits, white)
+    return white
+
+
+def _largest_of_16_bits(path: Path) -> int | None:
+    """The largest value of a 16-bit image; None for other images, and for those that cannot be read."""
+    try:
+        with decoding_errors(path), Image.open(path) as image:
+            return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+    except InputError:  # reading it again will report why
+        return None
+
+
+def _white_of_bit_depth(largest: float) -> float | None:
+    """The largest value of the smallest bit depth that holds a value."""
+    return next((2.0**bits - 1 for bits in _BIT_DEPTHS if largest < 2**bits), None)
 
 
 def open_upright(path: Path | str) -> Image.Image:
@@ -126,8 +205,37 @@ def open_upright(path: Path | str) -> Image.Image:
         InputError: the file cannot be read as an image.
     """
     with decoding_errors(path), Image.open(path) as image:
+        is_deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
+        orientation = _exif_orientation(image)
         image.load()
-        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+        if is_deep_colour and max(high for _, high in image.getextrema()[:3]) < _MIN_DEEP_COLOUR:
+            raise InputError(
+                f"{path} has 16 bits per channel with values of at most 14 bits, of which the upper 8 can be read: "
+                "save it with 8 bits per channel"
+            )
+        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def read_wide_integers(path: Path | str) -> np.ndarray | None:
+    """The (H, W) values of a TIFF of 64-bit integers, which Pillow cannot decode; None for any other file.
+
+    Raises:
+        InputError: the file cannot be read as an image, or is compressed.
+    """
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return None
+    with decoding_errors(path), Image.open(path) as image:
+        if image.format != "TIFF" or not image.tile or image.tile[0].args[0] != _64_BIT_INTEGERS:
+            return None
+        if any(tile.codec_name != "raw" for tile in image.tile):
+            raise InputError(f"{path} has compressed 64-bit integers, which cannot be read: save it with 8 or 16 bits")
+        values, dtype = np.zeros(image.size[::-1], np.int64), np.dtype(np.int64)
+        dtype = dtype.newbyteorder("<" if image.tag_v2.prefix == b"II" else ">")
+        for _, (left, top, right, bottom), offset, _ in image.tile:
+            shape = (bottom - top, right - left)
+            tile = np.fromfile(path, dtype, shape[0] * shape[1], offset=offset)
+            values[top:bottom, left:right] = tile.reshape(shape)
+        return values
 
 
 @contextmanager
@@ -135,6 +243,8 @@ def decoding_errors(path: Path | str) -> Iterator[None]:
     """Turn whatever Pillow raises in the `with` block into an `InputError` that names the file."""
     try:
         yield
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except _PILLOW_ERRORS as error:

@@ -6,46 +6,50 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from utils.data.decoding import DecodedPairs
-from utils.data.masks import mask_to_classes, read_mask
+from utils.data.fitting import MaskFitter
+from utils.data.images import image_size
+from utils.data.mask_classes import MaskClasses
+from utils.data.masks import read_mask
 from utils.runtime.console import progress
 from utils.runtime.threads import usable_cores
 
 KeptPixels = list[tuple[int, int]]  # index in the flattened mask, class
 
 
-def pixels_per_class(decoded: DecodedPairs, table: np.ndarray, n_classes: int) -> np.ndarray:
-    """(N, n_classes) pixels of each class in each mask at its own size; `table` is that of `class_table`."""
-    one_hot = table[:, None] == np.arange(n_classes)
-    return decoded.counts[:, : len(table)] @ one_hot.astype(np.int32)
+def pixels_per_class(decoded: DecodedPairs, tables: Sequence[np.ndarray], n_classes: int) -> np.ndarray:
+    """(N, n_classes) pixels of each class in each mask at its own size; `tables` holds the classes of its values."""
+    counted = zip(tables, decoded.counts, strict=True)
+    return np.array([np.bincount(table, counts.pixels, minlength=256)[:n_classes] for table, counts in counted])
 
 
 def keep_lesions(
-    decoded: DecodedPairs, indices: Sequence[int], mask_values: Sequence[int], table: np.ndarray
+    decoded: DecodedPairs, indices: Sequence[int], mask_classes: MaskClasses, tables: Sequence[np.ndarray]
 ) -> dict[int, KeptPixels]:
     """The pixels to add to masks that have lost a class but the background at the network's input size.
 
     Args:
         decoded: all pairs.
         indices: which of them.
-        mask_values: the value of class 0, 1, ...
-        table: their `class_table`.
+        mask_classes: what the mask values mean.
+        tables: for each mask the class of each of its values.
 
     Returns:
         For each of the indices whose mask has lost a class, a pixel of each lost class.
     """
-    at_own_size = pixels_per_class(decoded, table, len(mask_values)) > 0
+    n_classes = len(mask_classes.values)
+    at_own_size = pixels_per_class(decoded, tables, n_classes) > 0
     lost: dict[int, list[int]] = {}
     for i in indices:
         shown = np.zeros(256, dtype=bool)
-        shown[table[decoded.masks[i]]] = True
-        vanished = [k for k in range(1, len(mask_values)) if at_own_size[i, k] and not shown[k]]
+        shown[tables[i][decoded.masks[i]]] = True
+        vanished = [k for k in range(1, n_classes) if at_own_size[i, k] and not shown[k]]
         if vanished:
             lost[i] = vanished
 
     def keep(i: int) -> KeptPixels:
-        path = decoded.pairs[i].mask
-        classes = mask_to_classes(read_mask(path), mask_values, str(path))
-        return largest_shares(classes, table[decoded.masks[i]], lost[i])
+        pair = decoded.pairs[i]
+        mask = MaskFitter().fit({path: read_mask(path) for path in pair.masks}, image_size(pair.image))
+        return largest_shares(mask_classes.of(mask.values)[mask.codes], tables[i][decoded.masks[i]], lost[i])
 
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         kept = progress(pool.map(keep, lost), total=len(lost), desc="Small lesions", unit="mask", leave=False)

@@ -92,7 +92,7 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
             f"{len(unusable)} of {len(matches.images)} images in {imgs_dir} have no mask of their own in {masks_dir}"
         )
         if not (options.skip_unusable and matches.masks):
-            raise InputError(bulleted(f"{title}; add the masks, or skip these", unusable, 10), option="skip_unusable")
+            raise InputError(bulleted(f"{title}; add the masks, or skip these", unusable, 10), "skip_unusable")
         logger.warning("%s", bulleted(f"{title}, and are skipped", unusable, limit=10))
     found = sorted(matches.masks.items(), key=lambda item: (item[0].parent, item[0].stem))
     return [Pair(images[name], tuple(Path(masks_dir, mask) for mask in masks)) for name, masks in found]
@@ -115,7 +115,7 @@ def find_masks(
     matches.log(masks_dir)
     if matches.ambiguous:
         title = f"{masks_dir} does not have one mask per image"
-        raise InputError(bulleted(title, list(matches.ambiguous.values()), limit=10), option="mask_suffix")
+        raise InputError(bulleted(title, list(matches.ambiguous.values()), limit=10), "mask_suffix")
     return {name: tuple(Path(masks_dir, mask) for mask in masks) for name, masks in matches.masks.items()}
 
 
@@ -152,7 +152,7 @@ def match_folders(
         raise InputError(
             f"no image has a mask in {masks_dir}: the images are {_first_names(images)}, the masks "
             f"{_first_names(masks)}, where NAME.jpg requires NAME.png or {known}",
-            option="mask_suffix",
+            "mask_suffix",
         )
     matches.unused = len(masks.keys() - both.keys() - {mask for found in matches.masks.values() for mask in found})
     return matches

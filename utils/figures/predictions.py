@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from utils import IGNORED_CLASS
 from utils.figures.grid import Column, draw_grid, save_figure
 from utils.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, GROUND_TRUTH, PREDICTION, class_colour
 from utils.inference.maps import ProbabilityMaps
@@ -175,13 +176,14 @@ def tint_errors(image: np.ndarray, classes: np.ndarray, target: np.ndarray) -> n
 
     Args:
         image: (H, W, 3) uint8.
-        classes, target: (H, W) class indices, predicted and of the ground truth.
+        classes, target: (H, W) class indices, predicted and of the ground truth, of which ignored pixels are no errors.
 
     Returns:
         (H, W, 3) uint8.
     """
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
-    grey = tint_region(grey, (target != classes) & (target > 0), FALSE_NEGATIVE, opacity=0.75)
+    missed = (target != classes) & (target > 0) & (target != IGNORED_CLASS)
+    grey = tint_region(grey, missed, FALSE_NEGATIVE, opacity=0.75)
     return tint_region(grey, (target == 0) & (classes > 0), FALSE_POSITIVE, opacity=0.75)
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils import IGNORED_CLASS
+
 N_BINS = 15  # bins of a reliability diagram
 MIN_PROBABILITY = 1e-7  # lower clamp of probabilities in the NLL
 CPU_BLOCK_SIZE, _GPU_BLOCK_SIZE = 2**19, 2**24  # pixels that are counted at a time
@@ -21,6 +23,7 @@ CPU_BLOCK_SIZE, _GPU_BLOCK_SIZE = 2**19, 2**24  # pixels that are counted at a t
 _OCTAVES, _BINS_PER_OCTAVE = 24, 2**7  # of 1 - confidence; float32 has no smaller steps below 1
 _CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
 _ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
+_NOT_COUNTED = 2  # beside the outcomes 0 and 1 of a pixel
 _MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
@@ -132,7 +135,8 @@ def count_pixels(
     Args:
         probs: (C, H, W) float32.
         predictive_entropy: (H, W) float32 in nats.
-        target: (H, W) integer class indices of the ground truth, on the same device.
+        target: (H, W) integer class indices of the ground truth, on the same device; pixels of `IGNORED_CLASS` are not
+            counted.
         block_size: number of pixels that are counted at a time; None for the default of the device.
     """
     if probs.device.type == "mps":  # does not support double precision
@@ -149,34 +153,35 @@ def count_pixels(
 
 def _count_block(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
     """`count_pixels` of (C, n), (n,) and (n,)."""
+    counted = target != IGNORED_CLASS
     if len(probs) == 2:
         confidence, predicted, foreground = torch.maximum(probs[0], probs[1]), probs[1] > probs[0], probs[1]
         p_target = torch.where(target > 0, probs[1], probs[0])
         squared_error = (1 - p_target).square_()
     else:
         (confidence, predicted), foreground = probs.max(dim=0), probs[1:].sum(dim=0)
-        p_target = probs.gather(0, target[None].long())[0]
+        p_target = probs.gather(0, (target * counted)[None].long())[0]
         squared_error = 0.5 * (probs.square().sum(dim=0) - 2 * p_target + 1)
-    correct = (predicted == target).int()
+    correct = torch.where(counted, (predicted == target).int(), _NOT_COUNTED)
 
     def errors_and_correct(index: Tensor, n: int) -> np.ndarray:
-        return torch.bincount(index + n * correct, minlength=2 * n).view(2, -1).cpu().numpy()
+        return torch.bincount(index + n * correct, minlength=3 * n).view(3, -1)[:2].cpu().numpy()
 
     return PixelCounts(
-        top_label=_reliability(confidence, correct),
-        foreground=_reliability(foreground, (target > 0).int()),
-        squared_error=squared_error.sum(dtype=torch.float64).cpu().numpy(),
-        log_loss=-p_target.clamp(min=MIN_PROBABILITY).log().sum(dtype=torch.float64).cpu().numpy(),
+        top_label=_reliability(confidence, correct, counted),
+        foreground=_reliability(foreground, torch.where(counted, (target > 0).int(), _NOT_COUNTED), counted),
+        squared_error=squared_error.mul_(counted).sum(dtype=torch.float64).cpu().numpy(),
+        log_loss=-p_target.clamp(min=MIN_PROBABILITY).log().mul_(counted).sum(dtype=torch.float64).cpu().numpy(),
         by_confidence=errors_and_correct(confidence_bins(confidence), _CONFIDENCE_BINS),
         by_entropy=errors_and_correct(entropy_bins(entropy, len(probs)), _ENTROPY_BINS),
     )
 
 
-def _reliability(probability: Tensor, outcome: Tensor) -> np.ndarray:
+def _reliability(probability: Tensor, outcome: Tensor, counted: Tensor) -> np.ndarray:
     """(3, N_BINS): pixels, sum of probabilities and positive outcomes in the bins (0, 1/15], (1/15, 2/15], ..."""
     index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).int()
-    negatives, positives = torch.bincount(index + N_BINS * outcome, minlength=2 * N_BINS).view(2, -1)
-    total = torch.bincount(index, weights=probability.double(), minlength=N_BINS)
+    negatives, positives, _ = torch.bincount(index + N_BINS * outcome, minlength=3 * N_BINS).view(3, -1)
+    total = torch.bincount(index, weights=probability.double().mul_(counted), minlength=N_BINS)
     return torch.stack([negatives + positives, total, positives]).cpu().numpy()
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from utils import IGNORED_CLASS
+
 # The scores of the ISIC 2016 challenge, which ranks by the mean Jaccard index (Gutman et al., arXiv:1605.01397).
 CHALLENGE_SCORES = ("dice", "jaccard", "sensitivity", "specificity", "accuracy")
 
@@ -11,7 +13,7 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
     """Segmentation scores of one image.
 
     Args:
-        predicted, target: (H, W) class indices.
+        predicted, target: (H, W) class indices; pixels of `IGNORED_CLASS` in the target do not count.
         n_classes: number of classes C >= 2, of which the first is the background.
 
     Returns:
@@ -19,9 +21,11 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
         1, so two empty masks score 1. With more than two classes the scores are means over the classes, followed by
         those of each class (`dice_c1`, ...), and the accuracy is that of all classes.
     """
-    positives_of, predicted_of = _histogram(target), _histogram(predicted)  # by class
+    positives_of = _histogram(target)  # by class
+    n_ignored = positives_of[IGNORED_CLASS]
+    predicted_of = _histogram(predicted, target != IGNORED_CLASS if n_ignored else None)
     correct_of = _histogram(target, target == predicted)
-    total = target.size
+    total = target.size - n_ignored
     by_class = []
     for k in range(1, n_classes):
         true_positives, positives, predicted_positives = correct_of[k], positives_of[k], predicted_of[k]

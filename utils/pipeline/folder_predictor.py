@@ -132,7 +132,7 @@ class FolderPredictor:
             stop.exit()
 
     def _read(self, item: Item) -> _Input:
-        image = read_image(item.path)
+        image = read_image(item.path, self.model.white)
         target = self.ground_truth.read(item, (image.height, image.width)) if self.ground_truth else None
         return _Input(image.size, self.sampler.preprocess_image(image, self.model.input_size), target)
 

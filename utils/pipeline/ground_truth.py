@@ -1,28 +1,35 @@
 """The ground truth of a folder of images, and what predictions score against it."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.data.fitting import MaskFitter
-from utils.data.masks import mask_to_classes, read_mask
+from utils.data.mask_classes import MaskOptions, decide_classes
+from utils.data.mask_values import ValueCounts
+from utils.data.masks import read_mask
 from utils.data.pairing import find_masks
 from utils.metrics.evaluation import evaluate_set
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
+from utils.runtime.threads import cores_per_process
 
 
 class GroundTruth:
-    """The ground-truth masks of some images.
+    """The ground-truth masks of some images. All are read once before, to decide what their values mean.
 
     Args:
         items: the images.
         mask_dir: folder of the masks, which are found as by `utils.data.pairing.find_masks`.
-        mask_values: the value of class 0, 1, ... in them.
+        mask_values: the value of class 0, 1, ... that the model was trained on, see `decide_classes`.
+        ignore_value: the value of pixels that do not count, if any.
         evaluate_probs: evaluate the probabilities of a prediction, not only its mask.
         mask_suffix: how the masks are named, see `PairingOptions`.
 
@@ -32,7 +39,7 @@ class GroundTruth:
         packed: by an image's key its `PixelCounts.pack()`.
 
     Raises:
-        InputError: no image has a mask, or the masks of one are ambiguous.
+        InputError: no image has a mask, the masks of one are ambiguous, or have values that belong to no class.
     """
 
     def __init__(
@@ -40,25 +47,30 @@ class GroundTruth:
         items: Sequence[Item],
         mask_dir: Path,
         mask_values: Sequence[int],
+        ignore_value: int | None = None,
         evaluate_probs: bool = True,
         mask_suffix: str | None = None,
     ) -> None:
-        self.mask_dir, self.mask_values, self.evaluate_probs = mask_dir, mask_values, evaluate_probs
+        self.mask_dir, self.n_classes, self.evaluate_probs = mask_dir, len(mask_values), evaluate_probs
         self.paths = find_masks({item.name: item.path for item in items}, mask_dir, mask_suffix)
         self.fitter = MaskFitter()
         self.packed: dict[str, bytes] = {}
+        counts = _count_values([path for paths in self.paths.values() for path in paths])
+        if counts:  # otherwise each image fails when it is read
+            options = MaskOptions(ignored=ignore_value)
+            self.mask_classes = decide_classes(counts, self.n_classes, options, expected=mask_values)
 
     def read(self, item: Item, shape: tuple[int, int]) -> np.ndarray | None:
-        """The (H, W) uint8 class indices of an image; None if it has no mask.
+        """The (H, W) uint8 classes of an image, `IGNORED_CLASS` for pixels that do not count; None without a mask.
 
         Raises:
-            InputError: the mask cannot be read, contains a value that belongs to no class, or has another size.
+            InputError: the mask cannot be read, or has another size.
         """
         paths, (height, width) = self.paths.get(item.name), shape
         if paths is None:
             return None
         mask = self.fitter.fit({path: read_mask(path) for path in paths}, (width, height))
-        return mask_to_classes(mask, self.mask_values, str(paths[0]))
+        return self.mask_classes.of(mask.values)[mask.codes]
 
     def compare(
         self, item: Item, target: np.ndarray, classes: np.ndarray, counts: PixelCounts | None = None
@@ -71,7 +83,7 @@ class GroundTruth:
             classes: (H, W) predicted class indices.
             counts: of its pixels, for the scores of its probabilities.
         """
-        scores = segmentation_scores(classes, target, len(self.mask_values))
+        scores = segmentation_scores(classes, target, self.n_classes)
         if counts is not None:
             scores |= {name: float(metric(counts)) for name, metric in PIXEL_METRICS.items()}
             self.packed[item.key] = counts.pack()
@@ -96,3 +108,18 @@ class GroundTruth:
             coarse.append(counts.coarse())
             total = counts if total is None else total + counts
         return evaluate_set(rows, coarse, total)
+
+
+def _count_values(paths: Sequence[Path]) -> dict[str, ValueCounts]:
+    """The values of each mask, by its path; this process counts its share. Masks that cannot be read are left out."""
+
+    def count(path: Path) -> ValueCounts | None:
+        try:
+            return read_mask(path).count()
+        except InputError:  # reading it again will report why
+            return None
+
+    share = paths[distributed.rank() :: distributed.world_size()]
+    with ThreadPoolExecutor(cores_per_process()) as pool:
+        counted = dict(zip(map(str, share), pool.map(count, share), strict=True))
+    return {path: one for part in distributed.all_gather(counted) for path, one in part.items() if one is not None}

@@ -70,10 +70,13 @@ def predict_probabilities(
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
     ground_truth = None
     if options.mask_dir:
-        ground_truth = GroundTruth(items, options.mask_dir, model.mask_values, mask_suffix=options.mask_suffix)
+        ground_truth = GroundTruth(
+            items, options.mask_dir, model.mask_values, model.ignore_value, mask_suffix=options.mask_suffix
+        )
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
     run = {"method": str(sampler), "temperature": sampler.temperature, "mask_values": list(model.mask_values)}
+    run |= {"ignore_value": model.ignore_value, "white": model.white}
     run |= {"class_index": class_index, "save_entropy": options.save_entropy}
     settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}
     settings |= {"mask_suffix": options.mask_suffix, "weights": model.fingerprint()}

@@ -165,7 +165,7 @@ def predict_single_image(model: TrainedModel, sampler: Sampler, item: Item, opti
     Raises:
         InputError: the image cannot be read, or the method cannot be used with the model.
     """
-    image = read_image(item.path)
+    image = read_image(item.path, model.white)
     samples = draw_samples(model, image, sampler, item.key)
     return SingleImage(image, samples, predict_full_size(samples, image.size, options.map_options()))
 

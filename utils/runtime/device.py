@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,17 @@ def read_later(values: Tensor) -> Callable[[], list[float]]:
         return copied.tolist()
 
     return read
+
+
+def copy_to_cpu(content: Any) -> Any:
+    """A copy, on the CPU, of tensors in nested dicts, lists and tuples; other values are taken over."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, Mapping):
+        return {key: copy_to_cpu(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(copy_to_cpu(value) for value in content)
+    return content
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -9,13 +9,13 @@ class InputError(ValueError):
     """An input is wrong; the message says what was wrong, what was expected and what to do.
 
     Args:
-        message: what is printed.
-        option: the name of an option that may help, for the layers that know the flags.
+        message: the message.
+        options: names of options that help, such as mask_values; the command line adds the flags that it has for them.
     """
 
-    def __init__(self, message: str, option: str = "") -> None:
+    def __init__(self, message: str, *options: str) -> None:
         super().__init__(message)
-        self.option = option
+        self.options = options
 
 
 def bulleted(title: str, problems: list[str], limit: int | None = None) -> str:

@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import TrainedModel, checkpoint_content, copy_to_cpu, read_checkpoint, write_checkpoint
+from utils.checkpoint import TrainedModel, checkpoint_content, read_checkpoint, write_checkpoint
 from utils.runtime.atomic_files import remove_partial_files, write_csv
+from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
 from utils.runtime.threads import torch_thread_pool
 from utils.training.state import TrainingState

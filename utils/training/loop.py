@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from unet import class_logits, draw_dropout_masks
+from utils import IGNORED_CLASS
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.dice_score import dice_coefficient, segmentation_loss
@@ -137,7 +138,8 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float | Non
         Means over the images: `loss`; `dice`, over the images with a lesion, in each over the classes but the
         background that it shows; pixel `accuracy`, and `accuracy_all_background`, that of a prediction of background
         everywhere; `false_alarm_rate`, the fraction of the images without a lesion in which one is predicted, 0 if
-        there is no such image. Then their number, `images_without_lesion`. If all are, `dice` is None.
+        there is no such image. Then their number, `images_without_lesion`. If all are, `dice` is None. Ignored pixels
+        do not count.
     """
     state.network.eval()
     sums = [torch.zeros(6, device=state.device)]  # over the images of each batch
@@ -164,13 +166,15 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float | Non
 
 def _prediction_sums(predicted: Tensor, target: Tensor, n_classes: int) -> list[Tensor]:
     """Sums over images: accuracy, that of background, Dice of those with a lesion, their number, false alarms."""
-    accuracy, all_background = ((p == target).float().mean((1, 2)) for p in (predicted, torch.zeros_like(target)))
+    counted = target != IGNORED_CLASS
+    n_counted = counted.sum((1, 2)).clamp(min=1)
+    accuracy, all_background = ((target == p).sum((1, 2)) / n_counted for p in (predicted, 0))
     foreground = range(1, n_classes)
-    dice = torch.stack([dice_coefficient(predicted == k, target == k) for k in foreground])  # (C - 1, N)
+    dice = torch.stack([dice_coefficient((predicted == k) & counted, target == k) for k in foreground])  # (C - 1, N)
     shown = torch.stack([(target == k).flatten(1).any(dim=1) for k in foreground]).float()
     dice = (dice * shown).sum(dim=0) / shown.sum(dim=0).clamp(min=1)  # 0 without a lesion
     lesion = shown.amax(dim=0)
-    false_alarm = (predicted > 0).flatten(1).any(dim=1) * (1 - lesion)
+    false_alarm = ((predicted > 0) & counted).flatten(1).any(dim=1) * (1 - lesion)
     return [values.sum() for values in (accuracy, all_background, dice, lesion, false_alarm)]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from unet.mc_dropout import dropout_layers
+from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel, read_checkpoint, write_checkpoint
 from utils.inference.predictor import draw_samples
 from utils.inference.samplers import DEFAULT_BATCH_SIZE, MCDropout, Sampler, Softmax, TestTimeAugmentation
@@ -81,7 +82,7 @@ def warn_of_limits(temperatures: Mapping[str, float]) -> None:
 def nll_by_temperature(
     model: TrainedModel, sampler: Sampler, image: torch.Tensor, target: torch.Tensor, name: str
 ) -> np.ndarray:
-    """The mean NLL in nats of an image's pixels at each of `TEMPERATURES`.
+    """The mean NLL in nats of an image's pixels, but for ignored ones, at each of `TEMPERATURES`.
 
     Args:
         model: to predict with.
@@ -94,13 +95,14 @@ def nll_by_temperature(
     samples = draw_samples(model, pil_image, sampler, name)
     upsampler = StackUpsampler(samples, *pil_image.size)
     target = to_device(target, upsampler.device).long()
-    losses = []
+    counted = target != IGNORED_CLASS
+    target, n_counted, losses = target * counted, counted.sum().clamp(min=1), []
     for temperature in TEMPERATURES:
         probs = upsampler.probs(slice(0, len(target)), float(temperature)).mean(dim=0)  # (1 or C, h, w)
         if len(probs) == 1:
             probs = torch.cat([1 - probs, probs])
         p_target = probs.gather(0, target[None])
-        losses.append(-p_target.clamp(min=MIN_PROBABILITY).log().mean())
+        losses.append((-p_target.clamp(min=MIN_PROBABILITY).log() * counted).sum() / n_counted)
     return torch.stack(losses).cpu().double().numpy()
 
 

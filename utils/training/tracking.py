@@ -10,6 +10,8 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from utils import IGNORED_CLASS
+
 logger = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
@@ -45,7 +47,8 @@ def _examples(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], predict
 
 
 def _labels(classes: np.ndarray) -> dict[int, str]:
-    return {int(k): f"class {k}" if k else "background" for k in np.unique(classes)}
+    names = {0: "background", IGNORED_CLASS: "ignored"}
+    return {int(k): names.get(int(k), f"class {k}") for k in np.unique(classes)}
 
 
 class WandbRun:

@@ -1,0 +1,229 @@
+"""What the values of a set of masks mean."""
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter
+
+from tests.conftest import make_image
+from utils import IGNORED_CLASS
+from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
+from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, colour_value, distance, format_mask_value
+from utils.data.masks import read_mask
+from utils.runtime.errors import InputError
+
+RED, GREEN = colour_value(255, 0, 0), colour_value(0, 255, 0)
+
+
+def counted(areas: dict[int, int], thin: dict[int, int] | None = None) -> ValueCounts:
+    """A mask with areas of some values, and thin lines of others, by their number of pixels."""
+    pixels = dict(sorted((areas | (thin or {})).items()))
+    solid = [n if value in areas else 0 for value, n in pixels.items()]
+    return ValueCounts(np.array([*pixels]), np.array([*pixels.values()]), np.array(solid))
+
+
+def decide(masks: list[ValueCounts], n_classes: int = 2, expected=(), **options) -> MaskClasses:
+    names = {f"{i}.png": mask for i, mask in enumerate(masks)}
+    return decide_classes(names, n_classes, MaskOptions(**options), expected)
+
+
+def written(tmp_path, images: list[Image.Image], name: str = "png", **options) -> list[ValueCounts]:
+    """The values of these masks as files."""
+    paths = [tmp_path / f"{i}.{name}" for i in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path, **options)
+    return [read_mask(path).count() for path in paths]
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+# -- the classes -------------------------------------------------------------------------------------------------------
+
+
+def test_sorted_values_become_classes():
+    assert decide([counted({255: 3, 0: 5})]).values == (0, 255)
+    assert decide([counted({1: 5}), counted({7: 3})], 1).values == (1, 7)
+    assert decide([counted({0: 9, 4: 1}), counted({2: 1})], 3).values == (0, 2, 4)
+    assert decide([counted({0: 9, 65535: 4})]).values == (0, 65535)
+
+
+def test_the_line_says_each_share(log):
+    decide([counted({0: 810, 255: 178}, {100: 7, 200: 5})])
+    assert log.messages == ["masks: 0 background 81 %, 255 lesion 18 %; the rest, 1.2 %, to the nearer of the two"]
+    log.clear()
+    decide([counted({0: 60, 1: 20, 2: 10, 255: 10})], 3)
+    assert log.messages == ["masks: 0 background 67 %, 1 class 1 22 %, 2 class 2 11 %; 255 ignored, 10 % of all"]
+
+
+def test_thin_values_belong_to_the_nearer_class():
+    classes = decide([counted({0: 700, 255: 200}, {100: 40, 200: 50, 3: 10})])
+    assert classes.of(np.array([0, 3, 100, 127, 128, 200, 255])).tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert MaskClasses((0, 4)).of(np.array([2])).tolist() == [1]  # half way
+
+
+def test_value_with_an_area_of_its_own_is_named_with_a_file():
+    with pytest.raises(InputError, match=r"128 \(30 %\); 1\.png, for example, contains the value 128") as error:
+        decide([counted({0: 200, 255: 300}), counted({0: 200, 128: 300})])
+    assert error.value.options == ("classes", "ignore_value", "mask_values")
+    with pytest.raises(InputError, match=r"2 \(5\.0 %\)"):  # beside labels also a thin one
+        decide([counted({0: 90, 1: 5}, {2: 5})])
+
+
+def test_noise_is_not_advised_as_classes(tmp_path):
+    labels = np.arange(24 * 24, dtype=np.uint8).reshape(24, 24).repeat(6, axis=0).repeat(6, axis=1)
+    with pytest.raises(InputError) as error:
+        decide(written(tmp_path, [Image.fromarray(labels)]))
+    assert "256" not in str(error.value)
+    assert "96" not in str(error.value)
+    with pytest.raises(InputError, match="are these masks"):
+        decide([counted({0: 200, 255: 200}, dict.fromkeys(range(20, 220), 10))])
+
+
+def test_too_few_values():
+    with pytest.raises(InputError, match="too few values for 3 classes"):
+        decide([counted({0: 5, 1: 5})], 3)
+    with pytest.raises(InputError, match="too few"):
+        decide([counted({0: 5})])
+
+
+@pytest.mark.parametrize("quality", [30, 70, 95])
+def test_jpeg(tmp_path, quality: int, log):
+    masks = [make_image(seed)[1] for seed in range(4)] + [Image.new("L", (160, 120))]
+    classes = decide(written(tmp_path, masks, "jpg", quality=quality))
+    assert classes.values == (0, 255)  # though flat black is 1 at quality 70
+    codes, values = read_mask(tmp_path / "0.jpg")
+    assert (classes.of(values)[codes] != np.asarray(masks[0]) // 255).mean() < 0.002
+    with pytest.raises(InputError, match="too few values for 3 classes"):  # noise is no class
+        decide(written(tmp_path, masks, "jpg", quality=quality), 3)
+    codes, values = read_mask(tmp_path / "4.jpg")
+    assert not classes.of(values)[codes].any()
+
+
+def two_colours(smooth: bool) -> Image.Image:
+    scale = 4 if smooth else 1
+    image = Image.new("RGB", (160 * scale, 120 * scale))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse([x * scale for x in (10, 20, 70, 100)], (255, 0, 0))
+    draw.ellipse([x * scale for x in (90, 20, 150, 100)], (0, 255, 0))
+    return image.resize((160, 120), Image.Resampling.BOX)
+
+
+def test_colours_with_smooth_edges_and_as_jpeg(tmp_path):
+    assert decide(written(tmp_path, [two_colours(smooth=True)]), 3).values == (0, GREEN, RED)
+    masks = written(tmp_path, [two_colours(smooth=False)], "jpg", quality=80, subsampling=0)
+    assert decide(masks, 3).values == (0, GREEN, RED)
+    assert distance(np.array([RED]), 0)[0] == pytest.approx(255 / 3**0.5)
+
+
+def test_smooth_single_class(tmp_path):
+    masks = [make_image(seed)[1].filter(ImageFilter.GaussianBlur(2)) for seed in range(3)]
+    assert decide(written(tmp_path, masks)).values == (0, 255)
+
+
+# -- ignored pixels ----------------------------------------------------------------------------------------------------
+
+
+def test_void_beside_labels_is_ignored():
+    classes = decide([counted({0: 90, 1: 6, 255: 4})])
+    assert (classes.values, classes.ignored) == ((0, 1), 255)
+    assert classes.of(np.array([0, 1, 255])).tolist() == [0, 1, IGNORED_CLASS]
+    classes = decide([counted({0: 90, 1: 6, 40: 4})], ignored=40)
+    assert classes.of(np.array([0, 1, 40])).tolist() == [0, 1, IGNORED_CLASS]
+
+
+def test_255_is_an_object_unless_labels_lie_beside_it():
+    with pytest.raises(InputError, match="area"):  # a set of two kinds of masks
+        decide([counted({0: 90, 255: 10}), counted({0: 90, 255: 10}), counted({0: 90, 1: 10})])
+    assert decide([counted({0: 700, 255: 290}, {1: 1})]).values == (0, 255)  # specks
+    assert decide([counted({0: 90, 100: 6, 255: 4})], 3).values == (0, 100, 255)
+
+
+# -- palettes ----------------------------------------------------------------------------------------------------------
+
+
+def palette_mask(colours: list[int], pixels: list[int]) -> ValueCounts:
+    values = [PALETTE_OFFSET * (i + 1) + colour for i, colour in enumerate(colours)]
+    return counted(dict(zip(values, pixels, strict=True)))
+
+
+def test_equal_palettes_count_by_index():
+    classes = decide([palette_mask([0, RED, GREEN], [60, 30, 10])] * 2, 3)
+    assert (classes.values, classes.by_index) == ((0, 1, 2), True)
+
+
+def test_colours_count_where_palettes_differ():
+    masks = [palette_mask([0, RED], [70, 30]), palette_mask([RED, 0], [30, 70])]
+    classes = decide(masks)
+    assert classes.values == (0, RED)
+    assert [classes.of(mask.values).tolist() for mask in masks] == [[0, 1], [1, 0]]
+    assert decide([palette_mask([0, RED], [7, 3])], expected=[0, RED]).values == (0, RED)  # as the model has learnt
+
+
+def test_colours_count_in_drawings():
+    assert decide([palette_mask([GREEN, RED], [90, 10])] * 2).values == (GREEN, RED)
+    assert decide([palette_mask([0, RED], [90, 10])] * 2).values == (0, 1)  # a label map: index 0 is black
+
+
+def test_grey_palettes_are_grey_unless_labels_lie_beside_them():
+    assert decide([palette_mask([0, 128, 255], [6, 3, 1])], 3).values == (0, 128, 255)
+    assert decide([palette_mask([0, 255], [6, 3]), counted({0: 7, 1: 2})]).values == (0, 1)
+    assert decide([palette_mask([0, 255], [6, 3]), counted({0: 7, 255: 2})]).values == (0, 255)
+
+
+# -- what the user says, and what a model has learnt -------------------------------------------------------------------
+
+
+def test_background(log):
+    assert decide([counted({0: 3, 255: 7})]).values == (0, 255)
+    assert log.messages[-1].startswith("Class 0, mask value 0, covers less than half of the pixels, 30 %")
+    log.clear()
+    assert decide([counted({0: 3, 255: 7})], background=255).values == (255, 0)
+    assert len(log.messages) == 1
+    with pytest.raises(InputError, match="none of the mask values 0, 255"):
+        decide([counted({0: 3, 255: 7})], background=9)
+
+
+def test_given_values():
+    assert decide([counted({0: 9, 1: 1, 2: 1})], 3, values=[2, 0, 1]).values == (2, 0, 1)
+    with pytest.raises(InputError, match="2 mask values were given for 3 classes"):
+        decide([counted({0: 9, 1: 1, 2: 1})], 3, values=[0, 1])
+
+
+@pytest.mark.parametrize("expected", [[0, 255], [0, 1], [3, 200]])
+def test_two_classes_are_two_classes(expected: list[int]):
+    assert decide([counted({0: 9, 1: 1})], expected=expected).values == (0, 1)
+    assert decide([counted({0: 9, 255: 1})], expected=expected).values == (0, 255)
+    assert decide([counted({0: 9})], expected=expected).of(np.array([0])).tolist() == [0]  # no lesion anywhere
+    assert decide([counted({1: 9})], expected=[0, 255]).of(np.array([1])).tolist() == [0]  # nor in a JPEG
+    assert decide([counted({0: 9, 255: 1})], expected=[255, 0]).values == (255, 0)  # a white background
+
+
+def test_object_of_255_is_not_what_a_model_ignores():
+    assert decide([counted({0: 9, 255: 1})], expected=[0, 1], ignored=255).ignored is None
+    assert decide([counted({0: 9, 1: 1, 255: 1})], expected=[0, 1], ignored=255).ignored == 255
+
+
+def test_masks_without_some_of_the_classes_of_a_model():
+    classes = decide([counted({0: 9, 2: 1})], 3, expected=[0, 1, 2])
+    assert classes.of(np.array([0, 2])).tolist() == [0, 2]
+    with pytest.raises(InputError, match=r"contains the value 9.*The 3 classes have the values 0, 1, 2"):
+        decide([counted({0: 9, 9: 1})], 3, expected=[0, 1, 2])
+
+
+def test_colours_in_messages():
+    assert [format_mask_value(value) for value in (0, 255, 65535, RED)] == ["0", "255", "65535", "(255, 0, 0)"]
+    with pytest.raises(InputError, match=r"\(255, 0, 0\)"):
+        decide([counted({0: 5, 1: 5, RED: 1})])
+
+
+@given(st.lists(st.integers(0, 65535), min_size=2, max_size=9, unique=True), st.integers(0, 99))
+def test_classes_round_trip(values: list[int], seed: int):
+    classes = np.random.default_rng(seed).permutation(len(values))
+    assert MaskClasses(tuple(values)).of(np.array(values)[classes]).tolist() == classes.tolist()

@@ -1,0 +1,58 @@
+"""The flags that say what the values of masks and images mean."""
+
+import argparse
+
+from utils.data.mask_values import colour_value
+
+
+def mask_value(text: str) -> int:
+    """An argparse type: a grey value or label such as 255, or a colour such as 255,0,0."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+        if len(numbers) not in (1, 3) or min(numbers) < 0 or max(numbers) > (65535 if len(numbers) == 1 else 255):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a value such as 255 or a colour such as 255,0,0, not {text!r}"
+        ) from None
+    return numbers[0] if len({*numbers}) == 1 else colour_value(*numbers)
+
+
+def white_value(text: str) -> float:
+    """An argparse type: a positive number."""
+    try:
+        value = float(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, such as 4095, not {text!r}") from None
+    return value
+
+
+def add_value_flags(parser: argparse._ActionsContainer) -> None:
+    """Add --ignore-value, --white."""
+    parser.add_argument(
+        "--ignore-value",
+        type=mask_value,
+        metavar="V",
+        help="mask value of pixels that do not count (default: as in the model, or 255 beside labels 0, 1, 2, ...)",
+    )
+    parser.add_argument(
+        "--white",
+        type=white_value,
+        metavar="V",
+        help="value of white in 16-bit images (default: as in the model, or by the bit depth that the images show)",
+    )
+
+
+def add_class_value_flags(parser: argparse._ActionsContainer) -> None:
+    """Add --mask-values, --background."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--mask-values",
+        type=mask_value,
+        nargs="+",
+        metavar="V",
+        help="mask values of class 0, 1, ... (default: the most frequent ones, sorted)",
+    )
+    either.add_argument("--background", type=mask_value, metavar="V", help="mask value of class 0, if not the lowest")
