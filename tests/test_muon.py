@@ -1,6 +1,7 @@
 """Muon against singular value decompositions, against torch's own and against AdamW."""
 
 import copy
+from functools import partialmethod
 
 import pytest
 import torch
@@ -125,4 +126,16 @@ def test_weights_without_gradient_stay():
     net = small_network()
     before = copy.deepcopy(net.state_dict())
     Muon(net, lr=0.01).step()
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_gradient_scaler_skips_a_fused_step(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU, AdamW is fused; such an optimizer is expected to skip steps itself."""
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", partialmethod(torch.optim.AdamW.__init__, fused=True))
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+    before = copy.deepcopy(net.state_dict())
+    optimizer, scaler = Muon(net, lr=0.01), torch.amp.GradScaler("cpu")
+    scaler.scale(net(torch.ones(1, 3, 2, 2)).sum() * float("inf")).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

@@ -43,6 +43,8 @@ class Muon(torch.optim.AdamW):
             {"params": rest, "orthogonal": False, "weight_decay": 0.01},
         ]
         super().__init__(groups, lr=lr, fused=rest[0].is_cuda or None)
+        # A fused AdamW skips the steps of a gradient scaler itself, Muon does not: leave that to the scaler.
+        self._step_supports_amp_scaling = False
         self._directions = RecordedCall(partial(orthogonalise_all, dtype), graph_recorder(rest[0].device))
 
     @torch.no_grad()
