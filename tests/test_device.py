@@ -160,3 +160,22 @@ def test_precision_names():
     assert precision_name(None, cpu) == "single precision"
     assert precision_name(None, cuda) == "single precision (float32, without TF32)"
     assert precision_name(torch.bfloat16, cuda) == "mixed precision (bfloat16)"
+
+
+# -- transfers ---------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_wait_for_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch):
+    """In a thread, the current device is the first one."""
+    waited = []
+
+    def stream_of(gpu: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(synchronize=lambda: waited.append(gpu))
+
+    monkeypatch.setattr("torch.cuda.current_stream", stream_of)
+    on_gpu = SimpleNamespace(
+        device=torch.device("cuda:1"), to=lambda *_, non_blocking: torch.tensor([int(non_blocking)])
+    )
+    arrays = device.to_arrays({"gpu": on_gpu, "cpu": torch.tensor([7])})
+    assert {name: array.tolist() for name, array in arrays.items()} == {"gpu": [1], "cpu": [7]}
+    assert waited == [torch.device("cuda:1")]

@@ -85,8 +85,8 @@ def precision_name(dtype: torch.dtype | None, device: torch.device) -> str:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; a GPU copies it from pinned memory and does not have the caller wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def read_later(values: Tensor) -> Callable[[], list[float]]:
@@ -94,7 +94,7 @@ def read_later(values: Tensor) -> Callable[[], list[float]]:
     if values.device.type != "cuda":
         return values.tolist
     copied, done = values.to("cpu", non_blocking=True), torch.cuda.Event()
-    done.record()
+    done.record(torch.cuda.current_stream(values.device))
 
     def read() -> list[float]:
         done.synchronize()
@@ -116,10 +116,10 @@ def copy_to_cpu(content: Any) -> Any:
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors as arrays; a GPU copies all of them before the caller waits, once."""
-    on_gpu = any(tensor.device.type == "cuda" for tensor in tensors.values())
-    copies = {name: tensor.to("cpu", non_blocking=on_gpu) for name, tensor in tensors.items()}
-    if on_gpu:
-        torch.cuda.current_stream().synchronize()
+    gpus = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
+    copies = {name: tensor.to("cpu", non_blocking=tensor.device in gpus) for name, tensor in tensors.items()}
+    for gpu in gpus:  # in a thread the current device is the first one, whatever the main thread has set
+        torch.cuda.current_stream(gpu).synchronize()
     return {name: copied.numpy() for name, copied in copies.items()}
 
 
