@@ -89,3 +89,27 @@ def test_ignored_pixels_stay_ignored():
     for seed in range(20):
         torch.manual_seed(seed)
         assert set(transform(image, mask)[1].unique().tolist()) <= {0, IGNORED_CLASS}
+
+
+def test_wild_transforms_of_any_shape():
+    transform = replace(ONLY_MOVED, scale=(0.4, 0.8), skin=1)
+    for shape in ((32, 96), (96, 32)):
+        image, mask = torch.full((3, *shape), 150, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
+        for seed in range(10):
+            torch.manual_seed(seed)
+            changed, changed_mask = transform(image, mask)
+            assert (changed.shape, changed_mask.shape) == (image.shape, mask.shape)
+
+
+@pytest.mark.parametrize("value", [2, IGNORED_CLASS])
+def test_wild_transforms_of_any_class(value: int):
+    """The image does not depend on which class a lesion is of."""
+    image, mask = example()
+    for seed in range(10):
+        results = []
+        for k in (1, value):
+            torch.manual_seed(seed)
+            results.append(replace(ONLY_MOVED, skin=1)(image, mask * k))
+        (image_1, mask_1), (image_k, mask_k) = results
+        assert torch.equal(image_1, image_k)
+        assert torch.equal(mask_1 * value, mask_k)

@@ -137,17 +137,17 @@ def _on_skin(
     skin = F.interpolate(skin, size=list(mask.shape), mode="bilinear", align_corners=False)[0]
     outside = grid[0].abs().amax(dim=-1)  # 1 at the border of the image
     opacity = ((1 - outside) / 0.15).clamp(0, 1)
-    lesion = F.max_pool2d(moved_mask[None].float(), 5, 1, 2)[0] * (outside < 1)  # no seam through the lesion
+    lesion = F.max_pool2d((moved_mask[None] > 0).float(), 5, 1, 2)[0] * (outside < 1)  # no seam through the lesion
     opacity = torch.maximum(opacity, lesion)
     return skin + (moved - skin) * opacity, torch.where(outside < 1, moved_mask, 0)
 
 
 def _lesion_free_patch(rng: np.random.Generator, image: Tensor, mask: Tensor) -> Tensor | None:
     """A square part of an image with neither lesion nor black corner, as large as possible; None if there is none."""
-    side = mask.shape[-1]
+    height, width = mask.shape
     for part in (0.4, 0.3, 0.22, 0.15):
-        n = int(part * side)
-        rows, columns = rng.integers(0, side - n + 1, (2, 12))
+        n = int(part * min(height, width))
+        rows, columns = rng.integers(0, [[height - n + 1], [width - n + 1]], (2, 12))
         for y, x in zip(rows, columns, strict=True):
             patch = image[:, y : y + n, x : x + n]
             if not mask[y : y + n, x : x + n].any() and patch.mean(dim=0).amin() > 60:
