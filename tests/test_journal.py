@@ -71,3 +71,9 @@ def test_line_that_was_cut_off(out: Path, items: list[Item]):
 def test_other_settings(out: Path, items: list[Item]):
     with pytest.raises(InputError, match="results with passes = 3, but this run has 9"):
         Journal(out, SETTINGS | {"passes": 9}, items, resume=True)
+
+
+def test_setting_that_an_earlier_version_did_not_record(out: Path, items: list[Item]):
+    assert sorted(Journal(out, SETTINGS | {"white": None}, items, resume=True).rows) == ["a.jpg", "b.jpg"]
+    with pytest.raises(InputError, match="results with white = None, but this run has 4095"):
+        Journal(out, SETTINGS | {"white": 4095}, items, resume=True)

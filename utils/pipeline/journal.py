@@ -56,8 +56,9 @@ class Journal:
             with suppress(ValueError):  # a line that a killed process was writing
                 entries[line] = json.loads(line)
         earlier = next(iter(entries.values()), self.settings)
-        if earlier != self.settings:
-            name = next(name for name in earlier | self.settings if earlier.get(name) != self.settings.get(name))
+        changed = [name for name in earlier | self.settings if earlier.get(name) != self.settings.get(name)]
+        if changed:
+            name = changed[0]
             raise InputError(
                 f"{self.folder} contains results with {name} = {earlier.get(name)}, but this run has "
                 f"{self.settings.get(name)}: choose another output folder, or start over without skipping existing "
