@@ -18,8 +18,6 @@ from utils.runtime.threads import usable_cores
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp"),
     *(".webp", ".gif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".tga"),
