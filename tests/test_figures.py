@@ -192,6 +192,16 @@ def test_ground_truth_adds_two_panels():
     np.testing.assert_allclose(colours, np.array([FALSE_NEGATIVE, FALSE_POSITIVE]) / 255)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_without_ground_truth_among_others(first: bool):
+    rows = [random_row(), random_row()]
+    rows[first].target = None
+    panels = [np.asarray(image.get_array()) for image in images_of(draw_predictions(rows))]
+    assert len(panels) == 12
+    target, errors = panels[6 * first + 1], panels[6 * first + 3]
+    assert target.min() == errors.min() == 255
+
+
 def test_several_classes_have_colours_and_a_legend():
     row, _ = row_and_maps(labelled=True)
     row.n_classes = 3

@@ -96,24 +96,27 @@ def reduction(size: tuple[int, int]) -> tuple[slice, slice]:
 
 
 def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure] | None = None) -> Figure:
-    """One row per image: image, ground truth if there is one, prediction, errors, probability, entropy.
+    """One row per image: image, ground truth if there is any, prediction, errors, probability, entropy.
 
     Args:
-        rows: with the same methods, all or none with ground truth.
+        rows: with the same methods; those without ground truth have white panels where others have it.
         new_figure: makes the figure; `matplotlib.figure.Figure` if None.
     """
     n_classes = max(row.n_classes for row in rows)
-    labelled = rows[0].target is not None
+    labelled = any(row.target is not None for row in rows)
     legend = _class_legend(n_classes)
     columns = [Column("Image"), *[Column("Ground truth")] * labelled, Column("Prediction", legend=legend)]
     columns += [Column("Errors", legend=_ERRORS)] * labelled
     panels = []
     for row in rows:
         prediction = tint_classes(row.image, row.classes, row.n_classes, PREDICTION)
-        if labelled:
+        if row.target is not None:
             target = tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)
             errors = tint_errors(row.image, row.classes, row.target)
             panels.append([row.image, target, prediction, errors])
+        elif labelled:
+            white = np.full_like(row.image, 255)
+            panels.append([row.image, white, prediction, white])
         else:
             panels.append([row.image, prediction])
     return _with_maps(columns, panels, rows, new_figure)
