@@ -36,7 +36,6 @@ def test_groups(tmp_path: Path, text: str, encoding: str):
         ("a/x,1\ny.v2,1\nb/x,1", "ü.jpg: no group"),
         ("a/x,1\ny.v2,1\nb/x,1\nü,", "line 5: ü: no group"),
         ("a/x,1\ny.v2,1\nb/x,1\nü", "line 5: ü: no group"),
-        ("a/x,1\ny.v2,1\nb/x,1\nü,1\nz.jpg,1", "line 6: z.jpg: no image has this name"),
         ("x,1\ny.v2,1\nü,1", "line 2: x: several images have this name"),
         ("a/x,1\ny.v2,1\nb/x,1\nü,1\na/x.jpg,2", "line 6: a/x.jpg: in the groups 1 and 2"),
     ],
@@ -45,8 +44,16 @@ def test_problems(tmp_path: Path, rows: str, problem: str):
     with pytest.raises(InputError) as error:
         read_groups(written(tmp_path, f"image,group\n{rows}\n"), IMAGES)
     title, *problems = str(error.value).splitlines()
-    assert title.endswith("does not have one group for each of the 4 images, 1 problems:")
+    assert title.endswith("does not have exactly one group for each of the 4 images:")
     assert problems == [f"  {problem}"]
+
+
+def test_lines_of_other_images(tmp_path: Path):
+    """Such as those that are skipped; a name with a mistake is listed beside the image that has no group then."""
+    complete = "image,group\nz.jpg,1\na/x,1\ny.v2,1\nb/x,1\n"
+    assert read_groups(written(tmp_path, complete + "ü,2"), IMAGES) == ["1", "1", "1", "2"]
+    with pytest.raises(InputError, match=r"(?s)line 2: z.jpg: no image has this name\n  ü.jpg: no group"):
+        read_groups(written(tmp_path, complete), IMAGES)
 
 
 def test_ten_problems_are_listed(tmp_path: Path):

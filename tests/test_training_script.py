@@ -255,7 +255,9 @@ def test_groups(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     assert "Fitting on 4 images" in result.stderr
     groups.write_text(groups.read_text() + "SKIN_99,1\n")
-    assert "line 10: SKIN_99: no image has this name" in logged(tmp_path, *flags, code=2)
+    assert f"1 lines of {groups} name none of the images" in logged(tmp_path, *flags)
+    groups.write_text(groups.read_text().replace("SKIN_000", "SKIN_999"))
+    assert "SKIN_000.jpg: no group" in logged(tmp_path, *flags, code=2)
 
 
 def test_overfit_one_image(tmp_path: Path):

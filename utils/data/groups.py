@@ -3,10 +3,13 @@
 import csv
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from utils.runtime.errors import InputError, bulleted
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS = ("image", "group")
 _LISTED = 10  # problems in a message
@@ -23,19 +26,20 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
         images: the image files.
 
     Raises:
-        InputError: the file cannot be read, names an image that is not among `images`, or several, or gives an image no
-            group or two.
+        InputError: the file cannot be read, or gives an image no group or two, or names several images at once.
     """
     files: dict[str, set[int]] = {}  # by all names that an image may have
     for i, image in enumerate(images):
         for name in _names_of(image):
             files.setdefault(name, set()).add(i)
     groups: dict[int, str] = {}
-    problems = []
+    problems, unknown = [], []
     for line, name, group in _read_rows(path):
         found = files.get(PurePath(name.replace("\\", "/")).as_posix(), set())
-        if len(found) != 1:
-            problems.append(f"line {line}: {name}: {'several images have' if found else 'no image has'} this name")
+        if not found:
+            unknown.append(f"line {line}: {name}: no image has this name")
+        elif len(found) > 1:
+            problems.append(f"line {line}: {name}: several images have this name")
         elif not group:
             problems.append(f"line {line}: {name}: no group")
         elif groups.setdefault(*found, group) != group:
@@ -43,9 +47,10 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
         groups.update(dict.fromkeys(found - groups.keys(), group))  # whatever is wrong with them has been said
     problems += [f"{image.name}: no group" for i, image in enumerate(images) if i not in groups]
     if problems:
-        more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-        title = f"{path} does not have one group for each of the {len(images)} images, {len(problems)} problems"
-        raise InputError(bulleted(title, problems[:_LISTED] + more))
+        title = f"{path} does not have exactly one group for each of the {len(images)} images"
+        raise InputError(bulleted(title, unknown + problems, _LISTED))
+    if unknown:  # such as images that have been skipped
+        logger.info("%d lines of %s name none of the images", len(unknown), path)
     return [groups[i] for i in range(len(images))]
 
 
