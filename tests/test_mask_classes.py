@@ -208,6 +208,8 @@ def test_two_classes_are_two_classes(expected: list[int]):
 def test_object_of_255_is_not_what_a_model_ignores():
     assert decide([counted({0: 9, 255: 1})], expected=[0, 1], ignored=255).ignored is None
     assert decide([counted({0: 9, 1: 1, 255: 1})], expected=[0, 1], ignored=255).ignored == 255
+    assert decide([counted({0: 9, 128: 1})], expected=[0, 255], ignored=128).ignored == 128  # no usual object
+    assert decide([counted({128: 9})], expected=[0, 255], ignored=128).of(np.array([128])).tolist() == [255]
 
 
 def test_masks_without_some_of_the_classes_of_a_model():

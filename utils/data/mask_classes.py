@@ -105,7 +105,7 @@ def decide_classes(
     by_index = palettes_count_by_index(raw.values) and max(expected, default=0) < RGB_OFFSET
     counts = merge_counts(read_palettes(raw.values, by_index), raw.pixels, raw.solid)
     ignored = options.ignored if options.ignored is not None else _void_value(counts, n_classes, masks, by_index)
-    if expected and n_classes == 2 and (counts.values != ignored).sum() < 2:
+    if expected and n_classes == 2 and ignored == _VOID and (counts.values != ignored).sum() < 2:
         ignored = None  # 0 and 255: the object that the model has learnt as 1
     kept = ValueCounts(*(array[counts.values != ignored] for array in counts))
 
