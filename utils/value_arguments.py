@@ -29,19 +29,19 @@ def white_value(text: str) -> float:
     return value
 
 
-def add_value_flags(parser: argparse._ActionsContainer) -> None:
-    """Add --ignore-value, --white."""
+def add_value_flags(parser: argparse._ActionsContainer, recorded: str = "as in the model, or ") -> None:
+    """Add --ignore-value, --white, whose defaults are those that a model has recorded; "" for training, without one."""
     parser.add_argument(
         "--ignore-value",
         type=mask_value,
         metavar="V",
-        help="mask value of pixels that do not count (default: as in the model, or 255 beside labels 0, 1, 2, ...)",
+        help=f"mask value of pixels that do not count (default: {recorded}255 beside labels 0, 1, 2, ...)",
     )
     parser.add_argument(
         "--white",
         type=white_value,
         metavar="V",
-        help="value of white in 16-bit images (default: as in the model, or by the bit depth that the images show)",
+        help=f"value of white in 16-bit images (default: {recorded}by the bit depth that the images show)",
     )
 
 
