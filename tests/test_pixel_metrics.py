@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.random_data import counts_of, pixel_metrics, random_maps
+from utils import IGNORED_CLASS
 from utils.metrics.pixel_counts import MIN_PROBABILITY
 
 
@@ -25,6 +26,13 @@ def test_pixel_metrics_by_hand():
     # 0.9 ties with one of them, so that it precedes it in half of the orders.
     assert metrics["error_auroc"] == pytest.approx((2 + 0.5) / 4)
     assert metrics["error_aupr"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3.5)
+
+
+def test_without_pixels():
+    """All may be ignored; a warning would be an error here."""
+    foreground = torch.full((1, 4), 0.3)
+    counts = counts_of(torch.stack([1 - foreground, foreground]), torch.full((1, 4), IGNORED_CLASS))
+    assert np.isnan([*pixel_metrics(counts).values()]).all()
 
 
 def test_perfect_prediction():

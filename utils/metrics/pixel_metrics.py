@@ -17,10 +17,10 @@ def expected_calibration_error(by_bin: np.ndarray) -> np.ndarray:
         by_bin: (..., 3, N_BINS), `PixelCounts.top_label` or `.foreground`.
 
     Returns:
-        (...,) in [0, 1].
+        (...,) in [0, 1]; NaN without pixels.
     """
     n, total, positives = np.moveaxis(by_bin, -2, 0)
-    return np.abs(positives - total).sum(axis=-1) / n.sum(axis=-1)
+    return _divide(np.abs(positives - total).sum(axis=-1), n.sum(axis=-1))
 
 
 def adaptive_calibration_error(by_confidence: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def adaptive_calibration_error(by_confidence: np.ndarray) -> np.ndarray:
         by_confidence: (..., 2, n), `PixelCounts.by_confidence`.
 
     Returns:
-        (...,) in [0, 1].
+        (...,) in [0, 1]; NaN without pixels.
     """
     errors, correct = np.moveaxis(by_confidence.astype(np.float64), -2, 0)
     n = errors + correct
@@ -40,7 +40,7 @@ def adaptive_calibration_error(by_confidence: np.ndarray) -> np.ndarray:
         mass = np.concatenate([[0], n[i].cumsum()])
         edges = np.linspace(0, mass[-1], N_BINS + 1)
         gaps = np.diff(np.interp(edges, mass, np.concatenate([[0], excess[i].cumsum()])))
-        result[i] = np.abs(gaps).sum() / mass[-1]
+        result[i] = np.abs(gaps).sum() / mass[-1] if mass[-1] else np.nan
     return result
 
 
@@ -84,8 +84,8 @@ PIXEL_METRICS: dict[str, Callable[[PixelCounts], np.ndarray]] = {
     "ece_top_label": lambda counts: expected_calibration_error(counts.top_label),
     "ece_foreground": lambda counts: expected_calibration_error(counts.foreground),
     "adaptive_ece": lambda counts: adaptive_calibration_error(counts.by_confidence),
-    "brier": lambda counts: counts.squared_error / counts.pixels,
-    "nll": lambda counts: counts.log_loss / counts.pixels,
+    "brier": lambda counts: _divide(counts.squared_error, counts.pixels),
+    "nll": lambda counts: _divide(counts.log_loss, counts.pixels),
     "error_auroc": lambda counts: error_auroc(counts.by_entropy),
     "error_aupr": lambda counts: error_aupr(counts.by_entropy),
 }
