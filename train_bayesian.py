@@ -133,7 +133,7 @@ def load_datasets(
 def log_datasets(training: SegmentationDataset, validation: SegmentationDataset) -> None:
     """Log what is trained and validated on, and what the masks lack."""
     if validation.images is training.images and list(validation.indices) == list(training.indices):
-        words = "Training on %d images and validating on the same ones: the scores do not tell what it does on others"
+        words = "Training on %d images and validating on the same ones: the scores say nothing about other images"
         logger.info(words, len(training))
     else:
         logger.info("Training on %d images, validating on another %d", len(training), len(validation))
@@ -150,8 +150,8 @@ def log_datasets(training: SegmentationDataset, validation: SegmentationDataset)
         )
     if validation.n_without_lesion == len(validation):
         logger.warning(
-            "No validation image has a lesion: best.pth cannot be chosen by the Dice, and is that of the lowest "
-            "validation loss. --validation, --seed or --val-imgs-dir change the validation images"
+            "No validation image has a lesion: there is no Dice, and best.pth is the epoch of the lowest validation "
+            "loss. --validation, --seed or --val-imgs-dir change the validation images"
         )
 
 

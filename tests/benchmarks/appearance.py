@@ -1,4 +1,4 @@
-"""How a recipe holds on pictures unlike those of its training: clusters by appearance are held out in turn.
+"""How well a recipe works on images unlike its training images: clusters by appearance are held out in turn.
 
 `python tests/benchmarks/appearance.py --imgs-dir DIR --masks-dir DIR` clusters the images by what differs between
 sources: colour, vignette, contrast, size of the lesion, stickers and ink, hair and rulers, reflections. For each

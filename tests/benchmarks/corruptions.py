@@ -1,9 +1,9 @@
-"""How models hold on corrupted images: JPEG, tone curve, colour, defocus, vignette, ruler, ink, hair, small lesions.
+"""How robust models are to corruptions: JPEG, tone curve, colour, defocus, vignette, ruler, ink, hair, small lesions.
 
 `python tests/benchmarks/corruptions.py -m MODEL --imgs-dir DIR --masks-dir DIR` changes each image in nine ways, each
 in five strengths, and prints the mean Dice coefficient of each as a Markdown table. No training transform draws or
-computes these changes in the same way, so they stand for pictures of other sources. An image is always changed alike.
-`--show FILE.png` draws examples in place of that. Images are scored at 256 pixels or their own smaller size.
+computes these changes in the same way, so they stand for images from other sources. The same image is always changed in
+the same way. `--show FILE.png` draws examples instead. Images are scored at 256 pixels or their own smaller size.
 """
 
 import argparse

@@ -5,14 +5,14 @@ from PIL import Image
 
 from tests.benchmarks.corrupting import Corrupted, disc_blur, gaussian_blur, unit
 
-_AREA = (0.1, 0.05, 0.025, 0.01, 0.005)  # of the picture
-_MIN_SKIN = 0.02  # of the picture, so that there is something to make the skin of
+_AREA = (0.1, 0.05, 0.025, 0.01, 0.005)  # of the image
+_MIN_SKIN = 0.02  # of the image, so that there is something to make the skin of
 _DARK = 0.65  # of the skin's brightness: vignette, hair, ink
 _OTHER_COLOUR = 0.045  # difference of a chromaticity from that of the skin: stickers
 
 
 def small_lesion(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.random.Generator) -> Corrupted | None:
-    """The image shrunk so that the lesion fills 10 % to 0.5 % of the picture, on skin made from the rest of the image.
+    """The image shrunk so that the lesion fills 10 % to 0.5 % of the frame, on skin made from the rest of the image.
 
     The skin has the low frequencies of the lesion-free parts of the image, matched to the surroundings of the lesion,
     and the texture of its largest lesion-free square. A lesion that a border of the image cuts off stays at that

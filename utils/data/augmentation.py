@@ -75,8 +75,8 @@ class TrainingTransforms:
 def training_transforms(name: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The transforms of that name, one of `STRENGTHS` or wild.
 
-    wild takes light ones for one half of the images: with wild ones alone, the Dice on images like those of the
-    training is lower.
+    wild applies light ones to half of the images: with wild ones alone, the Dice on images like the training images
+    is lower.
     """
     if name == "wild":
         return v2.RandomChoice([TrainingTransforms("light"), WildTransforms()], p=[0.5, 0.5])

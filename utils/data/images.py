@@ -101,7 +101,7 @@ def list_images(
         raise InputError(f"{folder} contains no image (looked for {' '.join(sorted(suffixes))}){advice}")
     images = [path for path in found if not path.stem.lower().endswith(_SUPERPIXELS)]
     if len(images) < len(found):
-        logger.info("%d files *%s in %s are passed over", len(found) - len(images), _SUPERPIXELS, folder)
+        logger.info("%d files *%s in %s are ignored", len(found) - len(images), _SUPERPIXELS, folder)
     return sorted(images or found)
 
 
