@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from utils.data.fitting import MaskFitter
+from utils.data.mask_values import PALETTE_OFFSET
 from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
 
@@ -18,6 +19,13 @@ def test_masks_are_united():
     united = fitter.fit({Path("a"): a, Path("b"): b}, (3, 1))
     assert united.values[united.codes].tolist() == [[0, 255, 9]]
     assert fitter.resized == []
+
+
+def test_masks_with_and_without_a_palette_are_united():
+    grey = RawMask(np.array([[0, 1, 0]], dtype=np.uint8), np.array([0, 255]))
+    palette = RawMask(np.array([[0, 0, 1]], dtype=np.uint8), PALETTE_OFFSET * np.array([1, 2]) + [0, 255])
+    united = MaskFitter().fit({Path("a"): grey, Path("b"): palette}, (3, 1))
+    assert united.values[united.codes].tolist() == [[0, 255, 255]]
 
 
 @pytest.mark.parametrize(

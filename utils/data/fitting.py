@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from utils.data.mask_values import PALETTE_OFFSET, read_palettes
 from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
 
@@ -47,6 +48,8 @@ class MaskFitter:
             fitted.append(RawMask(codes, mask.values))
         if len(fitted) == 1:
             return fitted[0]
+        if len({one.values.max() >= PALETTE_OFFSET for one in fitted}) > 1:  # palettes and none: compare their colours
+            fitted = [RawMask(one.codes, read_palettes(one.values, by_index=False)) for one in fitted]
         values, codes = np.unique(np.maximum.reduce([one.values[one.codes] for one in fitted]), return_inverse=True)
         return RawMask(codes.reshape(size[::-1]).astype(np.int32), values)
 
