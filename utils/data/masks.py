@@ -12,6 +12,7 @@ from utils.data.mask_values import PALETTE_OFFSET, RGB_OFFSET, ValueCounts
 from utils.runtime.errors import InputError
 
 _MAX_INDEXED = 16  # mask values below this look black in every viewer, unless a palette shows them
+_MAX_SOLID_PIXELS = 2**20  # of larger masks, areas are measured in some rows
 _MAX_NOISE = 256, 0.25  # more values than this, with less of the pixels in areas of one value: a photograph
 
 
@@ -29,13 +30,24 @@ class RawMask(NamedTuple):
 
     def count(self) -> ValueCounts:
         """The values that occur."""
-        c, middle = self.codes, self.codes[1:-1, 1:-1]
-        row = (c[:, 1:-1] == c[:, :-2]) & (c[:, 1:-1] == c[:, 2:])
-        solid = row[:-2] & row[1:-1] & row[2:] & (middle == c[:-2, 1:-1]) & (middle == c[2:, 1:-1])
-        pixels, solid = (np.bincount(codes.ravel(), minlength=len(self.values)) for codes in (c, middle[solid]))
+        step = max(1, self.codes.size // _MAX_SOLID_PIXELS)
+        above, middle, below = (self.codes[i : max(i, len(self.codes) - 2 + i) : step] for i in range(3))
+        centre = middle[:, 1:-1]
+        solid = np.ones(centre.shape, dtype=bool)
+        for row in (above, middle, below):
+            for column in range(3):
+                solid &= row[:, column : row.shape[1] - 2 + column] == centre
+        pixels = self._histogram(self.codes)
+        solid = np.minimum(step * self._histogram(centre[solid]), pixels)
         found = np.flatnonzero(pixels)
         found = found[np.argsort(self.values[found])]
         return ValueCounts(self.values[found], pixels[found], solid[found])
+
+    def _histogram(self, codes: np.ndarray) -> np.ndarray:
+        """How often each code occurs; Pillow's histogram is several times as fast as `np.bincount`."""
+        if codes.dtype == np.uint8 and codes.ndim == 2:
+            return np.array(Image.fromarray(codes).histogram()[: len(self.values)])
+        return np.bincount(codes.ravel(), minlength=len(self.values))
 
 
 def read_mask(path: Path | str) -> RawMask:

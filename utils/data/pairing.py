@@ -194,7 +194,7 @@ def match_names(
         for image, its_masks in found[naming].masks.items():
             if image not in matches.masks and image not in not_images and used.isdisjoint(its_masks):
                 matches.masks[image] = its_masks
-                matches.namings["NAME{1} for NAME{0}".format(*naming)] += 1
+                matches.namings["NAME{1} for NAME{0}".format(*naming) if any(naming) else "equal names"] += 1
                 used.update(its_masks)
                 not_images.update(both[mask] for mask in its_masks if mask in both)
         matches.ambiguous = found[naming].ambiguous | matches.ambiguous
