@@ -145,7 +145,7 @@ EPOCHS = 6
 def resume(setting: Setting) -> None:
     """Stop a training by Ctrl-C after an epoch, another by a termination amid one, and resume both."""
     setting.training_folders()  # which both use
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(1 if setting.device == "cpu" else 2) as pool:  # each training uses all cores of a CPU
         runs = [
             pool.submit(stop_and_resume, setting, signal.SIGINT, 0.0),
             pool.submit(stop_and_resume, setting, signal.SIGTERM, 0.5),
