@@ -4,7 +4,6 @@
 `SegmentationDataset` serves them, `SeededBatchSampler` shuffles them into batches.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,8 +24,6 @@ from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 from utils.runtime.signals import leave_signal_group
-
-logger = logging.getLogger(__name__)
 
 
 def load_pairs(
@@ -52,10 +49,7 @@ def load_pairs(
     options = options or PairingOptions()
     pairs = pair_files(imgs_dir, masks_dir, options)
     with distributed.main_first():
-        decoded = decode_pairs(pairs, size, cache_dir, white, options.skip_unusable)
-    if decoded.white is not None:
-        logger.info("White in 16-bit images is %g", decoded.white)
-    return decoded
+        return decode_pairs(pairs, size, cache_dir, white, options.skip_unusable)
 
 
 def split_indices(

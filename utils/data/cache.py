@@ -57,8 +57,7 @@ def decode_pairs(
     folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable])}"
     cached = _load(folder, pairs)
     if cached is not None:
-        if skipped := len(pairs) - len(cached.pairs):
-            logger.warning("%d of %d pairs cannot be used, and are skipped", skipped, len(pairs))
+        _log_cached(cached, len(pairs), white)
         return cached
 
     # A new one, built in a hidden folder, reusing entries of an earlier cache of the same dataset.
@@ -87,6 +86,14 @@ def decode_pairs(
     for path in (*earlier, *_abandoned(cache_dir, dataset)):
         shutil.rmtree(path, ignore_errors=True)
     return _load(folder, pairs) or decoded
+
+
+def _log_cached(cached: DecodedPairs, n_pairs: int, white: float | None) -> None:
+    """Say what decoding has said when the cache was made."""
+    if skipped := n_pairs - len(cached.pairs):
+        logger.warning("%d of %d pairs cannot be used, and are skipped", skipped, n_pairs)
+    if white is None and cached.white is not None:
+        logger.info("White in 16-bit images is %g", cached.white)
 
 
 def _decode(

@@ -74,7 +74,7 @@ class PairDecoder:
         for name in ("images", "masks", "counts"):
             getattr(self.decoded, name)[i] = getattr(source, name)[row]
 
-    def decode(self, i: int) -> str | None:
+    def decode(self, i: int) -> InputError | None:
         """Decode pair i from its files; returns what is wrong with the pair, or None."""
         target, pair = self.decoded, self.decoded.pairs[i]
         height, width = target.masks.shape[1:]
@@ -82,9 +82,11 @@ class PairDecoder:
             image = read_image(pair.image, target.white)
             mask = self._fitter.fit({path: read_mask(path) for path in pair.masks}, image.size)
             target.images[i] = preprocess(image, (width, height)).permute(1, 2, 0).numpy()
+            counts = target.counts[i] = mask.count()
+            if len(counts.values) > np.iinfo(target.masks.dtype).max:
+                raise InputError(f"{pair.mask} has {len(counts.values)} distinct values: is it a mask?")
         except InputError as error:
-            return f"{pair.image.name}, {pair.mask.name}: {error}"
-        counts = target.counts[i] = mask.count()
+            return InputError(f"{pair.image.name}, {pair.mask.name}: {error}", *error.options)
         resized = mask.values[Image.fromarray(mask.codes).resize((width, height), Image.Resampling.NEAREST)]
         target.masks[i] = np.searchsorted(counts.values, resized)
         return None
@@ -100,9 +102,10 @@ class PairDecoder:
             problems = {i: problem for i, problem in zip(todo, results, strict=True) if problem}
         self._fitter.log()
         n = len(self.decoded.pairs)
-        title, listed = f"{len(problems)} of {n} pairs cannot be used", list(problems.values())
+        title, listed = f"{len(problems)} of {n} pairs cannot be used", [str(error) for error in problems.values()]
         if problems and not (skip_unusable and len(problems) < n):
-            raise InputError(bulleted(title, listed), "skip_unusable")
+            options = dict.fromkeys(option for error in problems.values() for option in error.options)
+            raise InputError(bulleted(title, listed), *options, "skip_unusable")
         if problems:
             logger.warning("%s", bulleted(f"{title}, and are skipped", listed, limit=10))
             self._keep([i for i in range(n) if i not in problems])

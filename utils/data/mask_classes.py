@@ -118,7 +118,8 @@ def decide_classes(
         raise InputError(
             f"the masks have too few values for {n_classes} classes, only {_list_values(found)}: each class must occur "
             "in at least one mask",
-            *_OPTIONS[::2],
+            "classes",
+            "mask_values",
         )
     if options.background is not None and not options.values:
         if options.background not in found:

@@ -16,10 +16,8 @@ from utils.runtime.recording import RecordedCall, graph_recorder
 
 _MOMENTUM = 0.95
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: five rounds take singular values in (0.01, 1] to about 1
-_ROUNDS, _ROUNDS_HALF = (
-    (5,),
-    (2, 2, 1),
-)  # rounds between recomputations of the Gram matrix, in single and half precision
+_ROUNDS = (5,)  # rounds between recomputations of the Gram matrix
+_ROUNDS_HALF = (2, 2, 1)  # in half precision
 
 
 class Muon(torch.optim.AdamW):
