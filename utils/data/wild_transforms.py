@@ -156,7 +156,7 @@ def _lesion_free_patch(rng: np.random.Generator, image: Tensor, mask: Tensor) ->
 
 
 def _on_black(image: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """An image and its mask made smaller, on black, as the views of test-time augmentation are."""
+    """An image and its mask, downscaled and zero-padded, as the views of test-time augmentation are."""
     size = [round(length * scale) for length in mask.shape]
     small = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
     small_mask = F.interpolate(mask[None, None], size=size, mode="nearest")[0, 0]
