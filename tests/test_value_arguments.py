@@ -41,6 +41,8 @@ def test_labels_with_void_pixels_and_12_bit_images(tmp_path: Path):
     assert_one_clear_line(first, "40 (6.2 %)", "(see --classes, --ignore-value, --mask-values)")
     assert "4 16-bit images with values up to" in first.stderr
     assert "12 bits, white is 4095" in first.stderr
+    both = run_script(*command, "--mask-values", 0, 1, "--background", 0)
+    assert_one_clear_line(both, "omit --background")
     result = run_script(*command, "--ignore-value", 40)
     assert result.returncode == 0, result.stderr
     assert "; 40 ignored, 6.2 % of all" in result.stderr

@@ -151,7 +151,13 @@ def pairing_options(args: argparse.Namespace) -> PairingOptions:
 
 
 def mask_options(args: argparse.Namespace) -> MaskOptions:
-    """What the flags of `arguments.training_parent` say of the mask values."""
+    """What the flags of `arguments.training_parent` say of the mask values.
+
+    Raises:
+        InputError: both --mask-values and --background, which say the same.
+    """
+    if args.mask_values and args.background is not None:
+        raise InputError("--mask-values names the background already, as its first value: omit --background")
     return MaskOptions(args.mask_values or (), args.background, args.ignore_value)
 
 

@@ -47,12 +47,13 @@ def add_value_flags(parser: argparse._ActionsContainer, recorded: str = "as in t
 
 def add_class_value_flags(parser: argparse._ActionsContainer) -> None:
     """Add --mask-values, --background."""
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
+    parser.add_argument(
         "--mask-values",
         type=mask_value,
         nargs="+",
         metavar="V",
         help="mask values of class 0, 1, ... (default: the most frequent ones, sorted)",
     )
-    either.add_argument("--background", type=mask_value, metavar="V", help="mask value of class 0, if not the lowest")
+    parser.add_argument(
+        "--background", type=mask_value, metavar="V", help="mask value of class 0, if it is not the lowest one"
+    )
