@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
 from tests.conftest import make_image
 from utils import IGNORED_CLASS
+from utils.data.artefacts import draw_sticker
 from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
 from utils.data.wild_transforms import WildTransforms
 
@@ -34,7 +36,11 @@ def test_types_shapes_and_classes_are_kept(name: str):
         assert set(changed_mask.unique().tolist()) <= {0, 1}
 
 
-ONLY_MOVED = WildTransforms(colour=0, hair=0, ink=0, ruler=0, bubbles=0, vignette=0, blur=0, noise=0)
+ONLY_MOVED = WildTransforms(
+    **dict.fromkeys(
+        ("colour", "blotches", "hair", "ink", "ruler", "sticker", "bubbles", "vignette", "blur", "noise"), 0
+    )
+)
 
 
 @pytest.mark.parametrize("transform", [*map(training_transforms, STRENGTHS), ONLY_MOVED, replace(ONLY_MOVED, skin=1)])
@@ -89,6 +95,32 @@ def test_ignored_pixels_stay_ignored():
     for seed in range(20):
         torch.manual_seed(seed)
         assert set(transform(image, mask)[1].unique().tolist()) <= {0, IGNORED_CLASS}
+
+
+def test_sticker_has_one_colour_and_leaves_the_rest():
+    """Opaque inside, nothing outside, and of a size that leaves most of the image."""
+    image = Image.new("RGB", (128, 128), (200, 160, 150))
+    covered = []
+    for seed in range(20):
+        pixels = np.asarray(draw_sticker(np.random.default_rng(seed), image)).reshape(-1, 3)
+        colours, counts = np.unique(pixels, axis=0, return_counts=True)
+        frequent = {tuple(colours[i].tolist()): counts[i] / len(pixels) for i in counts.argsort()[-2:]}
+        skin = frequent.pop((200, 160, 150))
+        assert skin > 0.4
+        covered.append(1 - skin)
+        assert sum(frequent.values()) > 0.4 * (1 - skin) or skin > 0.98  # the rest is its blurred edge
+    assert 0.02 < np.mean(covered) < 0.3
+
+
+def test_blotches_change_neither_the_mask_nor_a_black_image():
+    transform = replace(ONLY_MOVED, scale=(1, 1), degrees=0, shift=0, black_border=0, blotches=1)
+    mask = example()[1]
+    for value, is_changed in ((0, False), (120, True)):
+        image = torch.full((3, 128, 128), value, dtype=torch.uint8)
+        torch.manual_seed(0)
+        changed, changed_mask = transform(image, mask)
+        assert changed_mask.sum() == mask.sum()
+        assert (changed.float().std(dim=(1, 2)).min() > 2) == is_changed
 
 
 def test_wild_transforms_of_any_shape():

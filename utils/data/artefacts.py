@@ -1,4 +1,4 @@
-"""What dermoscopy images contain besides skin and lesion: hairs, rulers, ink, bubbles of immersion fluid.
+"""What dermoscopy images contain besides skin and lesion: hairs, rulers, ink, stickers, bubbles of immersion fluid.
 
 Everything is drawn at a multiple of the size and made smaller, so that it is anti-aliased at any size. Lengths are
 relative to the shorter side of the image, so an artefact looks the same at every size.
@@ -101,6 +101,19 @@ def draw_ink(rng: np.random.Generator, image: Image.Image) -> Image.Image:
             layer.draw.line(curve, fill=opacity, width=width, joint="curve")
     colour = np.clip(np.array(_INKS[rng.integers(len(_INKS))]) + rng.normal(0, 15, 3), 0, 255)
     return layer.put(tuple(colour.astype(int)), blur=rng.uniform(0, 0.012) * min(image.size))
+
+
+def draw_sticker(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """A disc or a square of any colour that reaches into a corner, as next to the lesions of children."""
+    layer = Layer(image)
+    corner = rng.choice([0.0, 1.0], 2) * (layer.width, layer.height)
+    x, y = corner + rng.normal(0, 0.08, 2) * layer.side
+    radius = layer.side * rng.uniform(0.1, 0.35)
+    if rng.random() < 0.6:
+        layer.draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=255)
+    else:
+        layer.draw.regular_polygon((x, y, 1.4 * radius), 4, rotation=rng.uniform(0, 90), fill=255)
+    return layer.put(tuple(rng.integers(20, 255, 3).tolist()), blur=rng.uniform(0, 0.8) * min(image.size) / 128)
 
 
 def draw_bubbles(rng: np.random.Generator, image: Image.Image, count: int) -> Image.Image:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from utils.data.artefacts import draw_bubbles, draw_hairs, draw_ink, draw_ruler, vignette
+from utils.data.artefacts import draw_bubbles, draw_hairs, draw_ink, draw_ruler, draw_sticker, vignette
 
 _HAIR_COLOURS = ((46, 32, 28), (20, 16, 15), (110, 80, 50), (215, 205, 190))
 
@@ -19,32 +19,34 @@ class WildTransforms:
     """Random transforms that go far beyond what differs between the images of one source.
 
     Geometry: all symmetries of the square, rotation, scale (evenly in its logarithm), and translation, with reflected
-    borders or on lesion-free skin. Colour: temperature, tint, brightness, contrast, saturation, gamma. Artefacts:
-    hairs, rulers, ink, bubbles. Optics: round vignettes, black borders, blur, noise. Random numbers come from PyTorch's
-    global random state.
+    borders or on lesion-free skin. Colour: temperature, tint, brightness, contrast, saturation, gamma, uneven light and
+    blotchy skin. Artefacts: hairs, rulers, ink, stickers, bubbles. Optics: round vignettes, black borders, blur, noise.
+    Random numbers come from PyTorch's global random state.
 
     Attributes:
         scale: minimum and maximum scale factor.
         degrees: maximum rotation.
         shift: maximum translation, as a fraction of the image's side.
         colour: strength of the changes of colour.
-        hair, ink, ruler, bubbles, vignette, black_border, blur, noise: how often each of them occurs.
+        blotches, hair, ink, ruler, sticker, bubbles, vignette, black_border, blur, noise: how often each occurs.
         skin: how often an image that becomes smaller is put on skin instead of its own reflection.
     """
 
     scale: tuple[float, float] = (0.35, 1.5)
     degrees: float = 45.0
     shift: float = 1 / 3
-    colour: float = 1.0
+    colour: float = 1.25
+    blotches: float = 0.5
     hair: float = 0.33
     ink: float = 0.25
     ruler: float = 0.33
+    sticker: float = 0.2
     bubbles: float = 0.1
     vignette: float = 0.25
     black_border: float = 0.15
     blur: float = 0.2
     noise: float = 0.3
-    skin: float = 0.5
+    skin: float = 0.8
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Transform an image (3, h, w) uint8 and a mask (h, w) uint8."""
@@ -95,6 +97,8 @@ class WildTransforms:
         grey = pixels.mean(axis=2, keepdims=True)
         pixels = grey + (pixels - grey) * (1 + rng.uniform(-0.5, 0.4) * c)  # saturation
         pixels = np.clip(pixels, 0, 1) ** math.exp(rng.uniform(-0.35, 0.35) * c)  # gamma
+        if rng.random() < self.blotches:
+            pixels = np.clip(pixels * _blotches(rng, pixels.shape[:2]), 0, 1)
         return np.round(255 * pixels).astype(np.uint8)
 
     # -- artefacts -----------------------------------------------------------------------------------------------------
@@ -111,7 +115,19 @@ class WildTransforms:
             image = draw_hairs(rng, image, int(rng.integers(1, 25)), colour, rng.uniform(0.8, 2.2))
         if rng.random() < self.blur:
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+        if rng.random() < self.sticker:
+            image = draw_sticker(rng, image)
         return image
+
+
+def _blotches(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) smooth random factors of uneven light, and of skin that is redder or paler."""
+    n = int(rng.integers(2, 6))
+    light, redness = rng.normal(size=(2, 1, n, n)) * np.array([0.12, 0.08])[:, None, None, None]
+    redness = redness * np.array([1.0, -0.6, -0.8])[:, None, None]
+    field = torch.from_numpy(light + redness).float()
+    smooth = F.interpolate(field[None], size=shape, mode="bicubic", align_corners=True)[0]
+    return smooth.exp().permute(1, 2, 0).numpy()
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:
