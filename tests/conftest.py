@@ -1,14 +1,12 @@
 """Shared by the tests: synthetic images, a small trained network, the scripts as real processes."""
 
-import logging
-import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
@@ -23,6 +21,7 @@ from hypothesis import settings
 from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader
 
+from tests.forking import ForkedProcess, run_forked
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.data.cache import decode_pairs
@@ -105,52 +104,51 @@ def model_file(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
-def run_script(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="session")
+def lively_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small untrained network, from which training takes a moment."""
+    path = tmp_path_factory.mktemp("lively") / "lively.pth"
+    save_checkpoint(path, TrainedModel(lively_network()))
+    return path
+
+
+def run_script(
+    script: str | Path, *arguments: object, cwd: Path = ROOT, before: Callable[[], object] = lambda: None
+) -> subprocess.CompletedProcess:
     """Run a script of the project, in the folder `cwd`, to its end.
 
-    Its process is forked from this one and so has imported PyTorch, which takes seconds; `start_script` and the test of
-    the README's commands start new ones.
+    Its process is forked from this one and so has imported PyTorch, which takes seconds; the test of the README's
+    commands starts new ones.
+
+    Args:
+        script: its path, relative to the root of the project or absolute.
+        arguments: of its command line.
+        cwd: the folder it runs in.
+        before: called in the process before the script begins.
     """
     path = str(ROOT / script)
     if not FORKS:
-        return _started([sys.executable, path, *map(str, arguments)], cwd)
-    return forked([path, *map(str, arguments)], cwd, lambda: runpy.run_path(path, run_name="__main__"))
+        return _started([sys.executable, path, *map(str, arguments)], cwd, before)
+    return forked([path, *map(str, arguments)], cwd, lambda: (before(), runpy.run_path(path, run_name="__main__")))
 
 
-def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run `python -m MODULE` in the project's folder, to its end, as `run_script` does."""
+def run_module(module: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run `python -m MODULE` in a folder, that of the project by default, to its end, as `run_script` does."""
     command = [module, *map(str, arguments)]
     if not FORKS:
-        return _started([sys.executable, "-m", *command], ROOT)
-    return forked(command, ROOT, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+        return _started([sys.executable, "-m", *command], cwd)
+    return forked(command, cwd, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
-def _started(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd)
+def _started(command: list[str], cwd: Path, before: Callable[[], object] | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd, preexec_fn=before
+    )
 
 
 def forked(command: list[str], cwd: Path, run: Callable[[], object]) -> subprocess.CompletedProcess:
     """Call a function to its end in a forked process, in which `sys.argv` is `command`, in the folder `cwd`."""
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-
-        def work() -> None:
-            os.chdir(cwd)
-            os.environ.update(ENVIRONMENT)
-            sys.argv, sys.stdout, sys.stderr = command, stdout, stderr
-            logging.getLogger().handlers.clear()  # pytest's
-            run()
-
-        process = multiprocessing.get_context("fork").Process(target=work)
-        process.start()
-        process.join(240)
-        texts = []
-        for file in (stdout, stderr):
-            file.seek(0)
-            texts.append(file.read())
-    if process.exitcode is None:
-        process.kill()
-        raise TimeoutError(f"{command} takes too long")
-    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+    return run_forked([command], run, cwd, [ENVIRONMENT])[0]
 
 
 def heed_ctrl_c() -> None:
@@ -158,11 +156,21 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start_script(script: str, *arguments: object) -> subprocess.Popen:
-    """Start a script of the project; its standard error can be read line by line."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+def start_script(script: str, *arguments: object, fork: bool = FORKS) -> subprocess.Popen | ForkedProcess:
+    """Start a script of the project; its standard error can be read line by line.
+
+    Args:
+        script: its name.
+        arguments: of its command line.
+        fork: whether in a forked process, as in `run_script`, rather than a new one.
+    """
+    path, words = str(ROOT / script), list(map(str, arguments))
+    if fork:
+        with open(os.devnull, "w") as nowhere:
+            run = partial(runpy.run_path, path, run_name="__main__")
+            return ForkedProcess([path, *words], run, ROOT, ENVIRONMENT, nowhere)
     return subprocess.Popen(
-        command,
+        [sys.executable, path, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,9 +3,13 @@
 import csv
 import multiprocessing
 import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,27 +17,51 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import ENVIRONMENT, ROOT, make_folders, run_script
+from tests.forking import run_forked
 from utils.checkpoint import read_checkpoint
 from utils.runtime import distributed
 from utils.training.data_parallel import SynchronisedBatchNorm, data_parallel
 
 
-def torchrun_command(processes: int, script: str | Path, *arguments: object) -> list[str]:
-    """The command that runs a script in several processes, as in the README."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    return [*map(str, command), str(ROOT / script), *map(str, arguments)]
+def in_two_processes(
+    script: str, *arguments: object, before: Callable[[], object] = lambda: None
+) -> list[subprocess.CompletedProcess]:
+    """Run a script to its end in two processes that are forked from this one, with the variables that torchrun sets.
+
+    `before` is called in both of them before the script begins.
+    """
+    path = str(ROOT / script)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environments = [{**ENVIRONMENT, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+    def run() -> None:
+        before()
+        runpy.run_path(path, run_name="__main__")
+
+    return run_forked([[path, *map(str, arguments)]] * 2, run, ROOT, environments)
 
 
-def torchrun(processes: int, script: str | Path, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a script in several processes, to its end."""
-    return subprocess.run(
-        torchrun_command(processes, script, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-    )
+def torchrun(script: str | Path, *arguments: object) -> list[subprocess.CompletedProcess]:
+    """Run a script to its end with torchrun in two processes, as in the README; one result for both."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / script]
+    return [
+        subprocess.run(
+            list(map(str, [*command, *arguments])),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=ENVIRONMENT,
+            cwd=ROOT,
+        )
+    ]
+
+
+def printed(results: list[subprocess.CompletedProcess]) -> tuple[str, str]:
+    """What the processes of a run have written to standard output and error."""
+    return "".join(result.stdout for result in results), "".join(result.stderr for result in results)
 
 
 def in_processes(work, sizes: list[int], folder: Path) -> list:
@@ -105,16 +133,18 @@ def test_single_process():
     assert data_parallel(network) is network
 
 
-def test_two_processes_train_and_resume_like_one(tmp_path: Path):
+def test_two_processes_train_and_resume_like_one(tmp_path: Path, lively_file: Path):
     imgs, masks = make_folders(tmp_path, 8, (48, 40))  # 6 for training, in batches of 5 and 1: one process gets none
     data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
     common = [*data, "--validation", 25, "--batch-size", 5, "--epochs", 2]
-    result = run_script("train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "one")
+    new = [*common, "--load", lively_file]
+    result = run_script("train_bayesian.py", *new, "--checkpoint-dir", tmp_path / "one")
     assert result.returncode == 0, result.stderr
-    result = torchrun(2, "train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "two")
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("Training on 6 images, validating on another 2") == 1  # one of them logs
-    assert "Warning" not in result.stderr.replace("Warning: The temperature ", "")  # which two epochs do not fit
+    results = in_two_processes("train_bayesian.py", *new, "--checkpoint-dir", tmp_path / "two")
+    _, logged = printed(results)
+    assert [result.returncode for result in results] == [0, 0], logged
+    assert logged.count("Training on 6 images, validating on another 2") == 1  # one of them logs
+    assert "Warning" not in logged.replace("Warning: The temperature ", "")  # which two epochs do not fit
     rows = []
     for name in ("one", "two"):
         with open(tmp_path / name / "metrics.csv", newline="") as file:
@@ -127,41 +157,48 @@ def test_two_processes_train_and_resume_like_one(tmp_path: Path):
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
 
     interrupted = tmp_path / "interrupted"
-    command = torchrun_command(2, "train_bayesian.py", *common, "--checkpoint-dir", interrupted)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT) as process:
-        logged = ""
-        for line in process.stderr:
-            logged += line
-            if "Epoch 1/2" in line:
-                process.terminate()  # torchrun forwards it to its processes
-    assert process.returncode != 0
+    results = in_two_processes(
+        "train_bayesian.py", *new, "--checkpoint-dir", interrupted, before=terminate_in_first_epoch
+    )
+    _, logged = printed(results)
+    assert [result.returncode for result in results] == [143, 143], logged
     assert logged.count(f"Saved {interrupted / 'last.pth'}; continue with --resume") == 1
-    assert "Epoch 2/2" not in logged
-    result = torchrun(2, "train_bayesian.py", *common, "--checkpoint-dir", interrupted, "--resume")
-    assert result.returncode == 0, result.stderr
+    assert "Epoch 1/2" not in logged
+    results = in_two_processes("train_bayesian.py", *common, "--checkpoint-dir", interrupted, "--resume")
+    assert [result.returncode for result in results] == [0, 0], printed(results)
     three = read_checkpoint(interrupted / "last.pth")["training"]["network"]
     assert all(torch.equal(value, three[name]) for name, value in two.items())
     assert (interrupted / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
 
 
-@pytest.mark.parametrize("script", ["predict.py", "predict_prob_bayesian.py"])
-def test_two_processes_predict_like_one(script: str, tmp_path: Path, model_file: Path):
+def terminate_in_first_epoch() -> None:
+    """Have the first process, which others have to follow, terminated during its first step."""
+    if os.environ["RANK"] == "0":
+        backward = torch.Tensor.backward
+        torch.Tensor.backward = lambda loss, **options: (backward(loss, **options), signal.raise_signal(signal.SIGTERM))
+
+
+@pytest.mark.parametrize(
+    ("script", "launch"), [("predict.py", torchrun), ("predict_prob_bayesian.py", in_two_processes)]
+)
+def test_two_processes_predict_like_one(script: str, launch, tmp_path: Path, model_file: Path):
     imgs, masks = make_folders(tmp_path, 7, (50, 40))
     more = ["--mc", 3] if "bayes" in script else []
     common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file, *more]
     one = run_script(script, *common, "--output-dir", tmp_path / "one")
-    two = torchrun(2, script, *common, "--output-dir", tmp_path / "two")
-    assert one.returncode == two.returncode == 0, two.stderr
-    assert one.stdout == two.stdout
+    two = launch(script, *common, "--output-dir", tmp_path / "two")
+    stdout, stderr = printed(two)
+    assert {one.returncode, *(result.returncode for result in two)} == {0}, stderr
+    assert one.stdout == stdout
     names = {path.name for path in (tmp_path / "one").glob("[!.]*")}
     assert names == {path.name for path in (tmp_path / "two").glob("[!.]*")}
     assert len(names) == 7 + (2 if script == "predict.py" else 3) + (script == "predict.py")
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     (imgs / "SKIN_004.jpg").write_bytes(b"broken")
-    two = torchrun(2, script, *common, "--output-dir", tmp_path / "three")
-    assert two.returncode != 0
-    assert two.stderr.count("SKIN_004.jpg: ") == 1
+    results = launch(script, *common, "--output-dir", tmp_path / "three")
+    assert any(result.returncode != 0 for result in results)
+    assert printed(results)[1].count("SKIN_004.jpg: ") == 1
     assert len(list((tmp_path / "three").glob("*_OUT.png"))) == 6
 
 
@@ -187,7 +224,7 @@ cli.run(main, argparse.ArgumentParser())
 """
     )
     started = time.monotonic()
-    result = torchrun(2, script)
+    (result,) = torchrun(script)
     assert time.monotonic() - started < 60
     assert result.returncode != 0
     assert ("Error: one clear line" if "InputError" in error else "ValueError: a bug") in result.stderr

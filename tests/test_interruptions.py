@@ -5,14 +5,13 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, run_script, start_script
+from tests.conftest import FORKS, assert_one_clear_line, make_folders, run_script, start_script
 from utils.pipeline.summary import read_summary
 
 
@@ -37,12 +36,10 @@ def test_resume_after_a_kill(script: str, more: list[str], kills: list[int], tmp
     out = tmp_path / "out"
     arguments = [*common, "--output-dir", out, "--skip-existing"]
     for n_files in kills:
-        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
-        while len(list(out.glob("*.png"))) < n_files and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
+        with start_script(script, *arguments) as process:
+            while len(list(out.glob("*.png"))) < n_files and process.poll() is None:
+                time.sleep(0.001)
+            process.kill()
         done = files(out)
         assert 0 < len([name for name in done if name.endswith(".png")]) < 30
         assert all(content == files(tmp_path / "uninterrupted")[name] for name, content in done.items())
@@ -82,7 +79,8 @@ def test_resume_restores_missing_files_and_refuses_other_settings(tmp_path: Path
 def test_interrupted_folder(signum: int, code: int, tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 40, (300, 200))
     out = tmp_path / "o"
-    with start_script("predict_prob_tta.py", "--input-dir", imgs, "-m", model_file, "--output-dir", out) as process:
+    flags = ["--input-dir", imgs, "-m", model_file, "--output-dir", out]
+    with start_script("predict_prob_tta.py", *flags, fork=FORKS and signum == signal.SIGTERM) as process:
         while not list(out.glob("*.png")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signum)
@@ -101,7 +99,8 @@ def test_interrupted_folder(signum: int, code: int, tmp_path: Path, model_file: 
 def test_interrupted_single_images_keep_their_summary(signum: int, code: int, tmp_path: Path, model_file: Path):
     imgs, _ = make_folders(tmp_path, 20, (60, 40))
     out = tmp_path / "o"
-    with start_script("predict_bayesian.py", "-i", imgs, "-m", model_file, "--mc", 2, "--output-dir", out) as process:
+    flags = ["-i", imgs, "-m", model_file, "--mc", 2, "--output-dir", out]
+    with start_script("predict_bayesian.py", *flags, fork=FORKS and signum == signal.SIGINT) as process:
         while not list(out.glob("*_figure.png")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signum)
@@ -122,22 +121,19 @@ def limited(limit: int, script: str, *arguments: object) -> subprocess.Completed
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=ROOT, preexec_fn=limit_files
-    )
+    return run_script(script, *arguments, before=limit_files)
 
 
-def test_training_on_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path):
+def test_training_on_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path, lively_file: Path):
     imgs, masks = make_folders(tmp_path, 4, (40, 40))
     out = tmp_path / "checkpoints"
     common = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
     common += ["--checkpoint-dir", out, "--epochs", 2]
     shutil.copytree(imgs, tmp_path / "unused")
-    result = run_script("train_bayesian.py", *common)
+    result = run_script("train_bayesian.py", *common, "--load", lively_file)
     assert result.returncode == 0, result.stderr
     before = files(out)
-    result = limited(1_000_000, "train_bayesian.py", *common, "--load", out / "best.pth")
+    result = limited(100_000, "train_bayesian.py", *common, "--load", out / "best.pth")
     assert_one_clear_line(result, f"{out / 'checkpoint_epoch1.pth'}: File too large")
     assert files(out / "earlier-1") == before
     assert files(out).keys() == {f"earlier-1/{name}" for name in before}

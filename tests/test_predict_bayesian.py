@@ -128,10 +128,10 @@ def test_memory_of_a_large_image(model_file: Path, tmp_path: Path):
         "-m",
         model_file,
     ]
-    with start_script(*arguments) as process:
+    with start_script(*arguments, fork=False) as process:
         process.stderr.read()
         used = os.wait4(process.pid, 0)[2].ru_maxrss
-    with start_script("predict_bayesian.py", "--help") as process:
+    with start_script("predict_bayesian.py", "--help", fork=False) as process:
         process.stderr.read()
         at_start = os.wait4(process.pid, 0)[2].ru_maxrss
     assert len(list(tmp_path.glob("x_mc*.png"))) == 4

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT, assert_one_clear_line, forked, lively_network, make_folders, make_image, run_script
+from tests.conftest import ROOT, assert_one_clear_line, forked, make_folders, make_image, run_script
 from tests.device_costs import costs, marginal_costs, total
 from tests.pretended_device import AVAILABLE, KINDS, NAME, PretendedDevice, format_counts, install, on_pretended_device
 from tests.test_training_script import training_flags
-from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.checkpoint import load_model, read_checkpoint
 from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary
 
 pytestmark = pytest.mark.skipif(
@@ -50,14 +50,6 @@ def run_on_device(script: str, *arguments: object, setup: Setup = lambda device:
 def imported_once() -> None:
     """What each forked process would import by itself, in seconds."""
     importlib.import_module("torch._dynamo")
-
-
-@pytest.fixture(scope="module")
-def lively_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a small untrained network."""
-    path = tmp_path_factory.mktemp("lively") / "lively.pth"
-    save_checkpoint(path, TrainedModel(lively_network()))
-    return path
 
 
 # -- the device --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Ctrl-C and termination: a first signal waits for the current step, a second one does not."""
 
+import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,3 +44,20 @@ def test_exit_after_a_termination():
     with pytest.raises(SystemExit) as error:  # another process has received the signal
         GracefulStop().exit()
     assert error.value.code == 143
+
+
+def test_signal_while_a_line_is_written():
+    """Python refuses to write another one then, as it does here."""
+
+    class BusyHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    logger, handler = logging.getLogger("utils.runtime.signals"), BusyHandler()
+    logger.addHandler(handler)
+    try:
+        with GracefulStop() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop()
+    finally:
+        logger.removeHandler(handler)

@@ -11,8 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script, start_script
+from tests.conftest import (
+    FORKS,
+    assert_one_clear_line,
+    lively_network,
+    make_folders,
+    run_module,
+    run_script,
+    start_script,
+)
 from tests.test_prediction_scripts import pixels
+from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
 
 
@@ -30,6 +39,12 @@ def train(tmp_path: Path, *arguments: object, n: int = 8) -> Path:
     result = run_script("train_bayesian.py", *training_flags(tmp_path, n), *arguments)
     assert result.returncode == 0, result.stderr
     return tmp_path / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def small(lively_file: Path) -> list[object]:
+    """Flags of a training that takes a moment: a small network, small images."""
+    return ["--load", lively_file, "--newW", 32, "--newH", 32]
 
 
 def test_checkpoints_and_metrics(tmp_path: Path):
@@ -53,12 +68,12 @@ def test_checkpoints_and_metrics(tmp_path: Path):
     assert all(math.isfinite(float(row["train_loss"])) and 0 <= float(row["val_dice"]) <= 1 for row in rows)
 
 
-def test_resume_after_a_kill_is_exact(tmp_path: Path):
+def test_resume_after_a_kill_is_exact(tmp_path: Path, small: list[object]):
     arguments = ("--epochs", 3, "--batch-size", 4, "--seed", 5)
-    out = train(tmp_path, *arguments, n=5)
+    out = train(tmp_path, *arguments, *small, n=40)
     uninterrupted, scores = read_checkpoint(out / "last.pth"), (out / "metrics.csv").read_bytes()
     shutil.rmtree(out)
-    with start_script("train_bayesian.py", *training_flags(tmp_path), *arguments) as process:
+    with start_script("train_bayesian.py", *training_flags(tmp_path), *arguments, *small) as process:
         logged = ""
         for line in process.stderr:
             logged += line
@@ -75,8 +90,9 @@ def test_resume_after_a_kill_is_exact(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_training(tmp_path: Path, signum: int, code: int):
-    with start_script("train_bayesian.py", *training_flags(tmp_path, n=5), "--epochs", 50) as process:
+def test_interrupted_training(tmp_path: Path, signum: int, code: int, small: list[object]):
+    flags = [*training_flags(tmp_path, n=5), "--epochs", 50, *small]
+    with start_script("train_bayesian.py", *flags, fork=FORKS and signum == signal.SIGINT) as process:
         for line in process.stderr:
             assert "Traceback" not in line
             if "Epoch 1/50" in line:
@@ -88,7 +104,7 @@ def test_interrupted_training(tmp_path: Path, signum: int, code: int):
 
 def test_load(tmp_path: Path):
     torch.manual_seed(1)
-    network = lively_network(base_channels=32, bilinear=True, n_classes=1)  # read from the file, without flags
+    network = lively_network(bilinear=True, n_classes=1)  # read from the file, without flags
     save_checkpoint(tmp_path / "m.pth", TrainedModel(network))
     out = train(tmp_path, "--epochs", 1, "--learning-rate", 1e-9, "--load", tmp_path / "m.pth", n=3)
     weights = load_model(out / "last.pth").network.state_dict()
@@ -97,8 +113,8 @@ def test_load(tmp_path: Path):
             torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
 
 
-def test_log_in_a_file(tmp_path: Path):
-    flags = [*training_flags(tmp_path, n=4), "--epochs", 1, "--wandb", "offline"]
+def test_log_in_a_file(tmp_path: Path, small: list[object]):
+    flags = [*training_flags(tmp_path, n=4), "--epochs", 1, *small, "--wandb", "offline"]
     result = run_script("train_bayesian.py", *flags)
     assert result.returncode == 0, result.stderr
     assert "\r" not in result.stderr
@@ -138,7 +154,9 @@ def test_numbers_of_classes(tmp_path: Path, classes: int, values: list[int]):
             mask = (pixels(path) > 0) * 100
             mask[:10] = 200
             Image.fromarray(mask.astype(np.uint8)).save(path)
-    out = train(tmp_path, "--epochs", 1, "--classes", classes, "--batch-size", 2, "--bilinear")
+    start = tmp_path / "start.pth"
+    save_checkpoint(start, TrainedModel(BayesianUNet(n_classes=classes, bilinear=True, base_channels=4)))
+    out = train(tmp_path, "--epochs", 1, "--classes", classes, "--batch-size", 2, "--bilinear", "--load", start)
     model = out / "best.pth"
     loaded = load_model(model)
     assert (loaded.network.n_classes, loaded.mask_values) == (classes, values)
@@ -179,7 +197,9 @@ def test_three_classes_are_evaluated_one_by_one(tmp_path: Path):
         mask[32:] *= 2
         Image.fromarray(mask.astype(np.uint8)).save(path)
     data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
-    more = ["--checkpoint-dir", tmp_path / "c", "--classes", 3, "--epochs", 1, "--quiet"]
+    start = tmp_path / "start.pth"
+    save_checkpoint(start, TrainedModel(BayesianUNet(n_classes=3, base_channels=4)))
+    more = ["--checkpoint-dir", tmp_path / "c", "--classes", 3, "--epochs", 1, "--quiet", "--load", start]
     result = run_script("train_bayesian.py", *data, *more)
     assert (result.returncode, result.stderr) == (0, "")
     out = tmp_path / "o"
@@ -301,6 +321,6 @@ def test_small_and_missing_lesions(tmp_path: Path):
     assert "Best validation loss " in text
 
 
-def test_temperatures(tmp_path: Path):
-    out = train(tmp_path, "--epochs", 1, "--batch-size", 4, n=6)
+def test_temperatures(tmp_path: Path, small: list[object]):
+    out = train(tmp_path, "--epochs", 1, "--batch-size", 4, *small, n=6)
     assert set(load_model(out / "best.pth").temperatures) == {"softmax", "mc_dropout", "tta"}

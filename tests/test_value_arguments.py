@@ -24,7 +24,7 @@ def test_types():
         white_value("0")
 
 
-def test_labels_with_void_pixels_and_12_bit_images(tmp_path: Path):
+def test_labels_with_void_pixels_and_12_bit_images(tmp_path: Path, lively_file: Path):
     """From files to a trained model, and back: everything that it needs to know is in its file."""
     imgs, masks = make_folders(tmp_path, 4, (64, 64))
     for image, mask in zip(sorted(imgs.iterdir()), sorted(masks.iterdir()), strict=True):
@@ -43,7 +43,7 @@ def test_labels_with_void_pixels_and_12_bit_images(tmp_path: Path):
     assert "12 bits, white is 4095" in first.stderr
     both = run_script(*command, "--mask-values", 0, 1, "--background", 0)
     assert_one_clear_line(both, "omit --background")
-    result = run_script(*command, "--ignore-value", 40)
+    result = run_script(*command, "--ignore-value", 40, "--load", lively_file)
     assert result.returncode == 0, result.stderr
     assert "; 40 ignored, 6.2 % of all" in result.stderr
     assert "White in 16-bit images is 4095" in result.stderr  # from the cache
