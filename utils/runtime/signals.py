@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class GracefulStop:
     def _record(self, signum: int, frame: Any) -> None:
         self._signal = signum
         self.__exit__()  # the next one takes effect at once
-        logger.warning("Stopping after the current step; a second signal stops immediately")
+        with suppress(RuntimeError):  # "reentrant call": the signal came while another line was being written
+            logger.warning("Stopping after the current step; a second signal stops immediately")
 
     def exit(self) -> NoReturn:
         """End the process as the signal demands; without one, since another process has received it, as SIGTERM."""
