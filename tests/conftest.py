@@ -17,13 +17,14 @@ os.environ["no_proxy"] = "127.0.0.1"
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader
 
 from tests.forking import ForkedProcess, run_forked
 from unet import BayesianUNet
-from utils.checkpoint import TrainedModel, save_checkpoint
+from utils.checkpoint import TrainedModel, load_model, save_checkpoint
 from utils.data.cache import decode_pairs
 from utils.data.pairing import pair_files
 from utils.data_loading import SeededBatchSampler, SegmentationDataset
@@ -83,7 +84,17 @@ def lively_network(seed: int = 0, **architecture) -> BayesianUNet:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """A network of 8 base channels that has learnt the images of `make_image`."""
-    pairs = pair_files(*make_folders(tmp_path_factory.mktemp("training"), 24, (64, 64), seed=1000))
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained.pth"
+    with FileLock(path.with_suffix(".lock")):  # one of the processes that run tests trains it for all
+        if not path.exists():
+            save_checkpoint(path, train_network(tmp_path_factory.mktemp("training")))
+    return load_model(path)
+
+
+def train_network(folder: Path) -> TrainedModel:
+    """Train on synthetic images, which are created in `folder`."""
+    pairs = pair_files(*make_folders(folder, 24, (64, 64), seed=1000))
     decoded = decode_pairs(pairs, (128, 128), cache_dir=None)
     dataset = SegmentationDataset(decoded, range(24), [0, 255])
     torch.manual_seed(0)

@@ -155,7 +155,9 @@ def test_numbers_of_classes(tmp_path: Path, classes: int, values: list[int]):
             mask[:10] = 200
             Image.fromarray(mask.astype(np.uint8)).save(path)
     start = tmp_path / "start.pth"
-    save_checkpoint(start, TrainedModel(BayesianUNet(n_classes=classes, bilinear=True, base_channels=4)))
+    save_checkpoint(
+        start, TrainedModel(BayesianUNet(n_classes=classes, bilinear=True, base_channels=4), mask_values=values)
+    )
     out = train(tmp_path, "--epochs", 1, "--classes", classes, "--batch-size", 2, "--bilinear", "--load", start)
     model = out / "best.pth"
     loaded = load_model(model)
@@ -198,7 +200,7 @@ def test_three_classes_are_evaluated_one_by_one(tmp_path: Path):
         Image.fromarray(mask.astype(np.uint8)).save(path)
     data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
     start = tmp_path / "start.pth"
-    save_checkpoint(start, TrainedModel(BayesianUNet(n_classes=3, base_channels=4)))
+    save_checkpoint(start, TrainedModel(BayesianUNet(n_classes=3, base_channels=4), mask_values=[0, 1, 2]))
     more = ["--checkpoint-dir", tmp_path / "c", "--classes", 3, "--epochs", 1, "--quiet", "--load", start]
     result = run_script("train_bayesian.py", *data, *more)
     assert (result.returncode, result.stderr) == (0, "")
@@ -226,7 +228,12 @@ def test_three_classes_are_evaluated_one_by_one(tmp_path: Path):
 
 def logged(tmp_path: Path, *arguments: object, code: int = 0) -> str:
     """Train for an epoch, with a checkpoint folder of its own; returns what is logged."""
-    result = run_script("train_bayesian.py", *training_flags(tmp_path), "--epochs", 1, "--bilinear", *arguments)
+    flags = [*training_flags(tmp_path), "--epochs", 1, "--bilinear"]
+    if "--resume" not in arguments:
+        start = tmp_path / "start.pth"
+        save_checkpoint(start, TrainedModel(BayesianUNet(bilinear=True, base_channels=4)))
+        flags += ["--load", start]
+    result = run_script("train_bayesian.py", *flags, *arguments)
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
