@@ -1,4 +1,4 @@
-"""Shared by the tests: synthetic images, a small trained network, the scripts as real processes."""
+"""Shared by the tests: synthetic images, a small trained network, the scripts as processes."""
 
 import os
 import runpy

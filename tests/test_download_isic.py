@@ -96,7 +96,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Server]:
     """A server that runs in a thread."""
     with Server() as server:
         server.files = files
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # shutdown waits as long
         yield server
         server.shutdown()
 
