@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from utils import arguments, cli
 from utils.checkpoint import TrainedModel, load_model
-from utils.data.groups import groups_digest, read_groups
+from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches, validation_batches
 from utils.runtime import distributed
@@ -19,7 +19,7 @@ from utils.runtime.console import format_duration, progress
 from utils.runtime.errors import InputError
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
-from utils.training.checkpoint_files import CheckpointWriter, prepare_checkpoint_dir, resume
+from utils.training.checkpoint_files import CheckpointWriter, changed_setting, prepare_checkpoint_dir, resume
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
 from utils.training.state import TrainingState, headline_score, new_training_state
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
@@ -92,8 +92,9 @@ def main(args: argparse.Namespace) -> None:
 
     # Temperatures of the best epoch, which a resumed run may have left in another folder
     best = args.checkpoint_dir / "best.pth"
-    if distributed.is_main() and best.exists() and (model := load_model(best, device)).settings == settings:
-        temperatures = fit_temperatures(model, validation_set, dtype=dtype)
+    best_model = load_model(best, device) if distributed.is_main() and best.exists() else None
+    if best_model and not changed_setting(best_model.settings, settings):
+        temperatures = fit_temperatures(best_model, validation_set, dtype=dtype)
         save_temperatures(best, temperatures)
         logger.info("Temperatures for --calibrated: %s", format_temperatures(temperatures))
         logger.info("Best validation %s %.4f: %s", *headline_score(state.best), best)
@@ -120,7 +121,11 @@ def load_datasets(
         training, validation = split_indices(len(images), args.validation, args.seed, groups)
     settings = {
         "images": len(images),
+        "image_names": names_digest(images, args.imgs_dir),
         "validation_images": len(held_out.pairs) if folders else None,
+        "validation_image_names": names_digest([pair.image for pair in held_out.pairs], folders[0])
+        if folders
+        else None,
         "groups": groups_digest(groups) if groups else None,
     }
     return (
@@ -161,13 +166,19 @@ def forecast_remaining(started: float, completed: int, remaining: int) -> str:
     return f"; about {format_duration(seconds)} left" if remaining else ""
 
 
+def running_scores(state: TrainingState, loss: float) -> dict[str, str]:
+    """What a progress bar shows: the loss of a step and, after the first epoch, the best validation score."""
+    best = [headline_score(state.best)] if state.history else []
+    return {"loss": f"{loss:.4f}", **{f"best_{name}": f"{value:.4f}" for name, value in best}}
+
+
 def train_with_progress(state: TrainingState, batches: DataLoader, epochs: int, stop: GracefulStop) -> bool:
     """`train_one_epoch` with a progress bar; returns whether the epoch was completed."""
     options = {"desc": f"Epoch {state.epoch + 1}/{epochs}", "unit": "batch", "leave": False}
     with progress(total=len(batches), initial=state.step, **options) as bar:
 
         def show(loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.4f}", best_Dice=f"{state.best.get('val_dice') or 0:.4f}", refresh=False)
+            bar.set_postfix(running_scores(state, loss), refresh=False)
             bar.update()
 
         return train_one_epoch(state, batches, on_step=show, stop=stop)

@@ -48,6 +48,11 @@ def test_held_out_images():
     assert held_out_indices(model, 8) == split_indices(8, 25.0, 3)[1]
     with pytest.raises(InputError, match="8 images, this one has 7"):
         held_out_indices(model, 7)
+    assert held_out_indices(model, 8, names="a file of an earlier version records none") == split_indices(8, 25.0, 3)[1]
+    model.settings["image_names"] = "x"
+    assert held_out_indices(model, 8, names="x") == split_indices(8, 25.0, 3)[1]
+    with pytest.raises(InputError, match="8 images of other names, or in another order"):
+        held_out_indices(model, 8, names="y")
     assert list(held_out_indices(TrainedModel(lively_network()), 7)) == list(range(7))  # the split is not recorded
 
 

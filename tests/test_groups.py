@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.groups import groups_digest, read_groups
+from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.runtime.errors import InputError
 
 IMAGES = [Path("data/a/x.jpg"), Path("data/a/y.v2.png"), Path("data/b/x.jpg"), Path("data/b/ü.jpg")]
@@ -79,3 +79,7 @@ def test_files_that_are_not_groups(tmp_path: Path):
 
 def test_digest():
     assert groups_digest(["1", "2"]) == groups_digest(["1", "2"]) != groups_digest(["2", "1"])
+    moved = [Path("elsewhere", *image.parts[1:]) for image in IMAGES]
+    assert names_digest(IMAGES, Path("data")) == names_digest(moved, Path("elsewhere"))
+    assert names_digest(IMAGES, Path("data")) != names_digest(IMAGES[::-1], Path("data"))
+    assert names_digest(IMAGES, Path("data")) != names_digest([Path("data/a/z.jpg"), *IMAGES[1:]], Path("data"))

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tests.conftest import make_folders
+from train_bayesian import running_scores
 from unet import BayesianUNet
-from utils.checkpoint import TrainedModel, load_model, read_checkpoint
+from utils.checkpoint import TrainedModel, load_model, read_checkpoint, write_checkpoint
 from utils.data_loading import SegmentationDataset, load_pairs, training_batches, validation_batches
 from utils.runtime.errors import InputError
 from utils.training.checkpoint_files import CheckpointWriter, prepare_checkpoint_dir, resume
@@ -116,6 +117,13 @@ def test_resume_checks_file_and_settings(tmp_path: Path):
         resume(new_state(), tmp_path / "out" / "last.pth", {"epochs": 5})
     with pytest.raises(InputError, match="contains no training state"):
         resume(new_state(), tmp_path / "out" / "best.pth", {"epochs": 1})
+    last, settings = tmp_path / "out" / "last.pth", {"epochs": 1, "image_names": "abc", "validation_image_names": None}
+    resume(state := new_state(), last, settings)  # files of earlier versions record no names
+    assert state.epoch == 1
+    write_checkpoint(last, read_checkpoint(last) | {"settings": settings})
+    resume(new_state(), last, settings)
+    with pytest.raises(InputError, match="run on training images of other names, or in another order"):
+        resume(new_state(), last, settings | {"image_names": "def"})
 
 
 def test_states_of_earlier_versions():
@@ -231,3 +239,12 @@ def test_resumed_training_keeps_its_files(tmp_path: Path):
     (tmp_path / f".{'0' * 32}.part").touch()  # of a killed process
     prepare_checkpoint_dir(tmp_path, resumed=True)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_progress_bar_shows_the_best_score_there_is():
+    state = new_state()
+    assert running_scores(state, 1.5) == {"loss": "1.5000"}
+    state.history = [{"val_dice": None, "val_loss": 0.7}, {"val_dice": None, "val_loss": 0.3}]
+    assert running_scores(state, 1.5) == {"loss": "1.5000", "best_loss": "0.3000"}
+    state.history = [{"val_dice": 0.25, "val_loss": 0.7}]
+    assert running_scores(state, 1.5)["best_Dice"] == "0.2500"

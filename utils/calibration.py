@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from utils import arguments, cli
 from utils.checkpoint import TrainedModel
-from utils.data.groups import groups_digest, read_groups
+from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         indices: Sequence[int] = range(len(images))
     else:
         groups = read_groups(args.groups, images) if args.groups else None
-        indices = held_out_indices(model, len(images), groups)
+        indices = held_out_indices(model, len(images), groups, names_digest(images, args.imgs_dir))
     mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=model.ignore_value), model.mask_values)
     dataset = SegmentationDataset(decoded, indices, mask_classes)
     logger.info("Fitting on %d images", len(dataset))
@@ -45,13 +45,16 @@ def main(args: argparse.Namespace) -> None:
     logger.info("Temperatures stored in %s: %s", args.model, format_temperatures(temperatures))
 
 
-def held_out_indices(model: TrainedModel, n_images: int, groups: Sequence[str] | None = None) -> Sequence[int]:
+def held_out_indices(
+    model: TrainedModel, n_images: int, groups: Sequence[str] | None = None, names: str | None = None
+) -> Sequence[int]:
     """The images that were held out when a model was trained; all, if its file does not record the split.
 
     Args:
         model: the model.
         n_images: number of images of the folder that it was trained on.
         groups: of each image, if the split was one of groups.
+        names: `names_digest` of the images; files of earlier versions record their number only.
 
     Raises:
         InputError: these are not the images and groups that the model was trained on.
@@ -69,6 +72,11 @@ def held_out_indices(model: TrainedModel, n_images: int, groups: Sequence[str] |
         raise InputError(
             f"the model was trained on a folder of {settings.get('images')} images, this one has {n_images}: "
             "its validation images cannot be identified"
+        )
+    if settings.get("image_names", names) != names:
+        raise InputError(
+            f"the model was trained on {n_images} images of other names, or in another order: its validation images "
+            "cannot be identified"
         )
     if settings.get("groups") != (groups_digest(groups) if groups else None):
         expected = "with the groups of another file" if groups else "by groups"

@@ -1,4 +1,4 @@
-"""Groups of images, such as all of one patient or lesion, that a split must not divide."""
+"""Groups of images, such as all of one patient or lesion, that a split must not divide; digests of what is split."""
 
 import csv
 import hashlib
@@ -57,6 +57,11 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
 def groups_digest(groups: Sequence[str]) -> str:
     """A digest of the groups of a sequence of images, to recognise them."""
     return hashlib.sha256(json.dumps(list(groups)).encode()).hexdigest()[:16]
+
+
+def names_digest(images: Sequence[Path], folder: Path) -> str:
+    """A digest of the names of images within their folder, and of their order, to recognise them."""
+    return groups_digest([image.relative_to(folder).as_posix() for image in images])
 
 
 def _names_of(image: Path) -> Iterator[str]:

@@ -16,6 +16,8 @@ from utils.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
+# Settings that identify images, and the set that they are of.
+_DIGESTS = {"image_names": "training", "validation_image_names": "validation"}
 _FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")
 
 
@@ -108,6 +110,12 @@ class CheckpointWriter:
             self._wait()
 
 
+def changed_setting(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """The first setting that differs from what a checkpoint records; those of earlier versions record no digests."""
+    compared = [name for name in settings if name in recorded or name not in _DIGESTS]
+    return next((name for name in compared if recorded.get(name) != settings[name]), None)
+
+
 def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
     """Resume the training run that wrote `path`.
 
@@ -117,12 +125,17 @@ def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
     content = read_checkpoint(path)
     if "training" not in content:
         raise InputError(f"{path} contains no training state: resume from last.pth, or load it to start a new run")
-    for name, value in settings.items():
-        if content["settings"].get(name) != value:
-            raise InputError(
-                f"{path} was saved with {name} = {content['settings'].get(name)}, but this run has {value}: resuming "
-                "requires the same settings and images"
-            )
+    name = changed_setting(content["settings"], settings)
+    if name in _DIGESTS:
+        raise InputError(
+            f"{path} was saved in a run on {_DIGESTS[name]} images of other names, or in another order: resuming "
+            "requires the same images"
+        )
+    if name is not None:
+        raise InputError(
+            f"{path} was saved with {name} = {content['settings'].get(name)}, but this run has {settings[name]}: "
+            "resuming requires the same settings and images"
+        )
     state.load_state_dict(content["training"])
     steps = f" and {state.step} steps" if state.step else ""
     logger.info("Resuming after epoch %d%s from %s", state.epoch, steps, path)
