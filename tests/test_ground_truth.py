@@ -2,7 +2,7 @@
 
 import csv
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from utils.checkpoint import TrainedModel
 from utils.data.images import IMAGE_EXTENSIONS
 from utils.inference.samplers import MCDropout
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import find_items
+from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.runtime.errors import InputError
 
@@ -47,6 +47,14 @@ def test_set_metrics_equal_those_of_all_pixels(tmp_path: Path, trained: TrainedM
         confidences = [float(row["soft_dice_confidence"]) for row in csv.DictReader(file)]
     assert confidences == sorted(confidences)
     assert len(confidences) == 4
+
+
+def test_images_of_one_name(tmp_path: Path):
+    make_folders(tmp_path, 1, (20, 16))
+    items = [Item(tmp_path / folder / "SKIN_000.jpg", PurePath("SKIN_000.jpg")) for folder in ("imgs", "other")]
+    with pytest.raises(InputError, match=r"imgs/SKIN_000\.jpg and .*other/SKIN_000\.jpg have the same name"):
+        GroundTruth(items, tmp_path / "masks", [0, 255])
+    assert len(GroundTruth([items[0]] * 2, tmp_path / "masks", [0, 255]).paths) == 1  # the same image twice
 
 
 def test_masks_that_do_not_fit(tmp_path: Path):

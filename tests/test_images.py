@@ -43,6 +43,16 @@ def test_link_cycle_is_followed_once(tmp_path: Path):
     assert len(list_images(tmp_path, recursive=True)) == 1
 
 
+def test_folder_with_images_in_sub_folders_only(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(InputError, match="no image outside its sub-folders") as error:
+        list_images(tmp_path)
+    assert error.value.options == ("recursive",)
+    with pytest.raises(InputError, match="contains no image \\(") as error:
+        list_images(tmp_path, recursive=True)
+    assert error.value.options == ()
+
+
 @pytest.mark.parametrize(
     ("name", "reason"), [("", "contains no image"), ("no", "no such folder"), ("file", "is a file")]
 )

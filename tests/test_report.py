@@ -65,3 +65,5 @@ def test_write_removes_metrics_of_an_earlier_run(tmp_path: Path):
         (tmp_path / name).touch()
     Report([{"image": "a.jpg", "soft_dice_confidence": 0.5}]).write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+    Report(failures=[("a.jpg", "it is empty")]).write(tmp_path)
+    assert list(tmp_path.iterdir()) == []

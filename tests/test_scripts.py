@@ -67,7 +67,7 @@ def test_empty_data_folder(tmp_path: Path):
     assert_one_clear_line(result, "data/imgs contains no image", "python -m utils.download_isic downloads")
     assert "recursive" not in result.stderr
     result = run_script("predict.py", "--input-dir", "data", "--output-dir", "x", cwd=tmp_path)
-    assert_one_clear_line(result, "data contains no image", "sub-folders are included only if recursive")
+    assert_one_clear_line(result, "data contains no image", "outside its sub-folders", "(see --recursive)")
 
 
 def test_shipped_model_from_another_folder(images: tuple[Path, Path], tmp_path: Path):

@@ -66,7 +66,7 @@ for _prefix, _order in ((b"II", ""), (b"MM", "B")):
 
 
 def list_images(
-    folder: Path | str, extensions: Iterable[str] = IMAGE_EXTENSIONS, recursive: bool = False, advice: str = ""
+    folder: Path | str, extensions: Iterable[str] = IMAGE_EXTENSIONS, recursive: bool = False
 ) -> list[Path]:
     """The image files of a folder, sorted; hidden files, superpixels and other file types are ignored.
 
@@ -74,7 +74,6 @@ def list_images(
         folder: where to look.
         extensions: file extensions, with or without the dot, case-insensitive.
         recursive: include sub-folders, except hidden ones.
-        advice: ends the error message if there is no image.
 
     Raises:
         InputError: the folder does not exist, cannot be read, or contains no image.
@@ -85,20 +84,26 @@ def list_images(
         raise InputError(f"{folder}: there is no such folder")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file, a folder of images was expected")
-    found, visited = [], set()
+    found, visited, has_folders = [], set(), False
     for root, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         if os.path.realpath(root) in visited:  # a link to a folder above
             folders.clear()
             continue
         visited.add(os.path.realpath(root))
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if not recursive:
+            has_folders = bool(folders)
+            folders.clear()
         found += [
             Path(root, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
         ]
     if not found:
-        if folder.name in _CHALLENGE_FOLDERS:
-            advice += "; python -m utils.download_isic downloads the images and masks of the challenge"
-        raise InputError(f"{folder} contains no image (looked for {' '.join(sorted(suffixes))}){advice}")
+        advice = "; python -m utils.download_isic downloads the images and masks of the challenge"
+        raise InputError(
+            f"{folder} contains no image{' outside its sub-folders' * has_folders} (looked for "
+            f"{' '.join(sorted(suffixes))}){advice * (folder.name in _CHALLENGE_FOLDERS)}",
+            *["recursive"] * has_folders,
+        )
     images = [path for path in found if not path.stem.lower().endswith(_SUPERPIXELS)]
     if len(images) < len(found):
         logger.info("%d files *%s in %s are ignored", len(found) - len(images), _SUPERPIXELS, folder)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
 from utils.runtime import distributed
+from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 from utils.runtime.threads import cores_per_process
 
@@ -39,7 +40,8 @@ class GroundTruth:
         packed: by an image's key its `PixelCounts.pack()`.
 
     Raises:
-        InputError: no image has a mask, the masks of one are ambiguous, or have values that belong to no class.
+        InputError: no image has a mask, the masks of one are ambiguous, or have values that belong to no class, or two
+            images have one name.
     """
 
     def __init__(
@@ -52,7 +54,15 @@ class GroundTruth:
         mask_suffix: str | None = None,
     ) -> None:
         self.mask_dir, self.n_classes, self.evaluate_probs = mask_dir, len(mask_values), evaluate_probs
-        self.paths = find_masks({item.name: item.path for item in items}, mask_dir, mask_suffix)
+        images: dict[PurePath, Path] = {}
+        for item in items:
+            other = images.setdefault(item.name, item.path)
+            if other.resolve() != item.path.resolve():
+                raise InputError(
+                    f"{other} and {item.path} have the same name, so that one mask in {mask_dir} would be that of "
+                    "both: predict one of them at a time, with its own masks"
+                )
+        self.paths = find_masks(images, mask_dir, mask_suffix)
         self.fitter = MaskFitter()
         self.packed: dict[str, bytes] = {}
         counts = _count_values([path for paths in self.paths.values() for path in paths])
@@ -121,5 +131,6 @@ def _count_values(paths: Sequence[Path]) -> dict[str, ValueCounts]:
 
     share = paths[distributed.rank() :: distributed.world_size()]
     with ThreadPoolExecutor(cores_per_process()) as pool:
-        counted = dict(zip(map(str, share), pool.map(count, share), strict=True))
+        results = progress(pool.map(count, share), total=len(share), desc="Ground truth", unit="mask", leave=False)
+        counted = dict(zip(map(str, share), results, strict=True))
     return {path: one for part in distributed.all_gather(counted) for path, one in part.items() if one is not None}

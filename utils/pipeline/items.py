@@ -55,8 +55,7 @@ def find_items(
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"the output folder {output_dir} is a file, a folder was expected")
-    advice = "" if recursive else "; sub-folders are included only if recursive"
-    paths = list_images(input_dir, extensions, recursive, advice)
+    paths = list_images(input_dir, extensions, recursive)
     source, destination = input_dir.resolve(), output_dir.resolve()
     if destination == source:
         raise InputError(

@@ -3,7 +3,7 @@
 import errno
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,14 @@ class Report:
     ) -> None:
         """Write `summary.csv` and, with ground truth, `metrics.csv` and `metrics.json`, and print the metrics.
 
+        Those of an earlier run are removed.
+
         Args:
             folder: where they are written; None writes nothing.
             ground_truth: with which the images were compared.
             run: settings of the run, for metrics.json.
         """
-        if not self.rows or not distributed.is_main():
+        if not distributed.is_main():
             return
         scored = [row for row in self.rows if "dice" in row]
         if scored:
@@ -72,9 +74,11 @@ class Report:
         if folder is None:
             return
         try:
-            for name in ("metrics.csv", "metrics.json"):  # of an earlier run
-                (folder / name).unlink(missing_ok=True)
-            write_summary(folder / "summary.csv", self.rows)
+            for name in ("summary.csv", "metrics.csv", "metrics.json"):  # of an earlier run
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    (folder / name).unlink()
+            if self.rows:
+                write_summary(folder / "summary.csv", self.rows)
             if scored:
                 write_csv(folder / "metrics.csv", scored)
                 write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
