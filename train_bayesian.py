@@ -16,7 +16,6 @@ from utils.data.mask_classes import MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches, validation_batches
 from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
-from utils.runtime.errors import InputError
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
 from utils.training.checkpoint_files import CheckpointWriter, changed_setting, prepare_checkpoint_dir, resume
@@ -39,8 +38,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.load and args.resume:
-        raise InputError("--load starts a new run, --resume continues one: give only one of them")
     device, dtype = cli.device_from_args(args)
     torch.manual_seed(args.seed)
 

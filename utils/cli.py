@@ -98,6 +98,8 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
     Raises:
         InputError: there is no such checkpoint, or a flag contradicts it.
     """
+    if args.load and resumed:
+        raise InputError("--load starts a new run, --resume continues one: give only one of them")
     path = resumed or args.load
     if path is None:
         network, (width, height) = (
