@@ -12,8 +12,9 @@ import torch
 from tests.conftest import ROOT, lively_network, make_image
 from unet import BayesianUNet, draw_dropout_masks, mc_dropout
 from unet.mc_dropout import dropout_layers
-from unet.unet_parts import ChannelDropout
+from unet.unet_parts import ChannelDropout, DoubleConv
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.data.mask_values import colour_value
 from utils.inference.maps import predict_classes
 from utils.inference.predictor import predict
 from utils.metrics.segmentation import segmentation_scores
@@ -104,6 +105,22 @@ def filters_file(path: Path, filters: int, wrap: str | None = None, prefix: str 
     return network
 
 
+def test_convolutions_with_bias(tmp_path: Path):
+    """As older U-Nets have them in front of their batch norms."""
+    network = lively_network(dropout=0.0)
+    for block in network.modules():
+        if isinstance(block, DoubleConv):
+            for i in (0, 3):
+                block.double_conv[i].bias = torch.nn.Parameter(torch.randn(block.double_conv[i].out_channels))
+    assert "up4.conv.double_conv.3.bias" in network.state_dict()
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, tmp_path / "o"
+    )
+    image = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_model(tmp_path / "o").network(image), network(image), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "net."])
 def test_wrapped_and_prefixed_weights(tmp_path: Path, wrap: str | None, prefix: str):
@@ -116,9 +133,9 @@ def test_wrapped_and_prefixed_weights(tmp_path: Path, wrap: str | None, prefix: 
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_mask_values_of_wrapped_weights(tmp_path: Path, inside: bool):
-    weights, values = lively_network(dropout=0.0).state_dict(), {"mask_values": [0, 1]}
+    weights, values = lively_network(dropout=0.0).state_dict(), {"mask_values": [[9, 9, 9], [255, 0, 1]]}
     torch.save({"state_dict": weights | values} if inside else {"state_dict": weights} | values, tmp_path / "o.pth")
-    assert load_model(tmp_path / "o.pth").mask_values == [0, 1]
+    assert load_model(tmp_path / "o.pth").mask_values == [9, colour_value(255, 0, 1)]
 
 
 @pytest.mark.parametrize(("filters", "layers"), [(32, 8), (64, 0), (16, 0)])

@@ -1,6 +1,7 @@
 """Mask files: reading them in every mode, counting their values, drawing classes."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from utils import RGB_OFFSET
 from utils.data.images import image_size, save_png
-from utils.data.mask_values import PALETTE_OFFSET, RGB_OFFSET, read_palettes
+from utils.data.mask_values import PALETTE_OFFSET, read_palettes
 from utils.data.masks import mask_to_image, read_mask
 from utils.runtime.errors import InputError
 
@@ -48,21 +50,30 @@ def test_wide_tiff(tmp_path: Path, dtype: type):
     assert values_of(saved(Image.fromarray(GREY.astype(dtype)), tmp_path / "x.tif")) == GREY.tolist()
 
 
-def write_64_bit_tiff(path: Path, values: np.ndarray, order: str = "<", compression: int = 1) -> None:
+def write_64_bit_tiff(
+    path: Path, values: np.ndarray, order: str = "<", compression: int = 1, predictor: int = 1
+) -> None:
     """A TIFF of one strip, as tifffile writes 64-bit arrays."""
     height, width = values.shape
     kind = 2 if values.dtype.kind == "i" else 3
     tags = [(256, width), (257, height), (258, 64), (259, compression), (262, 1), (273, 200), (277, 1), (278, height)]
-    tags += [(279, values.nbytes), (339, kind)]
+    if predictor == 2:
+        values = np.diff(values, axis=1, prepend=0)
+    strip = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    strip = strip if compression == 1 else zlib.compress(strip)
+    tags += [(279, len(strip)), (317, predictor), (339, kind)]
     content = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(tags))
     content += b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
-    path.write_bytes(content.ljust(200, b"\0") + values.astype(values.dtype.newbyteorder(order)).tobytes())
+    path.write_bytes(content.ljust(200, b"\0") + strip)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("dtype", [np.int64, np.float64])
-def test_64_bit_tiff(tmp_path: Path, order: str, dtype: type):
-    write_64_bit_tiff(tmp_path / "x.tif", GREY.astype(dtype), order)
+@pytest.mark.parametrize(
+    ("dtype", "compression", "predictor"),
+    [(np.int64, 1, 1), (np.int64, 8, 1), (np.int64, 32946, 2), (np.float64, 1, 1), (np.float64, 8, 1)],
+)
+def test_64_bit_tiff(tmp_path: Path, order: str, dtype: type, compression: int, predictor: int):
+    write_64_bit_tiff(tmp_path / "x.tif", GREY.astype(dtype), order, compression, predictor)
     assert image_size(tmp_path / "x.tif") == (3, 2)
     assert values_of(tmp_path / "x.tif") == GREY.tolist()
 
@@ -73,8 +84,8 @@ def test_what_is_no_mask(tmp_path: Path):
     with pytest.raises(InputError, match=r"photo\.png has \d+ distinct values.*is it a mask\?"):
         noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
         read_mask(saved(Image.fromarray(noise), tmp_path / "photo.png"))
-    write_64_bit_tiff(tmp_path / "x.tif", GREY.astype(np.int64), compression=8)
-    with pytest.raises(InputError, match="compressed 64-bit integers"):
+    write_64_bit_tiff(tmp_path / "x.tif", GREY.astype(np.int64), compression=5)
+    with pytest.raises(InputError, match="other than deflate, which cannot be read: save it with 8 or 16 bits"):
         read_mask(tmp_path / "x.tif")
 
 

@@ -16,6 +16,9 @@ if gc.isenabled() and "torch" not in sys.modules:
     finally:
         gc.enable()
 
+# The mask value of a colour (r, g, b) that is not grey is RGB_OFFSET + 65536 r + 256 g + b, above every grey value.
+RGB_OFFSET = 1 << 24
+
 # The class index of pixels that do not count, in (H, W) uint8 class indices of ground truth: losses, scores and counts
 # leave them out.
 IGNORED_CLASS = 255

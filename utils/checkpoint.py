@@ -17,9 +17,10 @@ code:
 
 Other projects' files hold weights of the same names: the file itself is the dict of weights (and of `mask_values`), or
 one of its values is, such as `state_dict`; a prefix that all names share, such as `module.` or `_orig_mod.`, is
-removed. Dropout leaves no trace in such a file, so the number of filters tells: 32 are the original project's, with
-dropout at the end of each double convolution but the first; any other number, such as the 64 of Pytorch-UNet, is read
-as a network without dropout.
+removed. Mask values may be colours, [r, g, b]. The bias of a convolution before batch norm only shifts the mean there,
+from which it is subtracted. Dropout leaves no trace in such a file, so the number of filters tells: 32 are the original
+project's, with dropout at the end of each double convolution but the first; any other number, such as the 64 of
+Pytorch-UNet, is read as a network without dropout.
 """
 
 import copy
@@ -27,6 +28,7 @@ import hashlib
 import io
 import logging
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -38,6 +40,7 @@ import torch
 from torch import Tensor
 
 from unet import BayesianUNet
+from utils import RGB_OFFSET
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
@@ -51,19 +54,8 @@ _FIRST, _LAST, _UPSAMPLING = "inc.double_conv.0.weight", "outc.conv.weight", "up
 
 # What torch.load and the checks below raise on files that are not checkpoints, or are damaged.
 _LOADING_ERRORS = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    EOFError,
-    OSError,
-    MemoryError,
-    struct.error,
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, ValueError, TypeError, LookupError),
+    *(AttributeError, AssertionError, ArithmeticError, EOFError, OSError, MemoryError),
 )
 
 
@@ -222,7 +214,7 @@ def model_from_checkpoint(
             content = _from_another_project(content, name, default_input_size)
         network = _rebuild_network(content["network"], content["architecture"])
         default_values = [0, 255] if network.n_classes <= 2 else list(range(network.n_classes))
-        mask_values = [int(value) for value in content.get("mask_values", default_values)]
+        mask_values = [_mask_value(value) for value in content.get("mask_values", default_values)]
         if len(mask_values) != max(network.n_classes, 2):
             raise ValueError(f"it has {len(mask_values)} mask values for {network.n_classes} classes")
         width, height = (int(length) for length in content["input_size"])
@@ -254,6 +246,10 @@ def _from_another_project(content: Mapping[str, Any], name: Path | str, input_si
     prefix, filters = first.removesuffix(_FIRST), len(source[first])
     weights = {str(key): value for key, value in source.items() if isinstance(value, Tensor)}
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    for name in [name for name in weights if re.search(r"double_conv\.[03]\.bias$", name)]:
+        convolution, layer = name.removesuffix(".bias").rsplit(".", 1)
+        mean = f"{convolution}.{int(layer) + 1}.running_mean"
+        weights[mean] = weights[mean] - weights.pop(name)
     original = filters == _ORIGINAL_BASE_CHANNELS
     if not original:
         logger.info(
@@ -286,6 +282,14 @@ def _rebuild_network(weights: Mapping[str, Tensor], recorded: Mapping[str, Any])
     network = BayesianUNet(**{**recorded, **inferred})
     network.load_state_dict(weights)
     return network.eval()
+
+
+def _mask_value(value: int | list[int]) -> int:
+    """A mask value of a file: a number or, in those of other projects, a colour."""
+    if not isinstance(value, list):
+        return int(value)
+    red, green, blue = value
+    return int(red) if red == green == blue else RGB_OFFSET + (int(red) << 16) + (int(green) << 8) + int(blue)
 
 
 def _temperatures(content: Mapping[str, Any]) -> dict[str, float]:

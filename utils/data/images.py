@@ -57,6 +57,7 @@ _8_BIT_EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tga")
 
 # Pillow opens a TIFF of 64-bit numbers only if it is told how; it can decode floating-point numbers, not integers.
 _64_BIT_INTEGERS = "I;64"
+_DEFLATE = (8, 32946)  # compressions of TIFF
 for _prefix, _order in ((b"II", ""), (b"MM", "B")):
     for _photometric in (0, 1):
         for _kind, _raw in ((1, _64_BIT_INTEGERS), (2, _64_BIT_INTEGERS), (3, f"F;64{_order}F")):
@@ -210,6 +211,8 @@ def open_upright(path: Path | str) -> Image.Image:
     with decoding_errors(path), Image.open(path) as image:
         is_deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
         orientation = _exif_orientation(image)
+        if image.tile and image.tile[0].codec_name == "libtiff" and image.tile[0].args[0] == "F;64BF":
+            image.tile = [image.tile[0]._replace(args=("F;64F", *image.tile[0].args[1:]))]  # libtiff swaps the bytes
         image.load()
         if is_deep_colour and max(high for _, high in image.getextrema()[:3]) < _MIN_DEEP_COLOUR:
             raise InputError(
@@ -223,22 +226,27 @@ def read_wide_integers(path: Path | str) -> np.ndarray | None:
     """The (H, W) values of a TIFF of 64-bit integers, which Pillow cannot decode; None for any other file.
 
     Raises:
-        InputError: the file cannot be read as an image, or is compressed.
+        InputError: the file cannot be read as an image, or is compressed in another way than by deflate.
     """
     if Path(path).suffix.lower() not in (".tif", ".tiff"):
         return None
     with decoding_errors(path), Image.open(path) as image:
         if image.format != "TIFF" or not image.tile or image.tile[0].args[0] != _64_BIT_INTEGERS:
             return None
-        if any(tile.codec_name != "raw" for tile in image.tile):
-            raise InputError(f"{path} has compressed 64-bit integers, which cannot be read: save it with 8 or 16 bits")
-        values, dtype = np.zeros(image.size[::-1], np.int64), np.dtype(np.int64)
-        dtype = dtype.newbyteorder("<" if image.tag_v2.prefix == b"II" else ">")
-        for _, (left, top, right, bottom), offset, _ in image.tile:
-            shape = (bottom - top, right - left)
-            tile = np.fromfile(path, dtype, shape[0] * shape[1], offset=offset)
-            values[top:bottom, left:right] = tile.reshape(shape)
-        return values
+        (width, height), tags = image.size, image.tag_v2
+        compression, predictor = tags.get(TiffImagePlugin.COMPRESSION, 1), tags.get(TiffImagePlugin.PREDICTOR, 1)
+        if compression not in (1, *_DEFLATE) or predictor not in (1, 2) or TiffImagePlugin.TILEOFFSETS in tags:
+            raise InputError(
+                f"{path} has 64-bit integers in tiles or in a compression other than deflate, which cannot be read: "
+                "save it with 8 or 16 bits, or uncompressed"
+            )
+        content = Path(path).read_bytes()
+        sizes = zip(tags[TiffImagePlugin.STRIPOFFSETS], tags[TiffImagePlugin.STRIPBYTECOUNTS], strict=True)
+        strips = [content[start : start + n] for start, n in sizes]
+        strips = strips if compression == 1 else map(zlib.decompress, strips)
+        values = np.frombuffer(b"".join(strips), "<i8" if tags.prefix == b"II" else ">i8", width * height)
+        values = values.reshape(height, width).astype(np.int64)
+        return values.cumsum(axis=1) if predictor == 2 else values  # 2: the differences of neighbours are stored
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from utils import IGNORED_CLASS
+from utils import IGNORED_CLASS, RGB_OFFSET
 from utils.data.mask_values import (
-    RGB_OFFSET,
     ValueCounts,
     as_colours,
     colour_value,

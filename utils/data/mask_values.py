@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A colour (r, g, b) of an RGB mask is the value RGB_OFFSET + 65536 r + 256 g + b, which differs from every grey value.
-RGB_OFFSET = 1 << 24
+from utils import RGB_OFFSET
+
 # Entry i of a palette is PALETTE_OFFSET (i + 1) + its grey value or colour; the set shows which of the two counts.
 PALETTE_OFFSET = 1 << 25
 

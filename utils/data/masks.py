@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from utils import RGB_OFFSET
 from utils.data.images import decoding_errors, open_upright, read_wide_integers
-from utils.data.mask_values import PALETTE_OFFSET, RGB_OFFSET, ValueCounts
+from utils.data.mask_values import PALETTE_OFFSET, ValueCounts
 from utils.runtime.errors import InputError
 
 _MAX_INDEXED = 16  # mask values below this look black in every viewer, unless a palette shows them
