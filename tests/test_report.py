@@ -1,11 +1,16 @@
 """The outcome of a run over many images: failures, the exit code, the files."""
 
 import errno
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from utils.data.fitting import MaskFitter
+from utils.metrics.segmentation import CHALLENGE_SCORES
+from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.report import Report
 from utils.runtime.errors import InputError
 
@@ -58,6 +63,21 @@ def test_unwritable_summary_is_a_failure(tmp_path: Path):
     report.write(tmp_path / "file")
     assert [name for name, _ in report.failures] == ["the summary"]
     assert "could not be written" in report.failures[0][1]
+
+
+def test_image_without_a_score_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys):
+    ground_truth = GroundTruth.__new__(GroundTruth)
+    ground_truth.packed, ground_truth.mask_dir, ground_truth.fitter = {}, Path("masks"), MaskFitter()
+    rows = [{"image": f"{i}.jpg", **dict.fromkeys(CHALLENGE_SCORES, dice)} for i, dice in enumerate((0.5, math.nan))]
+    common = {"soft_dice_confidence": 0.5, "pairwise_dice": None, "mean_entropy": 0.1}
+    Report([row | common for row in rows]).write(tmp_path, ground_truth)
+    assert "1 of 2 masks have no pixel that counts" in caplog.text
+    assert "1 of 2 images compared" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.json").read_text())["segmentation"]["dice"]["value"] == 0.5
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == [
+        "0.jpg,0.5,0.5,0.5,0.5,0.5,0.5,,0.1",
+        "1.jpg,,,,,,0.5,,0.1",
+    ]
 
 
 def test_write_removes_metrics_of_an_earlier_run(tmp_path: Path):

@@ -69,6 +69,14 @@ def test_titles():
     assert [segmentation_title(name) for name in ("dice", "jaccard_c2")] == ["Dice", "Jaccard, class 2"]
 
 
+def test_image_without_a_pixel_that_counts_has_no_score():
+    ignored = np.full((2, 2), 255)
+    for n_classes, names in ((2, 5), (3, 13)):
+        scores = segmentation_scores(np.ones((2, 2), dtype=np.uint8), ignored, n_classes)
+        assert len(scores) == names
+        assert all(np.isnan(value) for value in scores.values())
+
+
 def test_ignored_pixels_are_not_scored():
     predicted = np.array([[1, 1, 1, 0], [0, 0, 0, 0]])
     target = np.array([[1, 0, 255, 255], [1, 0, 0, 0]])  # 1 true and 1 false positive, 3 true and 1 false negatives

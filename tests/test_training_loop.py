@@ -115,6 +115,14 @@ def test_empty_images_are_scored_apart():
     assert (scores["dice"], scores["false_alarm_rate"]) == (None, 0.5)
 
 
+def test_images_without_a_pixel_that_counts_have_no_score():
+    lesion, ignored = [[1, 1], [0, 0]], [[IGNORED_CLASS] * 2] * 2
+    scores = copied_scores([lesion, lesion, lesion], [ignored, lesion, ignored])
+    assert scores == pytest.approx(copied_scores([lesion], [lesion]))
+    assert (scores["accuracy"], scores["images_without_lesion"]) == (1, 0)
+    assert copied_scores([lesion], [ignored])["dice"] is None
+
+
 def test_an_image_is_scored_by_the_classes_that_it_shows():
     scores = copied_scores([[[1, 1], [2, 0]], [[0, 0], [2, 2]]], [[[1, 1], [0, 0]], [[1, 0], [2, 2]]])
     assert scores["dice"] == pytest.approx((1 + (0 + 1) / 2) / 2)

@@ -5,6 +5,8 @@ a table and writes it as CSV and as a figure.
 """
 
 import argparse
+import logging
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +32,8 @@ from utils.pipeline.report import Report
 from utils.runtime.atomic_files import write_csv
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 NUMBERS_OF_PASSES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 
@@ -65,6 +69,9 @@ def main(args: argparse.Namespace) -> int:
     for item in progress(items, unit="image"):
         with report.isolating(item.key):
             points = evaluate_passes(model, sampler, item, ground_truth, numbers)
+            if math.isnan(points[0].dice):
+                logger.warning("%s is left out: its mask has no pixel that counts", item.key)
+                continue
             counts = [point.counts for point in points]
             totals = [a + b for a, b in zip(totals, counts, strict=True)] if totals else counts
             curves.append(points)

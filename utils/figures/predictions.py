@@ -77,7 +77,7 @@ def prediction_row(
 def format_scores(name: str, scores: Mapping[str, Any]) -> str:
     """The caption of an image: its name and scores."""
     parts = [name]
-    if "dice" in scores:
+    if math.isfinite(scores.get("dice", math.nan)):
         parts.append(f"Dice {scores['dice']:.3f}, Jaccard {scores['jaccard']:.3f}")
     parts.append(f"soft Dice confidence {scores['soft_dice_confidence']:.3f}")
     if scores["pairwise_dice"] is not None:

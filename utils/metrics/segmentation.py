@@ -1,5 +1,7 @@
 """Segmentation scores of a mask against its ground truth."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -18,8 +20,9 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
 
     Returns:
         `CHALLENGE_SCORES` by name, in [0, 1]. Each class but the background is scored against all others; 0 / 0 is
-        1, so two empty masks score 1. With more than two classes the scores are means over the classes, followed by
-        those of each class (`dice_c1`, ...), and the accuracy is that of all classes.
+        1, so two empty masks score 1, but all are NaN if no pixel counts. With more than two classes the scores are
+        means over the classes, followed by those of each class (`dice_c1`, ...), and the accuracy is that of all
+        classes.
     """
     positives_of = _histogram(target)  # by class
     n_ignored = positives_of[IGNORED_CLASS]
@@ -42,7 +45,7 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
     scores["accuracy"] = _ratio(sum(correct_of), total)
     if n_classes > 2:
         scores |= {f"{name}_c{k}": value for k, one in enumerate(by_class, 1) for name, value in one.items()}
-    return scores
+    return scores if total else dict.fromkeys(scores, math.nan)
 
 
 def _histogram(classes: np.ndarray, where: np.ndarray | None = None) -> list[int]:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -64,7 +65,11 @@ class Report:
         """
         if not distributed.is_main():
             return
-        scored = [row for row in self.rows if "dice" in row]
+        compared = [row for row in self.rows if "dice" in row]
+        scored = [row for row in compared if not math.isnan(row["dice"])]
+        if len(scored) < len(compared):
+            words = "%d of %d masks have no pixel that counts: these images have no score"
+            logger.warning(words, len(compared) - len(scored), len(compared))
         if scored:
             result = ground_truth.evaluate(scored)
             ground_truth.fitter.log()
@@ -79,8 +84,9 @@ class Report:
                     (folder / name).unlink()
             if self.rows:
                 write_summary(folder / "summary.csv", self.rows)
+            if compared:
+                write_csv(folder / "metrics.csv", compared)
             if scored:
-                write_csv(folder / "metrics.csv", scored)
                 write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
         except OSError as error:
             self.failures.append(("the summary", f"could not be written to {folder} ({error.strerror})"))

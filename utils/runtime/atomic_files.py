@@ -87,11 +87,11 @@ def _allocate(file: BinaryIO, size: int) -> None:
 
 
 def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the same columns as a CSV file with a header, atomically."""
+    """Write rows with the same columns as a CSV file with a header, atomically; the cells of None and NaN are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: None if value != value else value for name, value in row.items()} for row in rows)
     with atomic_file(path) as file:
         file.write(text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
 

@@ -139,43 +139,41 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float | Non
         background that it shows; pixel `accuracy`, and `accuracy_all_background`, that of a prediction of background
         everywhere; `false_alarm_rate`, the fraction of the images without a lesion in which one is predicted, 0 if
         there is no such image. Then their number, `images_without_lesion`. If all are, `dice` is None. Ignored pixels
-        do not count.
+        do not count, nor do images that have no others.
     """
     state.network.eval()
-    sums = [torch.zeros(6, device=state.device)]  # over the images of each batch
-    n_images = 0
+    sums = [torch.zeros(7, device=state.device)]  # over the images of each batch
     for images, target in batches:
         with state.autocast():
             logits = class_logits(state.network(to_network_input(images, state.device)))
         target = to_device(target, state.device)
         loss = segmentation_loss(logits, target) * len(images)
         sums.append(torch.stack([loss, *_prediction_sums(logits.argmax(dim=1), target, logits.shape[1])]))
-        n_images += len(images)
-    totals = torch.stack(sums).cpu().double().sum(dim=0)
-    totals = distributed.sum_over_processes(torch.cat([totals, totals.new_tensor([n_images])])).tolist()
-    loss, accuracy, all_background, dice, n_lesions, false_alarms, n_images = totals
+    totals = distributed.sum_over_processes(torch.stack(sums).cpu().double().sum(dim=0)).tolist()
+    loss, accuracy, all_background, dice, n_lesions, false_alarms, n_scored = totals
+    n_images = max(n_scored, 1)
     return {
         "loss": loss / n_images,
         "dice": dice / n_lesions if n_lesions else None,
         "accuracy": accuracy / n_images,
         "accuracy_all_background": all_background / n_images,
-        "false_alarm_rate": false_alarms / max(n_images - n_lesions, 1),
-        "images_without_lesion": round(n_images - n_lesions),
+        "false_alarm_rate": false_alarms / max(n_scored - n_lesions, 1),
+        "images_without_lesion": round(n_scored - n_lesions),
     }
 
 
 def _prediction_sums(predicted: Tensor, target: Tensor, n_classes: int) -> list[Tensor]:
-    """Sums over images: accuracy, that of background, Dice of those with a lesion, their number, false alarms."""
+    """Sums over images: accuracy, that of background, Dice, images with a lesion, false alarms, images with a score."""
     counted = target != IGNORED_CLASS
-    n_counted = counted.sum((1, 2)).clamp(min=1)
-    accuracy, all_background = ((target == p).sum((1, 2)) / n_counted for p in (predicted, 0))
+    n_counted = counted.sum((1, 2))
+    accuracy, all_background = ((target == p).sum((1, 2)) / n_counted.clamp(min=1) for p in (predicted, 0))
     foreground = range(1, n_classes)
     dice = torch.stack([dice_coefficient((predicted == k) & counted, target == k) for k in foreground])  # (C - 1, N)
     shown = torch.stack([(target == k).flatten(1).any(dim=1) for k in foreground]).float()
     dice = (dice * shown).sum(dim=0) / shown.sum(dim=0).clamp(min=1)  # 0 without a lesion
     lesion = shown.amax(dim=0)
     false_alarm = ((predicted > 0) & counted).flatten(1).any(dim=1) * (1 - lesion)
-    return [values.sum() for values in (accuracy, all_background, dice, lesion, false_alarm)]
+    return [values.sum() for values in (accuracy, all_background, dice, lesion, false_alarm, (n_counted > 0).float())]
 
 
 @torch.inference_mode()
