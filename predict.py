@@ -5,6 +5,7 @@ from pathlib import Path
 
 from utils import arguments, cli
 from utils.data.images import read_image, save_png
+from utils.data.mask_classes import MaskClasses
 from utils.data.masks import mask_to_image
 from utils.figures.predictions import prediction_row, show_predictions
 from utils.inference.predictor import MapOptions, Prediction
@@ -28,8 +29,9 @@ def main(args: argparse.Namespace) -> int:
     sampler = Softmax(args.batch_size, dtype)
     ground_truth = None
     if args.mask_dir:
-        values = (model.mask_values, model.ignore_value)
-        ground_truth = GroundTruth(items, args.mask_dir, *values, evaluate_probs=False, mask_suffix=args.mask_suffix)
+        recorded = MaskClasses(model.mask_values, model.ignore_value)
+        names = (args.ignore_value, args.mask_suffix)
+        ground_truth = GroundTruth(items, args.mask_dir, recorded, *names, evaluate_probs=False)
 
     # What is done with each prediction
     def save(item: Item, prediction: Prediction) -> list[Path]:
@@ -48,7 +50,8 @@ def main(args: argparse.Namespace) -> int:
     journal = None
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-        settings |= {"white": model.white, "ignore_value": model.ignore_value, "weights": model.fingerprint()}
+        settings |= {"white": model.white, "weights": model.fingerprint()}
+        settings |= {"ignore_value": ground_truth.ignore_value if ground_truth else None}
         journal = Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing)
 
     # Loop over the images, report

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import arguments, cli, pairing_arguments
+from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
 from utils.inference.samplers import MCDropout, Softmax, calibrated
@@ -79,8 +80,8 @@ def main(args: argparse.Namespace) -> int:
     )
     ground_truth = None
     if args.mask_dir:
-        values = (model.mask_values, model.ignore_value)
-        ground_truth = GroundTruth(items, args.mask_dir, *values, mask_suffix=args.mask_suffix)
+        recorded = MaskClasses(model.mask_values, model.ignore_value)
+        ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
     report, rows, summaries = Report(), [], defaultdict(list)
 
     # Loop over the images: predict, compare, save, show

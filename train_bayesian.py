@@ -105,14 +105,16 @@ def load_datasets(
 
     folders = cli.validation_folders(args)
     pairing = cli.pairing_options(args)
-    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, size, args.cache_dir, pairing, args.white)
-    mask_classes = held_out_classes = decoded.mask_classes(n_classes, cli.mask_options(args))
+    options = cli.mask_options(args)
+    common = (size, args.cache_dir, pairing)
+    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, *common, args.white, options.first)
+    mask_classes = held_out_classes = decoded.mask_classes(n_classes, options)
     images = [pair.image for pair in decoded.pairs]
     groups = read_groups(args.groups, images) if args.groups else None
     if folders:
-        held_out = load_pairs(*folders, size, args.cache_dir, pairing, decoded.white)
-        ignored = MaskOptions(ignored=mask_classes.ignored)
-        held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes.values)
+        held_out = load_pairs(*folders, *common, decoded.white, options.first)
+        ignored = MaskOptions(ignored=args.ignore_value)
+        held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes)
         training, validation = range(len(images)), range(len(held_out.pairs))
     else:
         training, validation = split_indices(len(images), args.validation, args.seed, groups)

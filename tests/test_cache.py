@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_folders, make_image
-from utils.data import decoding
+from utils.data import decoding, fitting
 from utils.data.cache import decode_pairs
 from utils.data.decoding import DecodedPairs
 from utils.data.pairing import Pair, pair_files
@@ -20,9 +20,9 @@ from utils.runtime.errors import InputError
 def test_only_changed_files_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     imgs, masks = make_folders(tmp_path, 4)
     read = []
-    for name in ("read_image", "read_mask"):
-        original = getattr(decoding, name)
-        monkeypatch.setattr(decoding, name, lambda p, *a, original=original: (read.append(p.name), original(p, *a))[1])
+    for module, name in ((decoding, "read_image"), (fitting, "read_mask")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda p, *a, original=original: (read.append(p.name), original(p, *a))[1])
 
     def decode() -> decoding.DecodedPairs:
         read.clear()
@@ -184,3 +184,19 @@ def test_files_of_one_name_in_several_folders(tmp_path: Path):
     decoded = decode_pairs(pairs, (4, 4), tmp_path / "cache")
     assert decoded.images[:, 0, 0, 0].tolist() == [0, 100]
     assert [int(mask_values(decoded, i)[0, 0]) for i in range(2)] == [0, 255]
+
+
+def test_masks_of_an_image_on_a_white_background(tmp_path: Path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    masks = [tmp_path / f"a_mask_{i}.png" for i in (1, 2)]
+    for i, path in enumerate(masks):
+        mask = np.full((32, 32), 255, np.uint8)
+        mask[8 * i : 8 * i + 4] = 0  # a lesion of four rows each
+        Image.fromarray(mask).save(path)
+    rows = {}
+    for background in (None, 255, None):
+        decoded = decode_pairs(
+            [Pair(tmp_path / "a.jpg", tuple(masks))], (32, 32), tmp_path / "cache", None, False, background
+        )
+        rows[background] = int((decoded.counts[0].values[decoded.masks[0]] == 0).all(axis=1).sum())
+    assert rows == {None: 0, 255: 8}

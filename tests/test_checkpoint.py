@@ -14,7 +14,7 @@ from unet import BayesianUNet, draw_dropout_masks, mc_dropout
 from unet.mc_dropout import dropout_layers
 from unet.unet_parts import ChannelDropout, DoubleConv
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
-from utils.data.mask_values import colour_value
+from utils.data.mask_values import colour_values
 from utils.inference.maps import predict_classes
 from utils.inference.predictor import predict
 from utils.metrics.segmentation import segmentation_scores
@@ -135,7 +135,7 @@ def test_wrapped_and_prefixed_weights(tmp_path: Path, wrap: str | None, prefix: 
 def test_mask_values_of_wrapped_weights(tmp_path: Path, inside: bool):
     weights, values = lively_network(dropout=0.0).state_dict(), {"mask_values": [[9, 9, 9], [255, 0, 1]]}
     torch.save({"state_dict": weights | values} if inside else {"state_dict": weights} | values, tmp_path / "o.pth")
-    assert load_model(tmp_path / "o.pth").mask_values == [9, colour_value(255, 0, 1)]
+    assert load_model(tmp_path / "o.pth").mask_values == [9, int(colour_values([255, 0, 1]))]
 
 
 @pytest.mark.parametrize(("filters", "layers"), [(32, 8), (64, 0), (16, 0)])

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.data.fitting import MaskFitter
-from utils.data.mask_values import PALETTE_OFFSET
+from utils.data.fitting import MaskFitter, unite_masks
+from utils.data.mask_classes import MaskClasses
+from utils.data.mask_values import PALETTE_OFFSET, read_palettes
 from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
 
@@ -15,17 +16,27 @@ from utils.runtime.errors import InputError
 def test_masks_are_united():
     a = RawMask(np.array([[0, 1, 0]], dtype=np.uint8), np.array([0, 255]))
     b = RawMask(np.array([[0, 0, 2]], dtype=np.uint8), np.array([0, 7, 9]))
-    fitter = MaskFitter()
-    united = fitter.fit({Path("a"): a, Path("b"): b}, (3, 1))
+    united = unite_masks([a, b])
     assert united.values[united.codes].tolist() == [[0, 255, 9]]
-    assert fitter.resized == []
+    assert MaskClasses((0, 9, 255)).unite([a, b]).tolist() == [[0, 2, 1]]
+
+
+def test_lesions_are_united_on_a_white_background():
+    """One lesion each, of 0 and of the 3 that compression has made of it, on white that compression has moved, too."""
+    a = RawMask(np.array([[0, 1, 1]], dtype=np.uint8), np.array([0, 255]))
+    b = RawMask(np.array([[1, 1, 0]], dtype=np.uint8), np.array([3, 253]))
+    united = unite_masks([a, b], background=255)
+    assert united.values[united.codes].tolist() == [[0, 253, 3]]
+    assert MaskClasses((255, 0)).unite([a, b]).tolist() == [[1, 0, 1]]
+    counts = united.count()
+    assert [array.tolist() for array in counts[:2]] == [[0, 3, 253], [1, 1, 1]]
 
 
 def test_masks_with_and_without_a_palette_are_united():
     grey = RawMask(np.array([[0, 1, 0]], dtype=np.uint8), np.array([0, 255]))
     palette = RawMask(np.array([[0, 0, 1]], dtype=np.uint8), PALETTE_OFFSET * np.array([1, 2]) + [0, 255])
-    united = MaskFitter().fit({Path("a"): grey, Path("b"): palette}, (3, 1))
-    assert united.values[united.codes].tolist() == [[0, 255, 255]]
+    united = unite_masks([grey, palette])
+    assert read_palettes(united.values, by_index=False)[united.codes].tolist() == [[0, 255, 255]]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +56,7 @@ def test_whole_fractions_are_resized(size: tuple[int, int], mask_size: tuple[int
     codes = np.zeros(mask_size[::-1], dtype)
     codes[:, mask_size[0] // 2 :] = 1
     fitter = MaskFitter()
-    fitted = fitter.fit({Path("m.png"): RawMask(codes, np.array([0, 70_000]))}, size)
+    fitted = fitter.fit(Path("m.png"), RawMask(codes, np.array([0, 70_000])), size)
     values = fitted.values[fitted.codes]
     assert values.shape == size[::-1]
     assert sorted(np.unique(values).tolist()) == [0, 70_000]
@@ -59,4 +70,4 @@ def test_whole_fractions_are_resized(size: tuple[int, int], mask_size: tuple[int
 @pytest.mark.parametrize("mask_size", [(42, 30), (30, 40), (20, 30), (16, 12), (5, 5)])
 def test_other_sizes_are_errors(mask_size: tuple[int, int]):
     with pytest.raises(InputError, match=rf"it has 40x30 pixels, its mask m\.png has {mask_size[0]}x{mask_size[1]}"):
-        MaskFitter().fit({Path("m.png"): RawMask(np.zeros(mask_size[::-1], np.uint8), np.array([0]))}, (40, 30))
+        MaskFitter().fit(Path("m.png"), RawMask(np.zeros(mask_size[::-1], np.uint8), np.array([0])), (40, 30))

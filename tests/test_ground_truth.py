@@ -10,8 +10,10 @@ import sklearn.metrics
 from PIL import Image
 
 from tests.conftest import make_folders
+from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel
 from utils.data.images import IMAGE_EXTENSIONS
+from utils.data.mask_classes import MaskClasses
 from utils.inference.samplers import MCDropout
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, find_items
@@ -53,26 +55,43 @@ def test_images_of_one_name(tmp_path: Path):
     make_folders(tmp_path, 1, (20, 16))
     items = [Item(tmp_path / folder / "SKIN_000.jpg", PurePath("SKIN_000.jpg")) for folder in ("imgs", "other")]
     with pytest.raises(InputError, match=r"imgs/SKIN_000\.jpg and .*other/SKIN_000\.jpg have the same name"):
-        GroundTruth(items, tmp_path / "masks", [0, 255])
-    assert len(GroundTruth([items[0]] * 2, tmp_path / "masks", [0, 255]).paths) == 1  # the same image twice
+        GroundTruth(items, tmp_path / "masks", MaskClasses((0, 255)))
+    assert (
+        len(GroundTruth([items[0]] * 2, tmp_path / "masks", MaskClasses((0, 255))).paths) == 1
+    )  # the same image twice
+
+
+def test_void_of_a_healthy_image_is_ignored_if_the_user_says_so(tmp_path: Path):
+    """Of 0 and 255 alone, 255 is the object that a model has learnt as 1, though it has recorded 255 as ignored."""
+    imgs, masks = make_folders(tmp_path, 1, (20, 16))
+    Image.fromarray(np.pad(np.zeros((12, 20), np.uint8), ((4, 0), (0, 0)), constant_values=255)).save(
+        masks / "SKIN_000_Segmentation.png"
+    )
+    items, recorded = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS), MaskClasses((0, 1), 255)
+    for ignore_value, expected in ((None, 1), (255, IGNORED_CLASS)):
+        ground_truth = GroundTruth(items, masks, recorded, ignore_value)
+        assert ground_truth.ignore_value == ignore_value
+        target = ground_truth.read(items[0], (16, 20))
+        assert (target[:4] == expected).all()
+        assert not target[4:].any()
 
 
 def test_masks_that_do_not_fit(tmp_path: Path):
     imgs, masks = make_folders(tmp_path, 2, (20, 16))
     items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
-    ground_truth = GroundTruth(items, masks, [0, 255], evaluate_probs=False)
+    ground_truth = GroundTruth(items, masks, MaskClasses((0, 255)), evaluate_probs=False)
     target = ground_truth.read(items[0], (16, 20))
     assert ground_truth.compare(items[0], target, target)["dice"] == 1
     assert ground_truth.packed == {}
     with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* has 20x16"):
         ground_truth.read(items[0], (16, 30))
-    labels = GroundTruth(items, masks, [0, 1], evaluate_probs=False)  # two classes are two classes
+    labels = GroundTruth(items, masks, MaskClasses((0, 1)), evaluate_probs=False)  # two classes are two classes
     assert np.array_equal(labels.read(items[0], (16, 20)), target)
     with pytest.raises(InputError, match="contains the value 255"):
-        GroundTruth(items, masks, [0, 7, 9])
+        GroundTruth(items, masks, MaskClasses((0, 7, 9)))
     (masks / "SKIN_001_Segmentation.png").unlink()
-    partial = GroundTruth(items, masks, [0, 255])
+    partial = GroundTruth(items, masks, MaskClasses((0, 255)))
     assert [partial.read(item, (16, 20)) is None for item in items] == [False, True]
     (masks / "SKIN_000_Segmentation.png").rename(masks / "other.png")
     with pytest.raises(InputError, match="no image has a mask"):
-        GroundTruth(items, masks, [0, 255])
+        GroundTruth(items, masks, MaskClasses((0, 255)))

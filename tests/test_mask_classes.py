@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from tests.conftest import make_image
 from utils import IGNORED_CLASS
 from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
-from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, colour_value, distance, format_mask_value
+from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, colour_values, distances, format_mask_value
 from utils.data.masks import read_mask
 from utils.runtime.errors import InputError
 
-RED, GREEN = colour_value(255, 0, 0), colour_value(0, 255, 0)
+RED, GREEN = int(colour_values([255, 0, 0])), int(colour_values([0, 255, 0]))
 
 
 def counted(areas: dict[int, int], thin: dict[int, int] | None = None) -> ValueCounts:
@@ -25,9 +25,10 @@ def counted(areas: dict[int, int], thin: dict[int, int] | None = None) -> ValueC
     return ValueCounts(np.array([*pixels]), np.array([*pixels.values()]), np.array(solid))
 
 
-def decide(masks: list[ValueCounts], n_classes: int = 2, expected=(), **options) -> MaskClasses:
+def decide(masks: list[ValueCounts], n_classes: int = 2, expected=(), recorded=None, **options) -> MaskClasses:
     names = {f"{i}.png": mask for i, mask in enumerate(masks)}
-    return decide_classes(names, n_classes, MaskOptions(**options), expected)
+    learnt = MaskClasses(tuple(expected), recorded) if expected else None
+    return decide_classes(names, n_classes, MaskOptions(**options), learnt)
 
 
 def written(tmp_path, images: list[Image.Image], name: str = "png", **options) -> list[ValueCounts]:
@@ -119,7 +120,7 @@ def test_colours_with_smooth_edges_and_as_jpeg(tmp_path):
     assert decide(written(tmp_path, [two_colours(smooth=True)]), 3).values == (0, GREEN, RED)
     masks = written(tmp_path, [two_colours(smooth=False)], "jpg", quality=80, subsampling=0)
     assert decide(masks, 3).values == (0, GREEN, RED)
-    assert distance(np.array([RED]), 0)[0] == pytest.approx(255 / 3**0.5)
+    assert distances([RED], [0]).item() == pytest.approx(255 / 3**0.5)
 
 
 def test_smooth_single_class(tmp_path):
@@ -206,10 +207,13 @@ def test_two_classes_are_two_classes(expected: list[int]):
 
 
 def test_object_of_255_is_not_what_a_model_ignores():
-    assert decide([counted({0: 9, 255: 1})], expected=[0, 1], ignored=255).ignored is None
-    assert decide([counted({0: 9, 1: 1, 255: 1})], expected=[0, 1], ignored=255).ignored == 255
-    assert decide([counted({0: 9, 128: 1})], expected=[0, 255], ignored=128).ignored == 128  # no usual object
-    assert decide([counted({128: 9})], expected=[0, 255], ignored=128).of(np.array([128])).tolist() == [255]
+    assert decide([counted({0: 9, 255: 1})], expected=[0, 1], recorded=255).ignored is None
+    assert decide([counted({0: 9, 255: 1})], expected=[0, 1], recorded=255, ignored=255).ignored == 255  # a flag
+    assert decide([counted({0: 9, 255: 1})], expected=[0, 1], ignored=255).of(np.array([0, 255])).tolist() == [0, 255]
+    assert decide([counted({0: 9, 1: 1, 255: 1})], expected=[0, 1], recorded=255).ignored == 255
+    assert decide([counted({0: 9, 1: 1, 255: 1})], expected=[0, 255]).ignored == 255  # though the model knows of none
+    assert decide([counted({0: 9, 128: 1})], expected=[0, 255], recorded=128).ignored == 128  # no usual object
+    assert decide([counted({128: 9})], expected=[0, 255], recorded=128).of(np.array([128])).tolist() == [255]
 
 
 def test_masks_without_some_of_the_classes_of_a_model():

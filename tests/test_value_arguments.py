@@ -10,12 +10,17 @@ from PIL import Image
 
 from tests.conftest import assert_one_clear_line, make_folders, run_script
 from utils.checkpoint import load_model
-from utils.data.mask_values import colour_value
+from utils.data.mask_values import colour_values
 from utils.value_arguments import mask_value, white_value
 
 
 def test_types():
-    assert [mask_value(text) for text in ("0", "65535", "9,9,9", "255,0,0")] == [0, 65535, 9, colour_value(255, 0, 0)]
+    assert [mask_value(text) for text in ("0", "65535", "9,9,9", "255,0,0")] == [
+        0,
+        65535,
+        9,
+        int(colour_values([255, 0, 0])),
+    ]
     for text in ("", "-1", "x", "1,2", "256,0,0", "65536"):
         with pytest.raises(argparse.ArgumentTypeError, match="such as 255"):
             mask_value(text)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from utils import arguments, cli
 from utils.checkpoint import TrainedModel
 from utils.data.groups import groups_digest, names_digest, read_groups
-from utils.data.mask_classes import MaskOptions
+from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
@@ -30,14 +30,16 @@ def main(args: argparse.Namespace) -> None:
     model, dtype = cli.model_from_args(args)
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
-    decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing, model.white)
+    background = model.mask_values[0] if model.mask_values[0] > min(model.mask_values) else None
+    decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing, model.white, background)
     images = [pair.image for pair in decoded.pairs]
     if args.val_imgs_dir:
         indices: Sequence[int] = range(len(images))
     else:
         groups = read_groups(args.groups, images) if args.groups else None
         indices = held_out_indices(model, len(images), groups, names_digest(images, args.imgs_dir))
-    mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=model.ignore_value), model.mask_values)
+    expected = MaskClasses(model.mask_values, model.ignore_value)
+    mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=args.ignore_value), expected)
     dataset = SegmentationDataset(decoded, indices, mask_classes)
     logger.info("Fitting on %d images", len(dataset))
     temperatures = fit_temperatures(model, dataset, args.batch_size, dtype)

@@ -64,8 +64,6 @@ def model_from_args(
     device, dtype = device_from_args(args)
     model = load_model(args.model, device, default_size)
     check_model_flags(args, args.model, model)
-    if args.ignore_value is not None:
-        model.ignore_value = args.ignore_value
     model.white = args.white or model.white or find_white(image_paths)
     logger.info("Model %s, input size %dx%d", args.model, *model.input_size)
     log_device(device, dtype)
@@ -165,8 +163,9 @@ def mask_options(args: argparse.Namespace) -> MaskOptions:
 
 def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
     """The options that the flags of `arguments.probability_parent` and `arguments.folder_parent` give."""
-    names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "skip_existing")
-    return ProbabilityMapOptions(**{name: getattr(args, name) for name in names}, model_name=str(args.model))
+    names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "ignore_value")
+    options = {name: getattr(args, name) for name in (*names, "skip_existing")}
+    return ProbabilityMapOptions(**options, model_name=str(args.model))
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 
 from utils import arguments, cli, pairing_arguments
 from utils.data.images import read_image
+from utils.data.mask_classes import MaskClasses
 from utils.figures.curves import draw_reliability, draw_risk_coverage
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_comparison, reduction
@@ -78,8 +79,8 @@ def main(args: argparse.Namespace) -> None:
     summary = args.results[0] / "summary.csv"
     items = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in read_names(summary)]
     run = next(iter(results.values()))["run"]
-    values = (run["mask_values"], run["ignore_value"])
-    ground_truth = GroundTruth(items, args.masks_dir, *values, mask_suffix=args.mask_suffix)
+    recorded = MaskClasses(run["mask_values"])
+    ground_truth = GroundTruth(items, args.masks_dir, recorded, run["ignore_value"], args.mask_suffix)
     names = args.images or spread_over_confidence(summary, args.rows, {str(name) for name in ground_truth.paths})
     shown = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in names]
     rows = [comparison_row(item, results, folders, ground_truth) for item in shown]

@@ -33,6 +33,7 @@ def load_pairs(
     cache_dir: Path | None = DEFAULT_CACHE_DIR,
     options: PairingOptions | None = None,
     white: float | None = None,
+    background: int | None = None,
 ) -> DecodedPairs:
     """The images and masks of two folders at the network's input size; of several processes the main one decodes.
 
@@ -42,6 +43,7 @@ def load_pairs(
         cache_dir: where the decoded files are kept for the next run.
         options: how they are paired.
         white: the value of white in 16-bit images; None to find it.
+        background: the value of the background of masks, if it is not the lowest.
 
     Raises:
         InputError: files that do not pair or cannot be read.
@@ -49,7 +51,7 @@ def load_pairs(
     options = options or PairingOptions()
     pairs = pair_files(imgs_dir, masks_dir, options)
     with distributed.main_first():
-        return decode_pairs(pairs, size, cache_dir, white, options.skip_unusable)
+        return decode_pairs(pairs, size, cache_dir, white, options.skip_unusable, background)
 
 
 def split_indices(
@@ -129,7 +131,7 @@ class SegmentationDataset(Dataset):
         self.images, self.masks = decoded.images, decoded.masks
         self.indices, self.transform = indices, transform
         if not isinstance(mask_classes, MaskClasses):
-            mask_classes = decoded.mask_classes(len(mask_classes), expected=mask_classes)
+            mask_classes = decoded.mask_classes(len(mask_classes), expected=MaskClasses(mask_classes))
         self.mask_classes, self.white = mask_classes, decoded.white
         self.tables = [mask_classes.of(counts.values) for counts in decoded.counts]
         lesion = pixels_per_class(decoded, self.tables, len(mask_classes.values))[:, 1:].sum(axis=1)

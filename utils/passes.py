@@ -16,6 +16,7 @@ import torch
 from utils import arguments, cli
 from utils.checkpoint import TrainedModel
 from utils.data.images import read_image
+from utils.data.mask_classes import MaskClasses
 from utils.figures.curves import draw_passes
 from utils.figures.grid import save_figure
 from utils.inference.maps import full_size_probs, predict_classes
@@ -55,9 +56,8 @@ def main(args: argparse.Namespace) -> int:
         raise InputError("--mask-dir is required: the passes are evaluated against ground truth")
     items = cli.items_from_args(args)
     model, dtype = cli.model_from_args(args, [item.path for item in items])
-    ground_truth = GroundTruth(
-        items, args.mask_dir, model.mask_values, model.ignore_value, mask_suffix=args.mask_suffix
-    )
+    recorded = MaskClasses(model.mask_values, model.ignore_value)
+    ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
     items = [item for item in items if item.name in ground_truth.paths]
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     sampler.check(model)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.data.mask_values import colour_value
+from utils.data.mask_values import colour_values
 
 
 def mask_value(text: str) -> int:
@@ -15,7 +15,7 @@ def mask_value(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"expected a value such as 255 or a colour such as 255,0,0, not {text!r}"
         ) from None
-    return numbers[0] if len({*numbers}) == 1 else colour_value(*numbers)
+    return int(colour_values(numbers if len(numbers) == 3 else numbers * 3))
 
 
 def white_value(text: str) -> float:

@@ -24,7 +24,7 @@ from utils.data.pairing import Pair
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_DIR = Path(__file__).resolve().parents[2] / "data" / ".cache"
-_VERSION = 2  # to be incremented when the cached arrays change
+_VERSION = 3  # to be incremented when the cached arrays change
 _ABANDONED_AFTER = 86400  # seconds, after which an unfinished folder counts as abandoned
 
 
@@ -34,6 +34,7 @@ def decode_pairs(
     cache_dir: Path | str | None = DEFAULT_CACHE_DIR,
     white: float | None = None,
     skip_unusable: bool = False,
+    background: int | None = None,
 ) -> DecodedPairs:
     """Every image and mask at the network's input size.
 
@@ -43,17 +44,19 @@ def decode_pairs(
         cache_dir: where the arrays are kept; if None, or if it cannot be written, they are in memory only.
         white: the value of white in 16-bit images; None to find it.
         skip_unusable: continue without pairs that cannot be used.
+        background: the value of the background of masks, if it is not the lowest; see `unite_masks`.
 
     Raises:
         InputError: files that cannot be read, or pairs of different sizes; all are listed.
     """
+    values = (white, background if any(len(pair.masks) > 1 for pair in pairs) else None)
     fingerprints = [[_fingerprint(path) for path in (pair.image, *pair.masks)] for pair in pairs]
     if cache_dir is None:
-        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, white, skip_unusable)
+        return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, values, skip_unusable)
 
     # The cache of exactly these files, if it exists and is intact.
     cache_dir = Path(cache_dir)
-    dataset = _digest([_VERSION, size, white, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
+    dataset = _digest([_VERSION, size, values, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
     folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable])}"
     cached = _load(folder, pairs)
     if cached is not None:
@@ -66,7 +69,7 @@ def decode_pairs(
     building = _new_folder(folder, len(pairs), size)
     arrays = _new_arrays(len(pairs), size) if building is None else _memory_map(building, "r+")
     try:
-        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, white, skip_unusable)
+        decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, values, skip_unusable)
         if building is None:
             return decoded
         for array in arrays.values():
@@ -78,14 +81,18 @@ def decode_pairs(
             shutil.rmtree(building, ignore_errors=True)
         raise
 
-    # Move it into place, and remove the caches that it replaces.
+    _move_into_place(building, folder, replaced=[*earlier, *_abandoned(cache_dir, dataset)])
+    return _load(folder, pairs) or decoded
+
+
+def _move_into_place(building: Path, folder: Path, replaced: Sequence[Path]) -> None:
+    """Give a finished cache its name, and remove those that it replaces."""
     try:
         building.rename(folder)
     except OSError:  # another process has meanwhile built the same one
         shutil.rmtree(building, ignore_errors=True)
-    for path in (*earlier, *_abandoned(cache_dir, dataset)):
+    for path in replaced:
         shutil.rmtree(path, ignore_errors=True)
-    return _load(folder, pairs) or decoded
 
 
 def _log_cached(cached: DecodedPairs, n_pairs: int, white: float | None) -> None:
@@ -101,12 +108,13 @@ def _decode(
     fingerprints: list[list],
     arrays: dict[str, np.ndarray],
     earlier: Path | None,
-    white: float | None,
+    values: tuple[float | None, int | None],
     skip_unusable: bool,
 ) -> DecodedPairs:
     """Decode the pairs into arrays; those whose files have not changed are copied from an earlier cache."""
+    white, background = values
     white = white or find_white(pair.image for pair in pairs)
-    decoder = PairDecoder(pairs, arrays, white)
+    decoder = PairDecoder(pairs, arrays, white, background)
     source = _load(earlier) if earlier else None
     source = None if source and source.white != white else source
     rows = {json.dumps(files): row for row, files in enumerate(_index(earlier)["files"])} if source else {}

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from utils.data.fitting import MaskFitter
+from utils.data.fitting import MaskFitter, unite_masks
 from utils.data.images import read_image
 from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
 from utils.data.mask_values import ValueCounts
-from utils.data.masks import read_mask
 from utils.data.pairing import Pair
 from utils.data.preprocessing import preprocess
 from utils.runtime.console import progress
@@ -43,7 +42,7 @@ class DecodedPairs:
     white: float | None = None
 
     def mask_classes(
-        self, n_classes: int, options: MaskOptions | None = None, expected: Sequence[int] = ()
+        self, n_classes: int, options: MaskOptions | None = None, expected: MaskClasses | None = None
     ) -> MaskClasses:
         """`decide_classes` of these masks."""
         masks = {str(pair.mask): counts for pair, counts in zip(self.pairs, self.counts, strict=True)}
@@ -63,11 +62,18 @@ class PairDecoder:
         pairs: the files.
         arrays: with the names, shapes and dtypes of `array_layout`, zero-initialised; filled in.
         white: the value of white in 16-bit images.
+        background: of masks that are united, see `unite_masks`.
     """
 
-    def __init__(self, pairs: Sequence[Pair], arrays: dict[str, np.ndarray], white: float | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        arrays: dict[str, np.ndarray],
+        white: float | None = None,
+        background: int | None = None,
+    ) -> None:
         self.decoded = DecodedPairs(list(pairs), **arrays, counts=[_NO_VALUES] * len(pairs), white=white)
-        self._fitter = MaskFitter()
+        self._fitter, self._background = MaskFitter(), background
 
     def reuse(self, i: int, source: DecodedPairs, row: int) -> None:
         """Copy pair i from row `row` of an earlier result."""
@@ -80,7 +86,7 @@ class PairDecoder:
         height, width = target.masks.shape[1:]
         try:
             image = read_image(pair.image, target.white)
-            mask = self._fitter.fit({path: read_mask(path) for path in pair.masks}, image.size)
+            mask = unite_masks(self._fitter.read(pair.masks, image.size), self._background)
             target.images[i] = preprocess(image, (width, height)).permute(1, 2, 0).numpy()
             counts = target.counts[i] = mask.count()
             if len(counts.values) > np.iinfo(target.masks.dtype).max:

@@ -9,7 +9,6 @@ from utils.data.decoding import DecodedPairs
 from utils.data.fitting import MaskFitter
 from utils.data.images import image_size
 from utils.data.mask_classes import MaskClasses
-from utils.data.masks import read_mask
 from utils.runtime.console import progress
 from utils.runtime.threads import usable_cores
 
@@ -48,8 +47,8 @@ def keep_lesions(
 
     def keep(i: int) -> KeptPixels:
         pair = decoded.pairs[i]
-        mask = MaskFitter().fit({path: read_mask(path) for path in pair.masks}, image_size(pair.image))
-        return largest_shares(mask_classes.of(mask.values)[mask.codes], tables[i][decoded.masks[i]], lost[i])
+        masks = MaskFitter().read(pair.masks, image_size(pair.image))
+        return largest_shares(mask_classes.unite(masks), tables[i][decoded.masks[i]], lost[i])
 
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         kept = progress(pool.map(keep, lost), total=len(lost), desc="Small lesions", unit="mask", leave=False)

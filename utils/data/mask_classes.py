@@ -16,13 +16,14 @@ from utils import IGNORED_CLASS, RGB_OFFSET
 from utils.data.mask_values import (
     ValueCounts,
     as_colours,
-    colour_value,
-    distance,
+    colour_values,
+    distances,
     format_mask_value,
     merge_counts,
     palettes_count_by_index,
     read_palettes,
 )
+from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,15 @@ class MaskOptions:
     background: int | None = None
     ignored: int | None = None
 
+    @property
+    def first(self) -> int | None:
+        """The value of class 0, as far as the user says it."""
+        return self.values[0] if self.values else self.background
+
 
 @dataclass(frozen=True)
 class MaskClasses:
-    """Which value of a set of masks is which class.
+    """Which value of a set of masks is which class, or what a model has recorded of them.
 
     Attributes:
         values: of class 0, 1, ... in these masks.
@@ -65,7 +71,7 @@ class MaskClasses:
         by_index: whether the entries of palettes count by their index, not their colour.
     """
 
-    values: tuple[int, ...]
+    values: Sequence[int]
     ignored: int | None = None
     by_index: bool = False
 
@@ -77,15 +83,19 @@ class MaskClasses:
     def of(self, values: np.ndarray) -> np.ndarray:
         """The (K,) uint8 class of each of the values of a `RawMask`: the nearest, at half way the higher one."""
         values = read_palettes(values, self.by_index)
-        distances = np.stack([distance(values, value) for value in self.values[::-1]])
-        classes = (len(self.values) - 1 - distances.argmin(axis=0)).astype(np.uint8)
-        if self.ignored is not None:
-            classes[values == self.ignored] = IGNORED_CLASS
-        return classes
+        classes = len(self.values) - 1 - distances(values, self.values[::-1]).argmin(axis=1)
+        return np.where(values == self.ignored, IGNORED_CLASS, classes).astype(np.uint8)
+
+    def unite(self, masks: Sequence[RawMask]) -> np.ndarray:
+        """The (H, W) uint8 classes of an image that has these masks: of each pixel the highest."""
+        return np.maximum.reduce([self.of(mask.values)[mask.codes] for mask in masks])
 
 
 def decide_classes(
-    masks: Mapping[str, ValueCounts], n_classes: int, options: MaskOptions | None = None, expected: Sequence[int] = ()
+    masks: Mapping[str, ValueCounts],
+    n_classes: int,
+    options: MaskOptions | None = None,
+    expected: MaskClasses | None = None,
 ) -> MaskClasses:
     """Decide what the values of a set of masks mean, and log it in a line.
 
@@ -93,68 +103,71 @@ def decide_classes(
         masks: the values of each mask, by its name in messages.
         n_classes: number of classes; 1, a sigmoid output, distinguishes two values as well.
         options: what the user says.
-        expected: the values that a model was trained on, of which other masks may lack some. Two classes are two
-            classes, whatever their values.
+        expected: what a model has recorded, of whose values other masks may lack some. Two classes are two classes,
+            whatever their values.
 
     Raises:
         InputError: there are fewer values than classes, or others with an area of their own.
     """
     options, n_classes = options or MaskOptions(), max(n_classes, 2)
-    raw = merge_counts(*(np.concatenate(arrays) for arrays in zip(*masks.values(), strict=True)))
-    by_index = palettes_count_by_index(raw.values) and max(expected, default=0) < RGB_OFFSET
-    counts = merge_counts(read_palettes(raw.values, by_index), raw.pixels, raw.solid)
-    ignored = options.ignored if options.ignored is not None else _void_value(counts, n_classes, masks, by_index)
-    if expected and n_classes == 2 and ignored == _VOID and (counts.values != ignored).sum() < 2:
-        ignored = None  # 0 and 255: the object that the model has learnt as 1
-    kept = ValueCounts(*(array[counts.values != ignored] for array in counts))
+    raw = merge_counts(masks.values())
+    by_index = palettes_count_by_index(raw.values) and not (expected and max(expected.values) >= RGB_OFFSET)
+    by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
+    counts = merge_counts(by_mask.values())
+    known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
+    ignored = next((value for value in known if value is not None), None)
+    kept = counts.without(ignored)
+    classes = MaskClasses(_class_values(kept, n_classes, options, expected), ignored, by_index)
+    is_rest = _find_rest(kept, classes.values, by_mask)
+    logger.info("%s", _describe_masks(counts, kept.values[is_rest], classes))
+    background = kept.pixels[classes.of(kept.values) == 0].sum() / max(kept.pixels.sum(), 1)
+    if background < 0.5 and expected is None and options.first is None:
+        text = "Class 0, mask value %s, covers less than half of the pixels, %s: is it the background?"
+        logger.warning(text, format_mask_value(classes.values[0]), _percent(background))
+    return classes
 
+
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+
+def _void_value(counts: ValueCounts, masks: Mapping[str, ValueCounts], n_classes: int) -> int | None:
+    """255 beside labels 0 ... N - 1, of which most masks with 255 have one; otherwise it may be an object."""
+    if not np.array_equal(counts.values, [*range(n_classes), _VOID]):
+        return None
+    beside_labels = [one for one in masks.values() if np.isin(one.values, range(1, n_classes)).any()]
+    n_beside = sum(one.pixels[one.values == _VOID].sum() for one in beside_labels)
+    enough = n_beside >= counts.pixels[-1] / 2 and counts.pixels[1:-1].sum() >= _MIN_VOID_RATIO * counts.pixels[-1]
+    return _VOID if enough else None
+
+
+def _recorded_void(counts: ValueCounts, expected: MaskClasses | None) -> int | None:
+    """The ignored value of a model; but in masks of 0 and 255, the latter is the object that it has learnt as 1."""
+    if expected is None:
+        return None
+    is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(counts.without(_VOID).values) < 2
+    return None if is_object else expected.ignored
+
+
+def _class_values(
+    counts: ValueCounts, n_classes: int, options: MaskOptions, expected: MaskClasses | None
+) -> tuple[int, ...]:
+    """The values of class 0, 1, ..."""
     if options.values and len({*options.values}) != n_classes:
         raise InputError(f"{len(options.values)} mask values were given for {n_classes} classes", *_OPTIONS)
-    found = tuple(options.values) or _most_frequent(kept, n_classes)
+    found = tuple(options.values) or _most_frequent(counts, n_classes)
     if expected:
-        found = _in_order_of(found, expected) if n_classes == 2 else tuple(expected)
-    elif len(found) < n_classes:
+        return _in_order_of(found, expected.values) if n_classes == 2 else tuple(expected.values)
+    if len(found) < n_classes:
         raise InputError(
             f"the masks have too few values for {n_classes} classes, only {_list_values(found)}: each class must occur "
             "in at least one mask",
             "classes",
             "mask_values",
         )
-    if options.background is not None and not options.values:
-        if options.background not in found:
-            background = format_mask_value(options.background)
-            raise InputError(f"the background {background} is none of the mask values {_list_values(found)}")
-        found = (options.background, *(value for value in found if value != options.background))
-    classes = MaskClasses(found, ignored, by_index)
-    rest = _rest(kept, found, masks, classes)
-    logger.info("%s", _describe_masks(counts, classes, rest))
-    if not (expected or options.values or options.background is not None):
-        _warn_of_small_background(kept, classes)
-    return classes
-
-
-def _warn_of_small_background(counts: ValueCounts, classes: MaskClasses) -> None:
-    fraction = counts.pixels[classes.of(counts.values) == 0].sum() / counts.pixels.sum()
-    if fraction < 0.5:
-        text = "Class 0, mask value %s, covers less than half of the pixels, %s: is it the background?"
-        logger.warning(text, format_mask_value(classes.values[0]), _percent(fraction))
-
-
-# -- the rule ----------------------------------------------------------------------------------------------------------
-
-
-def _void_value(counts: ValueCounts, n_classes: int, masks: Mapping[str, ValueCounts], by_index: bool) -> int | None:
-    """255 beside labels 0 ... N - 1, of which most masks with 255 have one; otherwise it may be an object."""
-    if not np.array_equal(counts.values, [*range(n_classes), _VOID]):
-        return None
-    n_void = n_beside_labels = 0
-    for one in masks.values():
-        values = read_palettes(one.values, by_index)
-        n = one.pixels[values == _VOID].sum()
-        n_void += n
-        n_beside_labels += n if ((values > 0) & (values != _VOID)).any() else 0
-    labelled = counts.pixels[1:-1].sum()
-    return _VOID if n_beside_labels >= n_void / 2 and labelled >= _MIN_VOID_RATIO * n_void else None
+    if options.first is not None and options.first not in found:
+        background = format_mask_value(options.first)
+        raise InputError(f"the background {background} is none of the mask values {_list_values(found)}")
+    return tuple(sorted(found, key=lambda value: value != options.first))
 
 
 def _most_frequent(counts: ValueCounts, n: int) -> tuple[int, ...]:
@@ -165,55 +178,47 @@ def _most_frequent(counts: ValueCounts, n: int) -> tuple[int, ...]:
     found: list[int] = []
     for i in order[:_MAX_CANDIDATES]:
         value, own_area = int(counts.values[i]), counts.solid[i] >= _MIN_SOLID * counts.pixels[i]
-        is_far = not found or distance(np.array(found), value).min() >= _MIN_CONTRAST
+        is_far = not found or distances([value], found).min() >= _MIN_CONTRAST
         if len(found) < n and is_far and (own_area or len(found) < 2):  # of two classes, one may be of thin lines
             found.append(value)
-    unclipped = tuple(sorted(_unclip(value) for value in found))
-    return unclipped if len(set(unclipped)) == n else tuple(sorted(found))
-
-
-def _unclip(value: int) -> int:
-    """Black and white, and full colours, where compression has moved them a little: flat black in a JPEG may be 1."""
-    if 255 < value < RGB_OFFSET:
-        return value
-    near = [0 if c <= _CLIPPED else 255 if c >= 255 - _CLIPPED else int(c) for c in as_colours(np.array([value]))[0]]
-    return near[0] if len({*near}) == 1 else colour_value(*near)
+    # Black and white, and full colours, where compression has moved them a little: flat black in a JPEG may be 1
+    colours = as_colours(found)
+    colours[colours <= _CLIPPED] = 0
+    colours[(colours >= 255 - _CLIPPED) & (colours <= 255)] = 255
+    unclipped = colour_values(colours).tolist()
+    return tuple(sorted(unclipped if len({*unclipped}) == n else found))
 
 
 def _in_order_of(found: tuple[int, ...], expected: Sequence[int]) -> tuple[int, ...]:
     """One or two values in the order of the expected ones next to them; two next to the same one are sorted."""
-    nearest = MaskClasses(tuple(expected)).of(np.array(found, np.int64)).tolist()
+    nearest = MaskClasses(expected).of(np.array(found, np.int64)).tolist()
     if len({*nearest}) < len(found):
         return found
     values = dict(enumerate(expected)) | dict(zip(nearest, found, strict=True))
     return tuple(values[k] for k in sorted(values))
 
 
-def _rest(
-    counts: ValueCounts, found: Sequence[int], masks: Mapping[str, ValueCounts], classes: MaskClasses
-) -> np.ndarray:
+def _find_rest(counts: ValueCounts, found: Sequence[int], masks: Mapping[str, ValueCounts]) -> np.ndarray:
     """Which values are none of the classes, bool.
 
     Raises:
         InputError: one has an area of its own, or lies beside labels such as 0, 1, 2, or they are most of the pixels.
     """
     many = len(counts.values) > len(found) + _MANY
-    distances = np.stack([distance(counts.values, value) for value in found])
-    rest = distances.min(axis=0) > (_MAX_NOISE_DISTANCE if many else 0)
+    rest = distances(counts.values, found).min(axis=1) > (_MAX_NOISE_DISTANCE if many else 0)
     n_rest, n_pixels = counts.pixels[rest].sum(), counts.pixels.sum()
     own_area = (counts.solid >= _MIN_SOLID * counts.pixels) & (counts.pixels >= _MIN_FRACTION_OF_REST * n_rest)
-    contrast = min((float(distance(np.array([a]), b)[0]) for a in found for b in found if a != b), default=np.inf)
-    further = rest & (own_area | (contrast < _MIN_CONTRAST))
-    if further.any():
-        order = np.flatnonzero(further)[np.argsort(-counts.pixels[further])]
-        value = int(counts.values[order[0]])
-        example = next(name for name, one in masks.items() if value in read_palettes(one.values, classes.by_index))
-        shares = counts.pixels / n_pixels
-        listed = [f"{format_mask_value(int(counts.values[i]))} ({_percent(shares[i])})" for i in order]
+    contrasts = distances(found, found)
+    further = np.flatnonzero(rest & (own_area | (contrasts[contrasts > 0].min(initial=np.inf) < _MIN_CONTRAST)))
+    if len(further):
+        further = further[np.argsort(-counts.pixels[further])]
+        value, *_ = names = [format_mask_value(int(counts.values[i])) for i in further]
+        listed = [f"{name} ({_percent(counts.pixels[i] / n_pixels)})" for name, i in zip(names, further, strict=True)]
+        example = next(name for name, one in masks.items() if counts.values[further[0]] in one.values)
         raise InputError(
             f"the masks have values that belong to no class, with areas of their own: {_shortened(listed)}; {example}, "
-            f"for example, contains the value {format_mask_value(value)}. The {len(found)} classes have the values "
-            f"{_list_values(found)}. Correct the masks, or say what those values are",
+            f"for example, contains the value {value}. The {len(found)} classes have the values {_list_values(found)}. "
+            "Correct the masks, or say what those values are",
             *_OPTIONS,
         )
     if n_rest > _MAX_REST * n_pixels:
@@ -221,7 +226,7 @@ def _rest(
             f"the {len(found)} most frequent values of the masks, {_list_values(found)}, cover only "
             f"{_percent(1 - n_rest / n_pixels)} of the pixels, where one value per class was expected: are these masks?"
         )
-    return counts.values[rest]
+    return rest
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -239,26 +244,22 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.{0 if fraction >= 0.0995 else 1 if fraction >= 0.00095 else 4}f} %"
 
 
-def _describe_masks(counts: ValueCounts, classes: MaskClasses, rest: np.ndarray) -> str:
+def _describe_masks(counts: ValueCounts, rest: np.ndarray, classes: MaskClasses) -> str:
     """What each value was taken for, with its share of the pixels that are not ignored."""
-    of_class, is_rest = classes.of(counts.values), np.isin(counts.values, rest)  # both of resolved values
-    ignored = of_class == IGNORED_CLASS
-    total = max(counts.pixels[~ignored].sum(), 1)
-    names = ["background", "lesion"] if len(classes.values) == 2 else ["background", *map(str, range(1, 256))]
-    shares = [counts.pixels[(of_class == k) & ~is_rest].sum() / total for k in range(len(classes.values))]
+    of_class = classes.of(counts.values).astype(int)
+    of_class[np.isin(counts.values, rest)] = -1
+    n_pixels = {k: counts.pixels[of_class == k].sum() for k in (*range(len(classes.values)), -1, IGNORED_CLASS)}
+    n_ignored, n_all = n_pixels.pop(IGNORED_CLASS), counts.pixels.sum()
+    shares = {k: _percent(n / max(n_all - n_ignored, 1)) for k, n in n_pixels.items()}
+    two = len(classes.values) == 2
+    names = ["background", *(["lesion"] if two else [f"class {k}" for k in range(1, len(classes.values))])]
     parts = [
-        f"{format_mask_value(value)} {name if name in ('background', 'lesion') else 'class ' + name} {_percent(share)}"
-        for value, name, share in zip(classes.values, names, shares, strict=False)
+        f"{format_mask_value(v)} {name} {shares[k]}"
+        for k, (v, name) in enumerate(zip(classes.values, names, strict=True))
     ]
     text = f"masks: {', '.join(parts)}"
-    if ignored.any():
-        n_ignored = counts.pixels[ignored].sum()
-        text += f"; {format_mask_value(classes.ignored)} ignored, {_percent(n_ignored / counts.pixels.sum())} of all"
+    if n_ignored:
+        text += f"; {format_mask_value(classes.ignored)} ignored, {_percent(n_ignored / n_all)} of all"
     if len(rest):
-        share = counts.pixels[is_rest].sum() / total
-        text += (
-            f"; the rest, {_percent(share)}, to the nearer of the two"
-            if len(names) == 2
-            else (f"; the rest, {_percent(share)}, to the nearest of these")
-        )
+        text += f"; the rest, {shares[-1]}, to the {'nearer of the two' if two else 'nearest of these'}"
     return text

@@ -1,5 +1,6 @@
 """Mask values: grey values, colours and entries of palettes as integers, and how often each occurs."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,17 +24,16 @@ class ValueCounts(NamedTuple):
     pixels: np.ndarray
     solid: np.ndarray
 
+    def without(self, value: int | None) -> "ValueCounts":
+        """All values but one."""
+        return ValueCounts(*(array[self.values != value] for array in self))
 
-def colour_value(red: int, green: int, blue: int) -> int:
-    """The value of a colour that is not grey."""
-    return RGB_OFFSET + (red << 16) + (green << 8) + blue
 
-
-def format_mask_value(value: int) -> str:
-    """A human-readable mask value: 255, or (255, 0, 0) of an RGB mask."""
-    if value < RGB_OFFSET:
-        return str(value)
-    return f"({value >> 16 & 255}, {value >> 8 & 255}, {value & 255})"
+def merge_counts(counts: Iterable[ValueCounts], by_index: bool | None = None) -> ValueCounts:
+    """The sums over several masks, with the entries of palettes read by `read_palettes` unless `by_index` is None."""
+    values, *numbers = (np.concatenate(arrays) for arrays in zip(*counts, strict=True))
+    found, index = np.unique(values if by_index is None else read_palettes(values, by_index), return_inverse=True)
+    return ValueCounts(found, *(np.bincount(index, weights=n).astype(np.int64) for n in numbers))
 
 
 def read_palettes(values: np.ndarray, by_index: bool) -> np.ndarray:
@@ -50,7 +50,7 @@ def palettes_count_by_index(values: np.ndarray) -> bool:
     """
     entries = values[values >= PALETTE_OFFSET]
     indices, colours = entries // PALETTE_OFFSET - 1, entries % PALETTE_OFFSET
-    if len(np.unique(indices)) < len(entries) or len(np.unique(colours)) < len(entries):
+    if min(len(np.unique(indices)), len(np.unique(colours))) < len(entries):
         return False
     n_colours, n_indices = (len(np.unique(read_palettes(values, by_index))) for by_index in (False, True))
     if n_colours != n_indices:
@@ -58,18 +58,24 @@ def palettes_count_by_index(values: np.ndarray) -> bool:
     return bool((colours >= RGB_OFFSET).any()) and not colours[indices == 0].any()
 
 
-def distance(values: np.ndarray, value: int) -> np.ndarray:
-    """The distance of values to another one, in grey levels; root mean square over the channels of colours."""
-    return np.sqrt(np.square(as_colours(values) - as_colours(np.array([value]))).mean(axis=1))
+def as_colours(values: np.ndarray | Sequence[int]) -> np.ndarray:
+    """(K, 3) int64: red, green and blue of each value, or three times the grey value."""
+    values = np.asarray(values, dtype=np.int64)[:, None]
+    return np.where(values < RGB_OFFSET, values, values >> np.array([16, 8, 0]) & 255)
 
 
-def as_colours(values: np.ndarray) -> np.ndarray:
-    """(K, 3): red, green and blue, or three times the grey value."""
-    colours = np.stack([values >> 16 & 255, values >> 8 & 255, values & 255], axis=1)
-    return np.where(values[:, None] < RGB_OFFSET, values[:, None], colours).astype(np.float64)
+def colour_values(colours: np.ndarray | Sequence[int]) -> np.ndarray:
+    """The inverse of `as_colours`, (...) int32 of (..., 3) colours."""
+    red, green, blue = np.moveaxis(np.asarray(colours, dtype=np.int32), -1, 0)
+    return np.where((red == green) & (green == blue), red, RGB_OFFSET + (red << 16) + (green << 8) + blue)
 
 
-def merge_counts(values: np.ndarray, pixels: np.ndarray, solid: np.ndarray) -> ValueCounts:
-    """Values that may occur several times, with the sums of their counts."""
-    found, index = np.unique(values, return_inverse=True)
-    return ValueCounts(found, *(np.bincount(index, weights=n).astype(np.int64) for n in (pixels, solid)))
+def distances(values: np.ndarray | Sequence[int], others: Sequence[int]) -> np.ndarray:
+    """(K, M) distances of values to M others, in grey levels; root mean square over the channels of colours."""
+    differences = as_colours(values)[:, None] - as_colours(others)
+    return np.sqrt(np.square(differences).mean(axis=2))
+
+
+def format_mask_value(value: int) -> str:
+    """A human-readable mask value: 255, or (255, 0, 0) of an RGB mask."""
+    return str(value) if value < RGB_OFFSET else str(tuple(as_colours([value])[0].tolist()))

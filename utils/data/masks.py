@@ -8,12 +8,11 @@ import numpy as np
 from PIL import Image
 
 from utils import RGB_OFFSET
-from utils.data.images import decoding_errors, open_upright, read_wide_integers
-from utils.data.mask_values import PALETTE_OFFSET, ValueCounts
+from utils.data.images import decoding_errors, is_deep, open_upright, read_wide_integers
+from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, as_colours, colour_values
 from utils.runtime.errors import InputError
 
 _MAX_INDEXED = 16  # mask values below this look black in every viewer, unless a palette shows them
-_MAX_SOLID_PIXELS = 2**20  # of larger masks, areas are measured in some rows
 _MAX_NOISE = 256, 0.25  # more values than this, with less of the pixels in areas of one value: a photograph
 
 
@@ -31,24 +30,20 @@ class RawMask(NamedTuple):
 
     def count(self) -> ValueCounts:
         """The values that occur."""
-        step = max(1, self.codes.size // _MAX_SOLID_PIXELS)
-        above, middle, below = (self.codes[i : max(i, len(self.codes) - 2 + i) : step] for i in range(3))
-        centre = middle[:, 1:-1]
-        solid = np.ones(centre.shape, dtype=bool)
-        for row in (above, middle, below):
-            for column in range(3):
-                solid &= row[:, column : row.shape[1] - 2 + column] == centre
-        pixels = self._histogram(self.codes)
-        solid = np.minimum(step * self._histogram(centre[solid]), pixels)
+        codes, inner = self.codes, self.codes[1:-1, 1:-1]
+        runs = (codes[:, 1:-1] == codes[:, :-2]) & (codes[:, 1:-1] == codes[:, 2:])  # three equal ones side by side
+        solid = runs[:-2] & runs[1:-1] & runs[2:] & (inner == codes[:-2, 1:-1]) & (inner == codes[2:, 1:-1])
+        pixels, solid = self._histogram(codes), self._histogram(inner, solid)
         found = np.flatnonzero(pixels)
         found = found[np.argsort(self.values[found])]
         return ValueCounts(self.values[found], pixels[found], solid[found])
 
-    def _histogram(self, codes: np.ndarray) -> np.ndarray:
+    def _histogram(self, codes: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         """How often each code occurs; Pillow's histogram is several times as fast as `np.bincount`."""
-        if codes.dtype == np.uint8 and codes.ndim == 2:
-            return np.array(Image.fromarray(codes).histogram()[: len(self.values)])
-        return np.bincount(codes.ravel(), minlength=len(self.values))
+        if codes.dtype == np.uint8 and codes.size:
+            where = None if where is None else Image.fromarray(where.view(np.uint8))
+            return np.array(Image.fromarray(codes).histogram(where)[: len(self.values)])
+        return np.bincount(codes.ravel() if where is None else codes[where], minlength=len(self.values))
 
 
 def read_mask(path: Path | str) -> RawMask:
@@ -69,33 +64,31 @@ def read_mask(path: Path | str) -> RawMask:
 
 
 def _read_codes(path: Path | str) -> RawMask:
-    wide = read_wide_integers(path)
-    if wide is not None:
-        return _from_numbers(wide, path)
-    image = open_upright(path)
-    with decoding_errors(path):
-        alpha = _shape_in_alpha(image)
-        if alpha is not None:
-            image = alpha
-        elif image.mode == "P":
-            palette = np.zeros((256, 3), np.int64)
-            colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
-            palette[: len(colours)] = colours
-            return RawMask(np.asarray(image), PALETTE_OFFSET * np.arange(1, 257) + _colour_values(palette))
-        elif image.mode in ("1", "LA"):
-            image = image.convert("L")
-        elif image.mode not in ("L", "RGB", "F") and not image.mode.startswith("I"):
-            image = image.convert("RGB")
-    pixels = np.asarray(image)
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
+    pixels = read_wide_integers(path)
+    if pixels is None:
+        image = open_upright(path)
+        with decoding_errors(path):
+            image = _shape_in_alpha(image) or image
+            if image.mode == "P":
+                colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+                colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
+                return RawMask(np.asarray(image), PALETTE_OFFSET * np.arange(1, 257) + colour_values(colours))
+            if image.mode not in ("L", "RGB") and not is_deep(image):
+                image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        pixels = np.asarray(image)
     if pixels.ndim == 3:
-        packed, codes = np.unique(_packed(pixels.astype(np.int32)), return_inverse=True)
-        colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)
-        return RawMask(codes.reshape(pixels.shape[:2]).astype(np.int32), _colour_values(colours))
+        is_grey = (pixels == pixels[..., :1]).all()
+        pixels = pixels[..., 0] if is_grey else colour_values(pixels)
+    elif pixels.dtype.kind == "f" and not np.isin(pixels % 1, 0).all():
+        raise InputError(
+            f"{path} contains values that are not integers, one integer per class was expected: is it a mask?"
+        )
+    elif pixels.size and not (pixels.min() > -RGB_OFFSET and pixels.max() < RGB_OFFSET):
+        raise InputError(f"{path} contains the value {pixels.max():g}: is it a mask?")
     if pixels.dtype == np.uint8:
         return RawMask(pixels, np.arange(256))
-    return _from_numbers(pixels, path)
+    values, codes = np.unique(pixels, return_inverse=True)
+    return RawMask(codes.reshape(pixels.shape).astype(np.int32), values.astype(np.int64))
 
 
 def _shape_in_alpha(image: Image.Image) -> Image.Image | None:
@@ -105,28 +98,6 @@ def _shape_in_alpha(image: Image.Image) -> Image.Image | None:
     *colour, alpha = image.convert(image.mode.upper()).convert("RGBA").split()  # La and RGBa have no way to RGBA
     uniform = all(low == high for low, high in (channel.getextrema() for channel in colour))
     return alpha if uniform and alpha.getextrema()[0] < 255 else None
-
-
-def _from_numbers(pixels: np.ndarray, path: Path | str) -> RawMask:
-    """16-bit values, and wider integers, also those that are stored as floating-point numbers."""
-    if pixels.dtype.kind == "f" and not np.isin(pixels % 1, 0).all():
-        raise InputError(
-            f"{path} contains values that are not integers, one integer per class was expected: is it a mask?"
-        )
-    if pixels.size and not (pixels.min() > -RGB_OFFSET and pixels.max() < RGB_OFFSET):
-        raise InputError(f"{path} contains the value {pixels.max():g}: is it a mask?")
-    values, codes = np.unique(pixels, return_inverse=True)
-    return RawMask(codes.reshape(pixels.shape).astype(np.int32), values.astype(np.int64))
-
-
-def _packed(colours: np.ndarray) -> np.ndarray:
-    return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
-
-
-def _colour_values(colours: np.ndarray) -> np.ndarray:
-    """The (K,) values of (K, 3) colours, of which grey ones are grey values."""
-    grey = (colours == colours[:, :1]).all(axis=1)
-    return np.where(grey, colours[:, 0], RGB_OFFSET + _packed(colours)).astype(np.int64)
 
 
 def mask_to_image(classes: np.ndarray, mask_values: Sequence[int]) -> Image.Image:
@@ -142,9 +113,7 @@ def mask_to_image(classes: np.ndarray, mask_values: Sequence[int]) -> Image.Imag
     values = np.asarray(mask_values, dtype=np.int64)
     assert classes.max(initial=0) < len(values), "a class without a mask value"
     if values.max() >= RGB_OFFSET:
-        colours = np.stack([values >> 16 & 255, values >> 8 & 255, values & 255], axis=-1)
-        colours[values < 256] = values[values < 256, None]  # grey values among them
-        return Image.fromarray(colours.astype(np.uint8)[classes])
+        return Image.fromarray(as_colours(values).astype(np.uint8)[classes])
     if values.max() >= 256:
         return Image.fromarray(values.astype(np.uint16)[classes])
     image = Image.fromarray(classes.astype(np.uint8, copy=False)).point(np.resize(values, 256).tolist())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from utils.data.fitting import MaskFitter
-from utils.data.mask_classes import MaskOptions, decide_classes
+from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
 from utils.data.mask_values import ValueCounts
 from utils.data.masks import read_mask
 from utils.data.pairing import find_masks
@@ -29,10 +29,10 @@ class GroundTruth:
     Args:
         items: the images.
         mask_dir: folder of the masks, which are found as by `utils.data.pairing.find_masks`.
-        mask_values: the value of class 0, 1, ... that the model was trained on, see `decide_classes`.
-        ignore_value: the value of pixels that do not count, if any.
-        evaluate_probs: evaluate the probabilities of a prediction, not only its mask.
+        recorded: what the model has recorded of the masks that it was trained on, see `decide_classes`.
+        ignore_value: the value of pixels that do not count, if the user names one.
         mask_suffix: how the masks are named, see `PairingOptions`.
+        evaluate_probs: evaluate the probabilities of a prediction, not only its mask.
 
     Attributes:
         paths: the masks of each image that has any, by its name.
@@ -48,12 +48,13 @@ class GroundTruth:
         self,
         items: Sequence[Item],
         mask_dir: Path,
-        mask_values: Sequence[int],
+        recorded: MaskClasses,
         ignore_value: int | None = None,
-        evaluate_probs: bool = True,
         mask_suffix: str | None = None,
+        evaluate_probs: bool = True,
     ) -> None:
-        self.mask_dir, self.n_classes, self.evaluate_probs = mask_dir, len(mask_values), evaluate_probs
+        self.mask_dir, self.n_classes, self.evaluate_probs = mask_dir, len(recorded.values), evaluate_probs
+        self.mask_classes = recorded
         images: dict[PurePath, Path] = {}
         for item in items:
             other = images.setdefault(item.name, item.path)
@@ -67,8 +68,12 @@ class GroundTruth:
         self.packed: dict[str, bytes] = {}
         counts = _count_values([path for paths in self.paths.values() for path in paths])
         if counts:  # otherwise each image fails when it is read
-            options = MaskOptions(ignored=ignore_value)
-            self.mask_classes = decide_classes(counts, self.n_classes, options, expected=mask_values)
+            self.mask_classes = decide_classes(counts, self.n_classes, MaskOptions(ignored=ignore_value), recorded)
+
+    @property
+    def ignore_value(self) -> int | None:
+        """The value of pixels that do not count, if there is one."""
+        return self.mask_classes.ignored
 
     def read(self, item: Item, shape: tuple[int, int]) -> np.ndarray | None:
         """The (H, W) uint8 classes of an image, `IGNORED_CLASS` for pixels that do not count; None without a mask.
@@ -79,8 +84,7 @@ class GroundTruth:
         paths, (height, width) = self.paths.get(item.name), shape
         if paths is None:
             return None
-        mask = self.fitter.fit({path: read_mask(path) for path in paths}, (width, height))
-        return self.mask_classes.of(mask.values)[mask.codes]
+        return self.mask_classes.unite(self.fitter.read(paths, (width, height)))
 
     def compare(
         self, item: Item, target: np.ndarray, classes: np.ndarray, counts: PixelCounts | None = None

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.data.images import save_png
+from utils.data.mask_classes import MaskClasses
 from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Sampler, calibrated
@@ -30,6 +31,7 @@ class ProbabilityMapOptions:
         calibrated: divide the logits by the temperature of the model.
         mask_dir: folder of ground-truth masks with which the probabilities are compared.
         mask_suffix: how the masks are named, see `PairingOptions`.
+        ignore_value: the value in masks of pixels that do not count, if not that of the model.
         skip_existing: resume an interrupted run, see `Journal`.
         model_name: name of the model file, recorded in metrics.json.
     """
@@ -40,6 +42,7 @@ class ProbabilityMapOptions:
     calibrated: bool = False
     mask_dir: Path | None = None
     mask_suffix: str | None = None
+    ignore_value: int | None = None
     skip_existing: bool = False
     model_name: str = ""
 
@@ -70,13 +73,12 @@ def predict_probabilities(
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
     ground_truth = None
     if options.mask_dir:
-        ground_truth = GroundTruth(
-            items, options.mask_dir, model.mask_values, model.ignore_value, mask_suffix=options.mask_suffix
-        )
+        recorded = MaskClasses(model.mask_values, model.ignore_value)
+        ground_truth = GroundTruth(items, options.mask_dir, recorded, options.ignore_value, options.mask_suffix)
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
     run = {"method": str(sampler), "temperature": sampler.temperature, "mask_values": list(model.mask_values)}
-    run |= {"ignore_value": model.ignore_value, "white": model.white}
+    run |= {"ignore_value": ground_truth.ignore_value if ground_truth else None, "white": model.white}
     run |= {"class_index": class_index, "save_entropy": options.save_entropy}
     settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}
     settings |= {"mask_suffix": options.mask_suffix, "weights": model.fingerprint()}
