@@ -86,6 +86,7 @@ def test_unicode_forms():
         ("s/a.jpg t/a.jpg", "s/a.png t/a.png", {"s/a.jpg": "s/a.png", "t/a.jpg": "t/a.png"}),
         ("a.jpg s/a.jpg", "a.png", {"a.jpg": "a.png"}),  # it is not the mask of both
         ("s/a.jpg t/a.jpg", "a.png", {}),
+        ("a.jpg s/a.jpg", "s/a.png s/old/a.png", {"s/a.jpg": "s/a.png"}),  # what is left there is nobody's
         ("a.jpg s/a.jpg", "a_mask.png s/a.png", {"a.jpg": "a_mask.png", "s/a.jpg": "s/a.png"}),
         ("p1/i/a.jpg p2/i/a.jpg", "p1/m/a.png p2/m/a.png", {"p1/i/a.jpg": "p1/m/a.png", "p2/i/a.jpg": "p2/m/a.png"}),
     ],

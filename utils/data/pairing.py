@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = ("", "_0000", "_training", "_test")
 MASK_SUFFIXES = ("", "_Segmentation", "_mask", "_masks", "_seg", "_label", "_lesion", "_manual1", "_gt")
 
+Masks = dict[PurePath, tuple[PurePath, ...]]  # of each image, both as paths within their folders
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -51,28 +53,19 @@ class PairingOptions:
 
 @dataclass
 class Matches:
-    """The masks of some images; all paths are relative to the folder of the images or of the masks.
+    """The masks of some images.
 
     Attributes:
         images: the images, without the masks and other annotations among them.
-        masks: the masks of each image that has any.
+        masks: of each image that has any.
         ambiguous: why other images have none of their own, though some fit.
         namings: the numbers of images by how they and their masks are named.
-        unused: how many masks belong to none of the images.
     """
 
     images: list[PurePath]
-    masks: dict[PurePath, tuple[PurePath, ...]] = field(default_factory=dict)
+    masks: Masks = field(default_factory=dict)
     ambiguous: dict[PurePath, str] = field(default_factory=dict)
     namings: Counter[str] = field(default_factory=Counter)
-    unused: int = 0
-
-    def log(self, masks_dir: Path | str) -> None:
-        """Say how many images have masks, and how these are named."""
-        namings = ", ".join(f"{naming} ({count})" for naming, count in self.namings.items())
-        logger.info("%d of %d images have a mask in %s: %s", len(self.masks), len(self.images), masks_dir, namings)
-        if self.unused:
-            logger.info("%d more masks in %s belong to none of the images", self.unused, masks_dir)
 
 
 def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOptions | None = None) -> list[Pair]:
@@ -84,13 +77,11 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
     options = options or PairingOptions()
     paths = list_images(imgs_dir, options.extensions, options.recursive)
     images = {path.relative_to(imgs_dir): path for path in paths}
-    matches = match_folders(images, masks_dir, options.mask_suffix, options.recursive)
-    matches.log(masks_dir)
+    matches = _match_folders(images, masks_dir, options.mask_suffix, options.recursive)
     unusable = [matches.ambiguous.get(name, f"{name}: no mask") for name in matches.images if name not in matches.masks]
     if unusable:
-        title = (
-            f"{len(unusable)} of {len(matches.images)} images in {imgs_dir} have no mask of their own in {masks_dir}"
-        )
+        counts = f"{len(unusable)} of {len(matches.images)} images in {imgs_dir}"
+        title = f"{counts} have no mask of their own in {masks_dir}"
         if not (options.skip_unusable and matches.masks):
             raise InputError(bulleted(f"{title}; add the masks, or skip these", unusable, 10), "skip_unusable")
         logger.warning("%s", bulleted(f"{title}, and are skipped", unusable, limit=10))
@@ -101,18 +92,12 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
 def find_masks(
     images: Mapping[PurePath, Path], masks_dir: Path | str, mask_suffix: str | None = None
 ) -> dict[PurePath, tuple[Path, ...]]:
-    """The masks of those of the given images that have any, as `match_names` finds them.
-
-    Args:
-        images: the files of the images, by their paths within their folder.
-        masks_dir: folder of the masks.
-        mask_suffix: see `PairingOptions`.
+    """The masks of those of the given images, by their paths within their folder, that have any.
 
     Raises:
         InputError: no image has a mask, or one has several that are not numbered.
     """
-    matches = match_folders(images, masks_dir, mask_suffix)
-    matches.log(masks_dir)
+    matches = _match_folders(images, masks_dir, mask_suffix)
     if matches.ambiguous:
         title = f"{masks_dir} does not have one mask per image"
         raise InputError(bulleted(title, list(matches.ambiguous.values()), limit=10), "mask_suffix")
@@ -126,20 +111,17 @@ def without_masks(
     images = {path.relative_to(imgs_dir): path for path in paths}
     if masks_dir is None or not _within(images, masks_dir):
         return list(paths)
-    return [images[name] for name in match_folders(images, masks_dir, mask_suffix).images]
+    return [images[name] for name in _match_folders(images, masks_dir, mask_suffix, level=logging.DEBUG).images]
 
 
-def match_folders(
-    images: Mapping[PurePath, Path], masks_dir: Path | str, mask_suffix: str | None = None, recursive: bool = False
+def _match_folders(
+    images: Mapping[PurePath, Path],
+    masks_dir: Path | str,
+    mask_suffix: str | None,
+    recursive: bool = False,
+    level: int = logging.INFO,
 ) -> Matches:
-    """Match images with the masks of a folder; the arguments are those of `find_masks`.
-
-    Sub-folders of masks are included if `recursive`, or if images are in sub-folders. Images and masks may be in one
-    folder, or either within the folder of the other.
-
-    Raises:
-        InputError: no image has a mask.
-    """
+    """Match images with the masks of a folder, which may be theirs, or either within the other, and log the result."""
     recursive = recursive or any(len(name.parts) > 1 for name in images)
     masks = {path.relative_to(masks_dir): path for path in list_images(masks_dir, recursive=recursive)}
     inside = _within(images, masks_dir)
@@ -154,7 +136,11 @@ def match_folders(
             f"{_first_names(masks)}, where NAME.jpg requires NAME.png or {known}",
             "mask_suffix",
         )
-    matches.unused = len(masks.keys() - both.keys() - {mask for found in matches.masks.values() for mask in found})
+    namings = ", ".join(f"{naming} ({count})" for naming, count in matches.namings.items())
+    text = "%d of %d images have a mask in %s: %s"
+    logger.log(level, text, len(matches.masks), len(matches.images), masks_dir, namings)
+    if unused := masks.keys() - both.keys() - {mask for found in matches.masks.values() for mask in found}:
+        logger.log(level, "%d more masks in %s belong to none of the images", len(unused), masks_dir)
     return matches
 
 
@@ -168,8 +154,7 @@ def match_names(
 
     The stems of an image and its mask are equal but for a suffix of each; after that of the mask a number may follow,
     `NAME_mask_1.png`, and numbered masks belong to one image. The two suffixes that match most images are taken, and
-    for the images that they leave the next ones. Where several files have one name, those that are nearest in the tree
-    of folders belong together.
+    for the images that they leave the next ones.
 
     Args:
         images, masks: paths within their folders.
@@ -184,25 +169,28 @@ def match_names(
         return suffix != "" if mask in both else suffix == "" or _stem(mask) not in stems
 
     suffixes = MASK_SUFFIXES if mask_suffix is None else (mask_suffix,)
-    by_mask = {suffix: _by_base([mask for mask in masks if may_have(mask, suffix)], suffix) for suffix in suffixes}
-    by_image = {suffix: _by_base(images, suffix) for suffix in IMAGE_SUFFIXES}
+    by_mask = {suffix: _bases([mask for mask in masks if may_have(mask, suffix)], suffix) for suffix in suffixes}
+    by_image = {suffix: _bases(images, suffix) for suffix in IMAGE_SUFFIXES}
     found = {(i, m): _nearest(by_image[i], by_mask[m]) for i in by_image for m in by_mask}
-    best, *_ = ranked = sorted(found, key=lambda naming: -len(found[naming].masks))
+    best, *_ = ranked = sorted(found, key=lambda naming: -len(found[naming][0]))
 
     matches, used, not_images = Matches(list(images)), set(), set()
     for naming in [naming for naming in ranked if naming[0] == best[0]]:
-        for image, its_masks in found[naming].masks.items():
-            if image not in matches.masks and image not in not_images and used.isdisjoint(its_masks):
-                matches.masks[image] = its_masks
+        its_masks, ambiguous = found[naming]
+        for image, near in its_masks.items():
+            if image not in matches.masks and image not in not_images and used.isdisjoint(near):
+                matches.masks[image] = near
                 matches.namings["NAME{1} for NAME{0}".format(*naming) if any(naming) else "equal names"] += 1
-                used.update(its_masks)
-                not_images.update(both[mask] for mask in its_masks if mask in both)
-        matches.ambiguous = found[naming].ambiguous | matches.ambiguous
+                used.update(near)
+                not_images.update(both[mask] for mask in near if mask in both)
+        matches.ambiguous = ambiguous | matches.ambiguous
     matches.ambiguous = {image: why for image, why in matches.ambiguous.items() if image not in matches.masks}
-    if both:
-        named = {_stem(image) for image in matches.masks}
-        not_images.update(image for image in both.values() if _prefixes(_stem(image)) & named)
-        matches.images = [image for image in images if image in matches.masks or image not in not_images]
+    named = {_stem(image) for image in matches.masks}
+    for image in both.values():
+        stem = _stem(image)
+        if any(stem[: separator.start()] in named for separator in re.finditer(r"[\W_]", stem)):
+            not_images.add(image)
+    matches.images = [image for image in images if image in matches.masks or image not in not_images]
     return matches
 
 
@@ -211,56 +199,49 @@ def _stem(path: PurePath) -> str:
     return unicodedata.normalize("NFC", path.stem)
 
 
-def _prefixes(stem: str) -> set[str]:
-    """What is before each separator: `a` and `a_b` for `a_b_c`."""
-    return {stem[: separator.start()] for separator in re.finditer(r"[\W_]", stem)}
-
-
-def _by_base(paths: Iterable[PurePath], suffix: str) -> dict[str, list[PurePath]]:
-    """The paths whose stems are BASE, the suffix in any case, and perhaps a number, by BASE."""
+def _bases(paths: Iterable[PurePath], suffix: str) -> dict[PurePath, str]:
+    """What the stems of paths have before the suffix, in any case, and perhaps a number, of those that have it."""
     number = r"(?:_\d+)?" if suffix else ""
     pattern = re.compile(f"(.+){re.escape(unicodedata.normalize('NFC', suffix))}{number}", re.IGNORECASE | re.DOTALL)
-    found = defaultdict(list)
-    for path in paths:
-        if match := pattern.fullmatch(_stem(path)):
-            found[match[1]].append(path)
-    return found
+    return {path: match[1] for path in paths if (match := pattern.fullmatch(_stem(path)))}
 
 
-def _nearest(images: Mapping[str, list[PurePath]], masks: Mapping[str, list[PurePath]]) -> Matches:
-    """Of the images and masks of each base those that are nearest to each other in the tree of folders."""
-    matches = Matches([])
-    for base in (base for base in images if base in masks):
-        highest_images, highest_masks = _highest(images[base]), _highest(masks[base])
-        for image in images[base]:
-            near = _closest(image, highest_masks)
-            rivals = _closest(near[0], highest_images)
-            if image not in rivals:
-                continue  # they are another image's
+def _nearest(images: Mapping[PurePath, str], masks: Mapping[PurePath, str]) -> tuple[Masks, dict[PurePath, str]]:
+    """The masks of images of one base, in the deepest folder that both are in; why others have none of their own."""
+    shared = {*images.values()} & {*masks.values()}
+    images, masks = ({path: base for path, base in paths.items() if base in shared} for paths in (images, masks))
+    found, ambiguous = {}, {}
+    for depth in range(max((len(image.parts) for image in images), default=0), -1, -1):
+        of_masks = _group(masks, depth)
+        together = [(group, of_masks[key]) for key, group in _group(images, depth).items() if key in of_masks]
+        for group, its_masks in together:
+            rivals, near = _highest(group), _highest(its_masks)
             if len(rivals) > 1:
-                matches.ambiguous[image] = f"{near[0]}: {len(rivals)} images ({_first_names(rivals)})"
+                ambiguous |= dict.fromkeys(rivals, f"{near[0]}: {len(rivals)} images ({_first_names(rivals)})")
             elif len({_stem(mask).casefold() for mask in near}) < len(near):
-                matches.ambiguous[image] = f"{image}: {len(near)} masks ({_first_names(near)})"
+                ambiguous[rivals[0]] = f"{rivals[0]}: {len(near)} masks ({_first_names(near)})"
             else:
-                matches.masks[image] = tuple(near)
-    return matches
+                found[rivals[0]] = tuple(near)
+            for image in group:
+                del images[image]
+            for mask in its_masks:
+                del masks[mask]
+    return found, ambiguous
 
 
-def _highest(paths: Iterable[PurePath]) -> dict[PurePath, list[PurePath]]:
-    """For each folder the paths in it or its sub-folders that are the fewest steps below it."""
-    highest: dict[PurePath, list[PurePath]] = {}
-    for path in sorted(paths, key=lambda path: len(path.parts)):
-        for folder in path.parents:
-            found = highest.setdefault(folder, [])
-            if not found or len(found[0].parts) == len(path.parts):
-                found.append(path)
-    return highest
+def _group(bases: Mapping[PurePath, str], depth: int) -> dict[tuple, list[PurePath]]:
+    """The paths of each base in or below each of the folders that are `depth` steps down."""
+    groups = defaultdict(list)
+    for path, base in bases.items():
+        if len(path.parts) > depth:
+            groups[path.parts[:depth], base].append(path)
+    return groups
 
 
-def _closest(path: PurePath, highest: Mapping[PurePath, list[PurePath]]) -> list[PurePath]:
-    """Of paths, as `_highest` gives them, those that are the fewest steps from another."""
-    folders = [folder for folder in path.parents if folder in highest]
-    return highest[min(folders, key=lambda folder: len(highest[folder][0].parts) - 2 * len(folder.parts))]
+def _highest(paths: Sequence[PurePath]) -> list[PurePath]:
+    """Those of the paths that are the fewest steps down."""
+    steps = min(len(path.parts) for path in paths)
+    return [path for path in paths if len(path.parts) == steps]
 
 
 def _real_paths(files: Mapping[PurePath, Path]) -> dict[PurePath, str]:
