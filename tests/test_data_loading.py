@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import make_folders
+from utils.data import fitting
 from utils.data.augmentation import TrainingTransforms
 from utils.data.cache import decode_pairs
+from utils.data.masks import read_mask
 from utils.data.pairing import pair_files
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
@@ -134,3 +136,19 @@ def test_a_lesion_keeps_the_pixel_with_its_largest_share(tmp_path: Path, cached:
     assert np.array_equal(masks[3], decoded.masks[0])  # a mask that keeps its lesion is not changed
     other = SegmentationDataset(decoded, [0, 2], [0, 1, 2])
     assert (other.n_without_lesion, other.kept) == (1, {})
+
+
+def test_kept_pixels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs = pair_files(*small_lesions(tmp_path))
+    first = SegmentationDataset(decode_pairs(pairs, (20, 10), tmp_path / "cache"), [1], [0, 1, 2])
+    read = []
+    monkeypatch.setattr(fitting, "read_mask", lambda path: (read.append(path.name), read_mask(path))[1])
+    decoded = decode_pairs(pairs, (20, 10), tmp_path / "cache")
+    again = SegmentationDataset(decoded, [1], [0, 1, 2])
+    assert first.kept == again.kept == {1: [(5 * 20 + 12, 1)]}
+    assert read == []
+    assert SegmentationDataset(decoded, [1, 3], [0, 1, 2]).kept[3] == [(0, 2), (19, 1)]
+    assert read == ["3.png"]
+    other = SegmentationDataset(decoded, [1, 3], [0, 2, 1])  # values with another meaning
+    assert other.kept[1] == [(5 * 20 + 12, 2)]
+    assert SegmentationDataset(decoded, [1, 3], [0, 1, 2]).kept == again.kept | {3: [(0, 2), (19, 1)]}

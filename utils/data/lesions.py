@@ -1,7 +1,11 @@
 """Small lesions: masks in which a lesion vanishes at the network's input size keep the pixel with its largest share."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +13,7 @@ from utils.data.decoding import DecodedPairs
 from utils.data.fitting import MaskFitter
 from utils.data.images import image_size
 from utils.data.mask_classes import MaskClasses
+from utils.runtime.atomic_files import write_json
 from utils.runtime.console import progress
 from utils.runtime.threads import usable_cores
 
@@ -50,9 +55,24 @@ def keep_lesions(
         masks = MaskFitter().read(pair.masks, image_size(pair.image))
         return largest_shares(mask_classes.unite(masks), tables[i][decoded.masks[i]], lost[i])
 
+    path = _cache_file(decoded, mask_classes)
+    known = json.loads(path.read_text()) if path and path.exists() else {}
+    todo = [i for i in lost if str(i) not in known]
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-        kept = progress(pool.map(keep, lost), total=len(lost), desc="Small lesions", unit="mask", leave=False)
-        return dict(zip(lost, kept, strict=True))
+        kept = progress(pool.map(keep, todo), total=len(todo), desc="Small lesions", unit="mask", leave=False)
+        known |= {str(i): pixels for i, pixels in zip(todo, kept, strict=True)}
+    if path and todo:
+        with suppress(OSError):  # the next run reads the masks again
+            write_json(path, known)
+    return {i: [(pixel, k) for pixel, k in known[str(i)]] for i in lost}
+
+
+def _cache_file(decoded: DecodedPairs, mask_classes: MaskClasses) -> Path | None:
+    """Where the kept pixels of masks that are interpreted so are kept, in the folder of the cache if there is one."""
+    if not isinstance(decoded.masks, np.memmap):
+        return None
+    digest = hashlib.sha256(repr((tuple(mask_classes.values), mask_classes.ignored, mask_classes.by_index)).encode())
+    return Path(decoded.masks.filename).with_name(f"kept-{digest.hexdigest()[:16]}.json")
 
 
 def largest_shares(classes: np.ndarray, downscaled: np.ndarray, lost: Sequence[int]) -> KeptPixels:
