@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.figures.environment import drawable, font_families, load_matplotlib, without_formulas
 from utils.figures.palette import CURVE_STYLES
 from utils.metrics.uncertainty import score_title
 
@@ -25,6 +26,7 @@ def draw_reliability(results: Results) -> Figure:
     Args:
         results: results of `evaluate_set`, by the display name of each method.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
@@ -43,12 +45,12 @@ def draw_reliability(results: Results) -> Figure:
             used = n > 0
             lowest = min(lowest, *(positives[used] / n[used]))
             ece = result["calibration"][f"ece_{kind}"]["value"]
-            label = f"{name} (ECE {ece:.3f})"
+            label = f"{without_formulas(drawable(name))} (ECE {ece:.3f})"
             upper.plot(total[used] / n[used], positives[used] / n[used], label=label, **_THIN, **style)
             edges = np.linspace(0, 1, len(n) + 1)
             lower.stairs(n / n.sum(), edges, color=style["color"], linestyle=style["linestyle"])
         upper.set(xlim=(low, 1), ylim=(lowest, 1), ylabel=y, title=title)
-        upper.legend(fontsize=7.5, loc="best")
+        upper.legend(prop={"size": 7.5, "family": font_families("".join(results))}, loc="best")
         lower.set(yscale="log", xlabel=x, ylabel="fraction of pixels")
         for ax in (upper, lower):
             ax.grid(alpha=0.25)
@@ -64,13 +66,15 @@ def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") ->
         results: results of `evaluate_set`, by the display name of each method.
         score: by which the images are ranked.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.4, 3.8), layout="constrained")
     ax = figure.subplots()
     for style, (name, result) in zip(itertools.cycle(CURVE_STYLES), results.items(), strict=False):
         curve, selective = result["risk_coverage"][score], result["selective"]
-        label = f"{name} (AURC {selective[score]['aurc']['value']:.3f}, oracle {selective['oracle']['aurc']:.3f})"
+        aurc, oracle = selective[score]["aurc"]["value"], selective["oracle"]["aurc"]
+        label = f"{without_formulas(drawable(name))} (AURC {aurc:.3f}, oracle {oracle:.3f})"
         spacing = max(1, len(curve["risk"]) // 12)
         ax.plot(
             curve["coverage"],
@@ -89,7 +93,8 @@ def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") ->
         ylim=(0, highest),  # a single bad image among the first ones would be far above
     )
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, title="dotted: random ranking", title_fontsize=8)
+    prop = {"size": 8, "family": font_families("".join(results))}
+    ax.legend(prop=prop, title="dotted: random ranking", title_fontsize=8)
     return figure
 
 
@@ -99,6 +104,7 @@ def draw_passes(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
     Args:
         curves: by the display name of each metric the numbers of passes and the values.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(curves), 2.4), layout="constrained")

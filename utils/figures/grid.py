@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from utils.figures.environment import drawable, font_families, load_matplotlib
 from utils.runtime.atomic_files import atomic_file
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def draw_grid(
         max_entropy: the brightest entropy, in nats.
         new_figure: makes the figure; `matplotlib.figure.Figure` if None.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     layout = _Layout(columns, rows, captions)
@@ -74,13 +76,14 @@ def draw_grid(
     for panels, caption, top, height in zip(rows, layout.captions, layout.tops, layout.heights, strict=True):
         for i, (column, values) in enumerate(zip(columns, panels, strict=True)):
             axes = figure.add_axes(layout.box(layout.left(i), top, layout.panel, height))
-            style: dict[str, Any] = {}
+            shown: dict[str, Any] = {}
             if column.kind in _COLOUR_MAPS:
-                style = {"cmap": _COLOUR_MAPS[column.kind][0], "vmin": 0, "vmax": limits[column.kind]}
-            axes.imshow(values, **style)
+                shown = {"cmap": _COLOUR_MAPS[column.kind][0], "vmin": 0, "vmax": limits[column.kind]}
+            axes.imshow(values, **shown)
             axes.set_axis_off()
         position = layout.point(_MARGIN, top + height + 0.04)
-        figure.text(*position, caption, fontsize=_TEXT_SIZE, va="top", parse_math=False)
+        style = {"fontsize": _TEXT_SIZE, "family": font_families(caption), "parse_math": False}
+        figure.text(*position, caption, va="top", **style)
     for i, column in enumerate(columns):
         if column.kind in _COLOUR_MAPS and column.kind not in {earlier.kind for earlier in columns[:i]}:
             _draw_colour_bar(figure, layout, i, column.kind, limits[column.kind])
@@ -151,11 +154,12 @@ def _lines(text: str) -> int:
 
 
 def _wrap(text: str, width: float, size: float, bold: bool = False) -> str:
-    """Break a text into lines of at most that many inches, at spaces or, in long words, anywhere."""
+    """Break a text, as it can be drawn, into lines of at most that many inches, at spaces or within long words."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=size, weight="bold" if bold else "normal")
+    text = drawable(text)
+    font = FontProperties(size=size, weight="bold" if bold else "normal", family=font_families(text))
 
     def is_too_wide(line: str) -> bool:
         points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
@@ -182,7 +186,7 @@ def _draw_titles(figure: Figure, layout: _Layout, columns: Sequence[Column]) -> 
         if heading:
             left, right = layout.left(first), layout.left(last) + layout.panel
             position = layout.point((left + right) / 2, layout.titles - _GAP)
-            style = {"fontsize": _TITLE_SIZE, "weight": "bold", "parse_math": False}
+            style = {"fontsize": _TITLE_SIZE, "weight": "bold", "family": font_families(heading), "parse_math": False}
             figure.text(*position, heading, ha="center", va="bottom", **style)
             (x0, y), (x1, _) = layout.point(left, layout.titles), layout.point(right, layout.titles)
             figure.add_artist(Line2D([x0, x1], [y, y], color="0.3", linewidth=0.8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from utils import IGNORED_CLASS
+from utils.figures.environment import load_matplotlib
 from utils.figures.grid import Column, draw_grid, save_figure
 from utils.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, GROUND_TRUTH, PREDICTION, class_colour
 from utils.inference.maps import ProbabilityMaps
@@ -209,23 +211,32 @@ def tint_region(image: np.ndarray, region: np.ndarray, colour: Colour, opacity: 
 
 
 def show_predictions(rows: Sequence[FigureRow], fallback: Path | None = None) -> None:
-    """Show `draw_predictions` in a window until it is closed; without a display, warn.
+    """Show `draw_predictions` in a window until it is closed; where no window can be opened, warn.
 
     Args:
         rows: of the figure.
-        fallback: file to which the figure is written if there is no display.
+        fallback: file to which the figure is written instead.
     """
+    load_matplotlib()
     import matplotlib.pyplot as plt
 
-    if plt.get_backend().lower() == "agg":
-        if fallback is None:
-            logger.warning("There is no display to show the figure on")
-        else:
-            save_figure(draw_predictions(rows), fallback)
-            logger.warning("There is no display to show the figure on: it has been written to %s", fallback)
-        return
-    figure = draw_predictions(rows, plt.figure)
+    figure = None
     try:
-        plt.show()
+        if chosen := os.environ.get("MPLBACKEND"):
+            plt.switch_backend(chosen)
+        if plt.get_backend().lower() != "agg":
+            figure = draw_predictions(rows, plt.figure)
+            plt.show()
+            return
+        reason = "There is no display to show the figure on"
+    except Exception as error:  # of a toolkit, which has errors of its own
+        logger.debug("", exc_info=True)
+        reason = f"The figure cannot be shown ({error})"
     finally:
-        plt.close(figure)
+        if figure is not None:
+            plt.close(figure)
+    if fallback is None:
+        logger.warning("%s", reason)
+    else:
+        save_figure(draw_predictions(rows), fallback)
+        logger.warning("%s: it has been written to %s", reason, fallback)
