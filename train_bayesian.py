@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> None:
     log_datasets(training_set, validation_set)
     cli.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
-    wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", settings, args.checkpoint_dir)
+    wandb_mode = args.wandb if distributed.is_main() else "disabled"
+    wandb_run = WandbRun(wandb_mode, settings, args.checkpoint_dir, resumed is not None)
 
     # Epochs: train, validate, save, log
     started, first_epoch = time.monotonic(), state.epoch
@@ -82,19 +83,14 @@ def main(args: argparse.Namespace) -> None:
                 logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, state, forecast)
                 wandb_run.log(state.history[-1], *predict_examples(state, validation_set))
             stopping = distributed.any_process(stop()) or not completed
-    wandb_run.finish()
     if stopping:
         logger.info("Saved %s; continue with --resume", args.checkpoint_dir / "last.pth")
+        wandb_run.finish()
         stop.exit()
 
-    # Temperatures of the best epoch, which a resumed run may have left in another folder
-    best = args.checkpoint_dir / "best.pth"
-    best_model = load_model(best, device) if distributed.is_main() and best.exists() else None
-    if best_model and not changed_setting(best_model.settings, settings):
-        temperatures = fit_temperatures(best_model, validation_set, dtype=dtype)
-        save_temperatures(best, temperatures)
-        logger.info("Temperatures for --calibrated: %s", format_temperatures(temperatures))
-        logger.info("Best validation %s %.4f: %s", *headline_score(state.best), best)
+    if distributed.is_main():
+        calibrate_best_epoch(args.checkpoint_dir / "best.pth", state, settings, validation_set)
+    wandb_run.finish()
 
 
 def load_datasets(
@@ -132,6 +128,20 @@ def load_datasets(
         SegmentationDataset(held_out, validation, held_out_classes),
         settings,
     )
+
+
+def calibrate_best_epoch(
+    path: Path, state: TrainingState, settings: dict[str, Any], validation_set: SegmentationDataset
+) -> None:
+    """Fit and store the temperatures of the best epoch, unless a resumed run has left it in another folder."""
+    if not path.exists():
+        return
+    model = load_model(path, state.device)
+    if not changed_setting(model.settings, settings):
+        temperatures = fit_temperatures(model, validation_set, dtype=state.dtype)
+        save_temperatures(path, temperatures)
+        logger.info("Temperatures for --calibrated: %s", format_temperatures(temperatures))
+        logger.info("Best validation %s %.4f: %s", *headline_score(state.best), path)
 
 
 def log_datasets(training: SegmentationDataset, validation: SegmentationDataset) -> None:

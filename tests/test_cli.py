@@ -152,6 +152,13 @@ def exit_code_of(monkeypatch: pytest.MonkeyPatch) -> Callable:
         (InputError("what was wrong"), 2, "Error: what was wrong\n"),
         (OSError(13, "Permission denied", "x.png"), 2, "Error: x.png: Permission denied\n"),
         (OSError(28, "No space left on device", "x.png"), 2, "Error: x.png: No space left on device; free some space"),
+        (
+            RuntimeError("CUDA error: launch failure\nmore"),
+            2,
+            "Error: The GPU failed (CUDA error: launch failure)",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2, "use --device cpu"),
+        (SystemExit(138), 138, ""),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
     ],
 )

@@ -1,11 +1,12 @@
 """Progress in log files, and durations."""
 
 import logging
+import os
 import sys
 
 import pytest
 
-from utils.runtime.console import format_duration, progress
+from utils.runtime.console import ConsoleHandler, format_duration, lasting_streams, progress
 
 
 def test_progress_lines_in_a_log_file(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -35,3 +36,28 @@ def test_no_progress_with_quiet(caplog: pytest.LogCaptureFixture, monkeypatch: p
 )
 def test_durations(seconds: float, text: str):
     assert format_duration(seconds) == text
+
+
+def test_streams_outlive_their_readers(monkeypatch: pytest.MonkeyPatch):
+    """As with `| head`: without this, the first line that nobody reads would end the script."""
+    for name in ("stdout", "stderr"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        monkeypatch.setattr(sys, name, os.fdopen(writing, "w"))
+    with lasting_streams():
+        for i in range(3):
+            print(i)
+            print(i, flush=True)
+            ConsoleHandler().emit(logging.makeLogRecord({"msg": f"line {i}"}))
+    sys.stdout.close()  # what was in the buffer is not written now
+    sys.stderr.close()
+
+
+def test_streams_that_do_not_exist_or_lack_letters(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    with open(tmp_path / "out.txt", "w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr(sys, "stderr", None)  # as of a program without a console on Windows
+        with lasting_streams():
+            print("皮膚 caf\udce9")
+            print("lost", file=sys.stderr)
+    assert (tmp_path / "out.txt").read_text() == "\\u76ae\\u819a caf\\udce9\n"

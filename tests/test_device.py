@@ -15,6 +15,9 @@ from utils.runtime.errors import InputError
 # -- device ------------------------------------------------------------------------------------------------------------
 
 
+FIRST_TENSOR = SimpleNamespace(device=torch.device("cuda:0"), tolist=list)
+
+
 def test_choose_device():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device().type in ("cuda", "mps", "cpu")
@@ -29,7 +32,7 @@ def test_cuda_device_has_its_index(name: str | None, monkeypatch: pytest.MonkeyP
     chosen, threads = [], []
     monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("torch.zeros", lambda *_, device: FIRST_TENSOR)
     monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append(_get_device_index(device)))
     monkeypatch.setattr("torch.set_num_threads", threads.append)
     assert choose_device(name) == torch.device("cuda:0")
@@ -42,10 +45,29 @@ def test_device_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch):
     def refuse(device: torch.device) -> None:
         raise ValueError("Expected a torch.device with a specified index")
 
-    monkeypatch.setattr("torch.empty", lambda *_, device: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr("torch.zeros", lambda *_, device: FIRST_TENSOR)
     monkeypatch.setattr("torch.cuda.set_device", refuse)
     with pytest.raises(InputError, match="device cuda is not available"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["no kernel image is available for execution on the device", "all CUDA-capable devices are busy", "out of memory"],
+)
+def test_gpu_that_fails_at_its_first_use(
+    reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail() -> None:
+        raise RuntimeError(f"CUDA error: {reason}\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("torch.zeros", lambda *_, device: SimpleNamespace(device=FIRST_TENSOR.device, tolist=fail))
+    with pytest.raises(InputError, match=rf"^device cuda:0 cannot be used \(CUDA error: {reason}\)$"):
+        choose_device("cuda:0")
+    assert choose_device() == torch.device("cpu")
+    assert f"The CUDA device cannot be used (CUDA error: {reason}): using the CPU" in caplog.text
 
 
 def test_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import socket
@@ -20,6 +21,7 @@ from tests.conftest import ENVIRONMENT, ROOT, make_folders, run_script
 from tests.forking import run_forked
 from utils.checkpoint import read_checkpoint
 from utils.runtime import distributed
+from utils.runtime.errors import InputError
 from utils.training.data_parallel import SynchronisedBatchNorm, data_parallel
 
 
@@ -133,6 +135,36 @@ def test_single_process():
     assert data_parallel(network) is network
 
 
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+def test_torchrun_is_recognised_by_all_of_its_variables(monkeypatch: pytest.MonkeyPatch):
+    assert distributed.started_by_torchrun(TORCHRUN)
+    for name in TORCHRUN:
+        left_over = {other: value for other, value in TORCHRUN.items() if other != name}
+        assert not distributed.started_by_torchrun(left_over)
+        assert not distributed.started_by_torchrun(left_over | {name: ""})
+    for changed in ({"RANK": "4"}, {"WORLD_SIZE": "x"}, {"LOCAL_RANK": "-1"}, {"LOCAL_WORLD_SIZE": "5"}):
+        assert not distributed.started_by_torchrun(TORCHRUN | changed)
+    for left_over in ("4", "", "x"):
+        monkeypatch.setenv("WORLD_SIZE", left_over)
+        with distributed.process_group():
+            assert (distributed.world_size(), distributed.processes_on_host()) == (1, 1)
+
+
+def test_processes_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
+    def refuse(backend: str) -> None:
+        raise dist.DistNetworkError("The client socket has failed to connect\nmore")
+
+    monkeypatch.setattr(dist, "init_process_group", refuse)
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    expected = "cannot be reached at localhost:29500 (The client socket has failed to connect)"
+    with pytest.raises(InputError, match=re.escape(expected)), distributed.process_group():
+        pass
+
+
 def test_two_processes_train_and_resume_like_one(tmp_path: Path, lively_file: Path):
     imgs, masks = make_folders(tmp_path, 8, (48, 40))  # 6 for training, in batches of 5 and 1: one process gets none
     data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
@@ -213,6 +245,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from utils import cli
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
+from utils.runtime.errors import InputError
 
 def main(args):
     distributed.all_gather(1)
@@ -260,7 +293,8 @@ def test_batch_norm_of_the_device(monkeypatch: pytest.MonkeyPatch):
 def test_group_is_destroyed_unless_there_was_an_error(monkeypatch: pytest.MonkeyPatch):
     """With NCCL, destroying it waits for the other processes."""
     calls = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     for name in ("init_process_group", "new_group", "barrier", "destroy_process_group"):
         monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, name=name, **__: calls.append(name))
     with distributed.process_group():

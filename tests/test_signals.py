@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from utils.runtime.signals import GracefulStop
+from utils.runtime.signals import GracefulStop, exit_on_termination
 
 
 def test_second_signal_takes_effect_at_once():
@@ -61,3 +61,32 @@ def test_signal_while_a_line_is_written():
             assert stop()
     finally:
         logger.removeHandler(handler)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_warnings_are_gentle_however_often_they_come(name: str):
+    number = getattr(signal, name)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    try:
+        exit_on_termination()
+        with pytest.raises(SystemExit) as error, GracefulStop() as stop:
+            for _ in range(3):
+                signal.raise_signal(number)
+            assert stop()
+            stop.exit()
+        assert error.value.code == 128 + number
+        with pytest.raises(SystemExit) as error, GracefulStop() as stop:
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)  # what Slurm sends at its time limit
+        assert error.value.code == 143
+        with pytest.raises(SystemExit) as error:  # where nothing is waited for
+            signal.raise_signal(number)
+        assert error.value.code == 128 + number
+        signal.raise_signal(number)  # while `finally` blocks run
+        signal.signal(number, signal.SIG_IGN)  # as by nohup
+        exit_on_termination()
+        signal.raise_signal(number)
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)

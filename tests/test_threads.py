@@ -119,25 +119,34 @@ def test_one_torch_thread():
         ({"cpu.max": "1600000 100000"}, 8),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
         ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "300000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 3),
         ({"cpu.max": "nonsense"}, 8),
+        ({"cpu.max": "100000 0"}, 8),
+        ({"slurm/job_7/cpu.max": "400000 100000"}, 4),  # that of the process
+        ({"slurm/cpu.max": "200000 100000", "slurm/job_7/cpu.max": "400000 100000"}, 2),
+        ({"slurm/job_8/cpu.max": "100000 100000"}, 8),  # that of another one
+        ({"cpu/docker/5f/cpu.cfs_quota_us": "250000", "cpu/docker/5f/cpu.cfs_period_us": "100000"}, 3),
     ],
 )
 def test_usable_cores(files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
-    assert usable_cores(tmp_path) == cores
+    (tmp_path / "own").write_text("4:cpu,cpuacct:/docker/5f\n0::/slurm/job_7\n")
+    assert usable_cores(tmp_path, tmp_path / "own") == cores
 
 
 @pytest.mark.parametrize(("processes", "cores"), [(1, 8), (2, 4), (3, 2), (16, 1)])
 def test_cores_are_shared_among_processes(processes: int, cores: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("utils.runtime.threads.usable_cores", lambda: 8)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    started = {"RANK": 0, "WORLD_SIZE": processes, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": processes}
+    for name, value in (started | {"MASTER_ADDR": "localhost", "MASTER_PORT": 29500}).items():
+        monkeypatch.setenv(name, str(value))
     assert cores_per_process() == cores
 
 
-@pytest.mark.parametrize(("chosen", "threads"), [(None, 2), ("6", 6)])
+@pytest.mark.parametrize(("chosen", "threads"), [(None, 2), ("6", 6), ("many", 2)])
 def test_torch_threads_are_limited_to_the_cores(chosen: str | None, threads: int):
     """Unless the user has chosen their number."""
     code = """

@@ -3,24 +3,28 @@
 import json
 import logging
 import os
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from utils.training.tracking import WandbRun, has_login, panel_name
+from utils.training.tracking import WandbRun, has_login, is_reachable, panel_name
 
+REACHABLE = is_reachable  # the tests do not ask the server
 EXAMPLE = ([np.zeros((4, 4, 3), np.uint8)], [np.zeros((4, 4), np.uint8)], np.zeros((1, 4, 4), np.uint8))
 
 
 @pytest.fixture(autouse=True)
 def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("utils.training.tracking.is_reachable", lambda: True)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     caplog.set_level(logging.INFO)
 
@@ -66,7 +70,62 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     WandbRun(None, {}, tmp_path)
     WandbRun("disabled", {}, tmp_path)
-    assert modes == ["offline", "online", "offline", "offline"]
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr("utils.training.tracking.is_reachable", lambda: False)
+    WandbRun("online", {}, tmp_path)
+    assert modes == ["offline", *("online", "offline"), "offline", "offline", "offline"]  # offline where online fails
+
+
+@pytest.mark.parametrize("answer", ["HTTP/1.0 404 Not Found\r\n\r\n", "nonsense\r\n\r\n", None])
+def test_server(answer: str | None, monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                if answer:
+                    connection.sendall(answer.encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert REACHABLE(timeout=5) == (answer is not None and answer.startswith("HTTP"))
+        thread.join()
+        assert not REACHABLE(timeout=0.05)  # connected, but no answer
+    for address in ("http://127.0.0.1:1", "nonsense"):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        assert not REACHABLE(timeout=0.05)
+
+
+def test_environment_and_resumed_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    started = []
+
+    def init(**options):
+        started.append(options)
+        functions = {name: (lambda *_, **__: None) for name in ("define_metric", "log", "finish")}
+        return types.SimpleNamespace(id=f"id{len(started)}", dir=str(tmp_path / "run" / "files"), url="", **functions)
+
+    fake_wandb(monkeypatch, init=init)
+    for resumed in (True, True, False):
+        WandbRun("offline", {}, tmp_path, resumed)
+    assert [options.get("id") for options in started] == [None, "id1", None]
+    assert started[1]["resume"] == "allow"
+    assert (started[0]["project"], started[0]["dir"]) == ("bayesian-unet", str(tmp_path))
+    for name, value in {"WANDB_PROJECT": "mine", "WANDB_DIR": str(tmp_path), "WANDB_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    WandbRun("offline", {}, tmp_path, resumed=True)
+    assert started[-1].keys() == {"config", "mode", "settings"}  # the rest is what wandb reads itself
+
+
+def test_end_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    release = threading.Event()
+    functions = {name: (lambda *_, **__: None) for name in ("define_metric", "log")}
+    run = types.SimpleNamespace(id="7", dir=str(tmp_path / "files"), url="", finish=release.wait, **functions)
+    fake_wandb(monkeypatch, init=lambda **_: run)
+    WandbRun("offline", {}, tmp_path, patience=0.05).finish()
+    release.set()
+    assert f"wandb sync {tmp_path} uploads the rest" in caplog.text
 
 
 def test_missing_wandb_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -82,7 +141,7 @@ def test_broken_wandb_is_a_warning(
     broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     functions = {name: (lambda *_, **__: None) for name in ("define_metric", "log", "finish")}
-    run = types.SimpleNamespace(dir=str(tmp_path / "files"), url="", **functions)
+    run = types.SimpleNamespace(id="7", dir=str(tmp_path / "files"), url="", **functions)
     setattr(run, broken, raising)
     fake_wandb(monkeypatch, init=raising if broken == "init" else lambda **_: run)
     tracked = WandbRun("offline", {"epochs": 1}, tmp_path)
@@ -97,7 +156,7 @@ def test_numbers_are_logged_without_the_images(
 ):
     logged = []
     functions = {name: (lambda *_, **__: None) for name in ("define_metric", "finish")}
-    run = types.SimpleNamespace(dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
+    run = types.SimpleNamespace(id="7", dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
     fake_wandb(monkeypatch, init=lambda **_: run, Image=raising)
     tracked = WandbRun("offline", {}, tmp_path)
     for epoch in (1, 2):
@@ -109,7 +168,7 @@ def test_numbers_are_logged_without_the_images(
 def test_logged_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     logged = []
     functions = {name: (lambda *_, **__: None) for name in ("define_metric", "finish")}
-    run = types.SimpleNamespace(dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
+    run = types.SimpleNamespace(id="7", dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
     fake_wandb(monkeypatch, init=lambda **_: run)
     tracked = WandbRun("offline", {}, tmp_path)
     tracked.log({"epoch": 1, "val_dice": 0.5}, *EXAMPLE)

@@ -23,9 +23,9 @@ from utils.data.pairing import PairingOptions
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.runtime import distributed
-from utils.runtime.console import ConsoleHandler, set_log_level
+from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
 from utils.runtime.device import amp_dtype, choose_device, device_name, precision_name
-from utils.runtime.errors import OUT_OF_MEMORY, InputError
+from utils.runtime.errors import OUT_OF_MEMORY, InputError, first_line, is_gpu_error
 from utils.runtime.signals import exit_on_termination
 from utils.runtime.threads import limit_torch_threads
 
@@ -174,10 +174,17 @@ def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse the command line, to which --quiet and --verbose are added, run the `main` of a script, and exit.
 
-    The exit code is what `main` returns (None is 0); 2 after an `InputError`, an error of the operating system, or out
-    of memory, reported in one line; 130 after Ctrl-C and 143 after a termination. Of several processes the main one
-    logs; each reports its own errors.
+    The exit code is what `main` returns (None is 0); 2 after an `InputError`, an error of the operating system or of a
+    GPU, or out of memory, reported in one line; 128 + signal after a signal, such as 130 after Ctrl-C. Of several
+    processes the main one logs; each reports its own errors.
     """
+    with lasting_streams():
+        code = _run(main, parser)
+    distributed.leave(code)
+
+
+def _run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> int:
+    """Parse the command line and run the `main` of a script; returns the exit code."""
     logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler()])
     group = parser.add_argument_group("messages").add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="only results, warnings and errors")
@@ -189,29 +196,30 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     try:
         with distributed.process_group():
             set_log_level(level)
-            code = main(args) or 0
+            return main(args) or 0
     except InputError as error:
         flags = [flag_of(name) for name in error.options if hasattr(args, name)]
         separator = "\n" if "\n" in str(error) else " "
         logger.error("%s%s", error, f"{separator}(see {', '.join(flags)})" if flags else "")
-        code = 2
     except OUT_OF_MEMORY:
         logger.error("Out of memory: reduce --batch-size, or use --device cpu")
-        code = 2
     except OSError as error:
         logger.error("%s", _describe_os_error(error, args))
-        code = 2
     except KeyboardInterrupt:
         logger.error("Stopped by Ctrl-C")
-        code = 130
-    except SystemExit as stop:  # after a termination
-        code = stop.code
-    except BaseException:
+        return 130
+    except SystemExit as stop:  # after a signal
+        return stop.code
+    except Exception as error:
+        if is_gpu_error(error):
+            logger.debug("", exc_info=True)
+            logger.error("The GPU failed (%s): use --device cpu, or another GPU", first_line(error))
+            return 2
         if distributed.world_size() == 1:
             raise
         traceback.print_exc()
-        code = 1
-    distributed.leave(code)
+        return 1
+    return 2
 
 
 def flag_of(name: str) -> str:

@@ -2,8 +2,11 @@
 
 import io
 import logging
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -12,6 +15,52 @@ from utils.runtime import distributed
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("__main__", "utils", "unet")  # whose log lines are shown
+
+
+class LastingStream:
+    """A text stream that may lose its reader, such as `head` or a terminal that is closed: what follows is dropped.
+
+    Args:
+        stream: sys.stdout or sys.stderr; None, as of a program without a console, drops everything.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115 - as long
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
+
+    def write(self, text: str) -> int:
+        """Write a text, if anybody reads it."""
+        with self._losing_the_reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what has been written."""
+        with self._losing_the_reader():
+            self._stream.flush()
+
+    @contextmanager
+    def _losing_the_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # the other end is closed, or this one
+            with suppress(OSError, ValueError):  # what is still in the buffer goes to the null device, too
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Within the `with` block, sys.stdout and sys.stderr are lasting streams."""
+    with redirect_stdout(LastingStream(sys.stdout)) as stdout, redirect_stderr(LastingStream(sys.stderr)) as stderr:
+        try:
+            yield
+        finally:
+            stdout.flush()
+            stderr.flush()
 
 
 class ConsoleHandler(logging.Handler):

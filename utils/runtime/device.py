@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.runtime import distributed
-from utils.runtime.errors import InputError
+from utils.runtime.errors import InputError, first_line, is_gpu_error
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,8 @@ def choose_device(name: str | None = None) -> torch.device:
     With a GPU, PyTorch then uses a single thread of the CPU.
 
     Raises:
-        InputError: the device is not available, or several processes are to share one GPU.
+        InputError: the device is not available, or several processes are to share one GPU. (One that was not named is
+            replaced by the CPU, with a warning.)
     """
     if distributed.world_size() > 1 and (name or "").startswith("cuda:"):
         raise InputError(
@@ -30,14 +31,20 @@ def choose_device(name: str | None = None) -> torch.device:
         )
     if name in (None, "cuda") and distributed.world_size() > 1 and torch.cuda.is_available():
         name = f"cuda:{distributed.local_rank()}"
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    chosen = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.empty(0, device=name).device  # with its index, which set_device requires
+        first = torch.zeros(1, device=chosen)
+        device = first.device  # with its index, which set_device requires
         if device.type == "cuda":
             torch.cuda.set_device(device)
             torch.backends.cudnn.allow_tf32 = False  # single precision is what it says; mixed precision is for speed
+        first.tolist()  # a GPU that is closed, or too old for this build of PyTorch, has looked available until here
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        if name is None:
+            logger.warning("The %s device cannot be used (%s): using the CPU", chosen.upper(), first_line(error))
+            return torch.device("cpu")
+        if is_gpu_error(error):
+            raise InputError(f"device {name} cannot be used ({first_line(error)})", "device") from error
         available = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         available += ["mps"] * torch.backends.mps.is_available()
         raise InputError(f"device {name} is not available; available: {', '.join([*available, 'cpu'])}") from error

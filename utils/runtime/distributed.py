@@ -6,7 +6,7 @@ With a single process every function is trivial, so that no other module has to 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -15,10 +15,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.runtime.errors import InputError, first_line
+
 Value = TypeVar("Value")
 
 # Where processes wait for others with more work, such as the one that decodes; None is the default group.
 _patient_group: "dist.ProcessGroup | None" = None  # quoted: some builds of PyTorch have no process groups
+
+
+# What torchrun gives each process. Some of these variables may be left over from something else, such as a job script.
+_COUNTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+
+
+def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started this process: all of its variables are set, and agree."""
+    if not all(environment.get(name) for name in _ADDRESS):
+        return False
+    try:
+        rank, world_size, local_rank, local_world_size = (int(environment.get(name, "")) for name in _COUNTS)
+    except ValueError:
+        return False
+    return 0 <= local_rank <= rank < world_size and local_rank < local_world_size <= world_size
+
+
+def processes_on_host() -> int:
+    """The number of processes that torchrun has started on this host."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1
 
 
 @contextmanager
@@ -26,12 +49,19 @@ def process_group() -> Iterator[None]:
     """Join the process group that torchrun has started, and leave it at the end; do nothing in a single process.
 
     After an exception the group is not destroyed: that could wait for processes that wait for this one.
+
+    Raises:
+        InputError: the other processes cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend)
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        address = ":".join(os.environ[name] for name in _ADDRESS)
+        raise InputError(f"The other processes cannot be reached at {address} ({first_line(error)})") from error
     global _patient_group
     _patient_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     yield

@@ -4,6 +4,10 @@ import torch
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # on a GPU, on a CPU
 
+# How PyTorch's errors of a GPU begin, of which only some have a type of their own, and only in newer versions.
+_GPU_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDA out of memory", "MPS backend", "NCCL error")
+_GPU_STATUS = ("CUBLAS_STATUS", "CUDNN_STATUS", "CUSOLVER_STATUS", "CUFFT_STATUS", "no kernel image is available")
+
 
 class InputError(ValueError):
     """An input is wrong; the message says what was wrong, what was expected and what to do.
@@ -16,6 +20,19 @@ class InputError(ValueError):
     def __init__(self, message: str, *options: str) -> None:
         super().__init__(message)
         self.options = options
+
+
+def is_gpu_error(error: BaseException) -> bool:
+    """Whether a GPU has failed, and not a single computation: what follows on it would fail as well."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        text.startswith(_GPU_ERRORS) or any(status in text for status in _GPU_STATUS)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def bulleted(title: str, problems: list[str], limit: int | None = None) -> str:

@@ -1,19 +1,28 @@
-"""Ctrl-C and termination: finish the current step, save, and exit with 130 or 143."""
+"""Ctrl-C, termination, a closed connection, Slurm's warning: finish the current step, save, exit with 128 + signal."""
 
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
 
+_TERMINATION = signal.SIGTERM
+# A terminal or connection that is closed, and what a batch system such as Slurm sends ahead of its time limit: they may
+# come more than once, and whoever sends them does not want the process to hurry. Windows has neither.
+_WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
+
 def exit_on_termination() -> None:
-    """On SIGTERM run `finally` blocks and exit with 143; a second SIGTERM kills the process."""
-    signal.signal(signal.SIGTERM, _exit)
+    """On SIGTERM, SIGHUP or SIGUSR1 run `finally` blocks and exit with 128 + signal; a second SIGTERM kills."""
+    for number in (_TERMINATION, *_WARNINGS):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP ignored
+            signal.signal(number, _exit)
 
 
 def leave_signal_group(*_: object) -> None:
@@ -21,27 +30,30 @@ def leave_signal_group(*_: object) -> None:
 
     A worker that died of one would end the main process with an error before it has saved.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *_WARNINGS):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
 
 def _exit(signum: int, frame: Any) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signum, signal.SIG_DFL if signum == _TERMINATION else signal.SIG_IGN)
     sys.exit(128 + signum)
 
 
 class GracefulStop:
     """Within the `with` block a first Ctrl-C or termination is only recorded; a second one takes effect at once.
 
-    Call it to ask whether to stop; `exit` then does so. In a thread, which receives no signals, it does nothing.
+    SIGHUP and SIGUSR1 are only recorded, however often they come. Call it to ask whether to stop; `exit` then does so.
+    In a thread, which receives no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self._signal: int | None = None
 
     def __enter__(self) -> "GracefulStop":
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, _TERMINATION, *_WARNINGS) if in_main_thread else ()
         handlers = {number: signal.getsignal(number) for number in numbers}
         # A signal that is ignored, as in a background job, stays ignored.
         self._handlers = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}
@@ -50,20 +62,24 @@ class GracefulStop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._restore(self._handlers)
+
+    def _restore(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            signal.signal(number, self._handlers[number])
 
     def __call__(self) -> bool:
         return self._signal is not None
 
     def _record(self, signum: int, frame: Any) -> None:
-        self._signal = signum
-        self.__exit__()  # the next one takes effect at once
-        with suppress(RuntimeError):  # "reentrant call": the signal came while another line was being written
-            logger.warning("Stopping after the current step; a second signal stops immediately")
+        first, self._signal = self._signal is None, self._signal or signum
+        self._restore(number for number in self._handlers if number not in _WARNINGS)
+        if first:
+            with suppress(RuntimeError):  # "reentrant call": the signal came while another line was being written
+                logger.warning("Stopping after the current step; a second Ctrl-C or termination stops immediately")
 
     def exit(self) -> NoReturn:
         """End the process as the signal demands; without one, since another process has received it, as SIGTERM."""
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + (self._signal or _TERMINATION))

@@ -7,39 +7,57 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
 
+from utils.runtime.distributed import processes_on_host
+
 Element = TypeVar("Element")
 
 
-def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The number of cores that a process may use, by its CPU affinity and by the quota of its container.
+def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """The number of cores that a process may use, by its CPU affinity and by the quota of its container or job.
 
     Args:
-        cgroup: folder of the control group of the process, version 2 or 1.
+        cgroups: folder of the control groups, version 2 or 1.
+        own: the file that names those of this process; a container may show its own as the root.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
-            if int(quota) > 0:
-                cores = min(cores, math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError):  # there is no such file, or no quota
-            continue
+    for group in _control_groups(own):
+        for folder, files in (
+            (cgroups / group, ("cpu.max",)),
+            (cgroups / "cpu" / group, ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
+            (cgroups / "cpu,cpuacct" / group, ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
+        ):
+            try:
+                quota, period = " ".join((folder / file).read_text() for file in files).split()
+                if int(quota) > 0:
+                    cores = min(cores, math.ceil(int(quota) / int(period)))
+            except (OSError, ValueError, ArithmeticError):  # there is no such file, or no quota
+                continue
     return max(1, cores)
+
+
+def _control_groups(own: Path) -> set[PurePosixPath]:
+    """The control groups of this process and those above them, up to the root."""
+    try:
+        lines = own.read_text().splitlines()
+    except (OSError, ValueError):
+        lines = []
+    paths = [PurePosixPath(line.split(":", 2)[-1].lstrip("/")) for line in lines]
+    return {PurePosixPath(), *paths, *(parent for path in paths for parent in path.parents)}
 
 
 def cores_per_process() -> int:
     """Each process's share of the usable cores, if torchrun has started several processes on the host."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // processes_on_host())
 
 
 def limit_torch_threads() -> None:
     """Have PyTorch use no more threads than there are usable cores, unless the user has chosen their number."""
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not os.environ.get("OMP_NUM_THREADS", "").strip().isdecimal():
         torch.set_num_threads(min(torch.get_num_threads(), cores_per_process()))
 
 

@@ -1,19 +1,26 @@
-"""Weights & Biases: online with a login, offline without; its failures never stop training."""
+"""Weights & Biases: online with a login and a network, else offline; its failures never stop training."""
 
 import logging
 import netrc
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import numpy as np
 
 from utils import IGNORED_CLASS
+from utils.runtime.atomic_files import atomic_file
+from utils.runtime.errors import first_line
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SERVER = "https://api.wandb.ai"
 MODES = ("online", "offline", "disabled")
 
 
@@ -21,7 +28,7 @@ def has_login() -> bool:
     """Whether wandb would find an API key: in the environment, or in the netrc file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER).hostname
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
     except (OSError, netrc.NetrcParseError):
@@ -51,33 +58,46 @@ def _labels(classes: np.ndarray) -> dict[int, str]:
     return {int(k): names.get(int(k), f"class {k}") for k in np.unique(classes)}
 
 
+def is_reachable(timeout: float = 5.0) -> bool:
+    """Whether the server of wandb answers, through the proxy of the environment if there is one."""
+    address = os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER
+    try:
+        with urlopen(address, timeout=timeout):
+            return True
+    except HTTPError:  # an answer, too
+        return True
+    except (OSError, HTTPException, ValueError):
+        return False
+
+
 class WandbRun:
     """A run of Weights & Biases. Every failure becomes a warning, and training continues without it.
 
+    The variables WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID, WANDB_DIR and so on mean what they mean to
+    wandb.
+
     Args:
         mode: "online", "offline" or "disabled"; None for the environment variable WANDB_MODE or, without it, online
-            with a login and offline without.
+            with a login and offline without. Online is offline if the server cannot be reached.
         config: settings of the training run.
         folder: the run's files are written to its sub-folder `wandb`.
+        resumed: continue the run that was last tracked from this folder.
+        patience: seconds that the end of the run may take.
     """
 
-    def __init__(self, mode: str | None, config: Mapping[str, Any], folder: Path) -> None:
-        self.run, self.log_examples = None, True
+    def __init__(
+        self, mode: str | None, config: Mapping[str, Any], folder: Path, resumed: bool = False, patience: float = 60
+    ) -> None:
+        self.run, self.log_examples, self.patience = None, True, patience
         self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
         if self.mode == "disabled":
             return
+        if self.mode == "online" and not is_reachable():
+            logger.warning("The server of wandb cannot be reached: logging offline")
+            self.mode = "offline"
         # wandb fails in many ways, and no training should depend on it: hence every Exception, here and below.
         try:
-            import wandb
-
-            folder.mkdir(parents=True, exist_ok=True)
-            self.run = wandb.init(
-                project="bayesian-unet",
-                config=dict(config),
-                dir=str(folder),
-                mode=self.mode,
-                settings=wandb.Settings(silent=True, console="off", init_timeout=60),
-            )
+            self.run = self._init(dict(config), folder, resumed)
             self.run.define_metric("epoch")
             self.run.define_metric("*", step_metric="epoch")
             self.run.define_metric(panel_name("val_dice"), step_metric="epoch", summary="max")
@@ -85,10 +105,37 @@ class WandbRun:
             self._disable(error)
             return
         if self.mode == "offline":
-            folder = self._run_folder()
-            logger.info("wandb logs offline to %s; to upload the run: wandb login, then wandb sync %s", folder, folder)
+            run_folder = self._run_folder()
+            words = "wandb logs offline to %s; to upload the run: wandb login, then wandb sync %s"
+            logger.info(words, run_folder, run_folder)
         else:
             logger.info("wandb: %s", self.run.url)
+
+    def _init(self, config: dict[str, Any], folder: Path, resumed: bool) -> Any:
+        """Start the run, or continue that whose ID is in the folder; offline if that fails online."""
+        import wandb
+
+        options: dict[str, Any] = {"config": config}
+        if not os.environ.get("WANDB_PROJECT"):
+            options["project"] = "bayesian-unet"
+        if not os.environ.get("WANDB_DIR"):
+            folder.mkdir(parents=True, exist_ok=True)
+            options["dir"] = str(folder)
+        id_file = folder / "wandb" / "run-id"
+        if not os.environ.get("WANDB_RUN_ID") and resumed and id_file.exists():
+            options |= {"id": id_file.read_text().strip(), "resume": "allow"}
+        settings = wandb.Settings(silent=True, console="off", init_timeout=60)
+        try:
+            run = wandb.init(mode=self.mode, settings=settings, **options)
+        except Exception as error:
+            if self.mode != "online":
+                raise
+            logger.warning("wandb cannot log online (%s): logging offline", first_line(error))
+            self.mode = "offline"
+            run = wandb.init(mode=self.mode, settings=settings, **options)
+        with atomic_file(id_file) as file:
+            file.write(f"{run.id}\n".encode())
+        return run
 
     def log(
         self,
@@ -119,13 +166,25 @@ class WandbRun:
             self._disable(error)
 
     def finish(self) -> None:
-        """End the run."""
+        """End the run; what has not been uploaded in time stays on the disk."""
         if self.run is None:
             return
-        try:
-            self.run.finish()
-        except Exception as error:
-            self._disable(error)
+        failures: list[Exception] = []
+
+        def end() -> None:
+            try:
+                self.run.finish()
+            except Exception as error:
+                failures.append(error)
+
+        ending = threading.Thread(target=end, daemon=True)
+        ending.start()
+        ending.join(self.patience)
+        if failures:
+            self._disable(failures[0])
+        elif ending.is_alive():
+            folder = self._run_folder()
+            logger.warning("wandb is still uploading: not waiting any longer; wandb sync %s uploads the rest", folder)
 
     def _run_folder(self) -> Path:
         return Path(self.run.dir).parent  # .../offline-run-DATE-ID/files
