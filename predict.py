@@ -1,6 +1,7 @@
 """Write a mask for each image of a folder, and compare the masks with the ground truth if there is any."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from utils import arguments, cli
@@ -10,10 +11,12 @@ from utils.data.masks import mask_to_image
 from utils.figures.predictions import prediction_row, show_predictions
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Softmax
+from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
+from utils.pipeline.report import write_tables
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -56,8 +59,9 @@ def main(args: argparse.Namespace) -> int:
 
     # Loop over the images, report
     options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else ())
-    predictor = FolderPredictor(model, sampler, save, options, ground_truth, journal, show if args.viz else None)
-    report = predictor.run(items)
+    predictor = FolderPredictor(model, sampler, save, options, ground_truth, show if args.viz else None)
+    write_rows = (lambda rows: None) if args.no_save else partial(write_tables, args.output_dir)
+    report = predictor.run(Batch(items, ground_truth, journal, write_rows))
     report.write(None if args.no_save else args.output_dir, ground_truth)
     return report.finish("" if args.no_save else f": {args.output_dir}")
 

@@ -3,18 +3,24 @@
 import argparse
 import logging
 import math
-from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from utils import arguments, cli, pairing_arguments
-from utils.data.mask_classes import MaskClasses
+from utils.checkpoint import TrainedModel
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
-from utils.inference.samplers import MCDropout, Softmax, calibrated
+from utils.inference.samplers import MCDropout, Sampler, Softmax, calibrated
 from utils.metrics.segmentation import segmentation_scores
+from utils.pipeline.batch import Batch, until_stopped
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
+from utils.pipeline.journal import Journal
+from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats
 from utils.pipeline.report import Report
 from utils.pipeline.single_images import (
     SingleImage,
@@ -22,10 +28,10 @@ from utils.pipeline.single_images import (
     find_single_images,
     predict_single_image,
     save_single_image,
+    write_single_summaries,
 )
-from utils.pipeline.summary import write_summary
-from utils.runtime.console import progress
-from utils.runtime.signals import GracefulStop
+from utils.runtime import distributed
+from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -62,59 +68,80 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # The images and their output files, the model, the method, the ground truth
+    if args.skip_existing and (args.output_dir is None or args.figure is not None):
+        raise InputError("--skip-existing requires --output-dir, and no --figure, which shows the images of one run")
     masks = (args.mask_dir, args.mask_suffix)
     images = find_single_images(args.input, args.output, args.output_dir, args.figure, not args.no_save, masks)
-    items = [item for item, _ in images]
+    items, outputs = [item for item, _ in images], {item.reported: output for item, output in images}
     model, dtype = cli.model_from_args(args, [item.path for item in items])
+    sampler = sampler_from_args(args, model, dtype)
+    options = options_from_args(args)
+    ground_truth = None
+    if args.mask_dir:
+        recorded = MaskClasses(model.mask_values, model.ignore_value)
+        ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
+    batch = Batch(items, ground_truth)
+    if not args.no_save:
+        values = options.values_per_pixel(sampler.passes_per_image, model.network.n_classes)
+        paths = {item.path: outputs[item.reported] for item in items}
+        check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
+        batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
+        if args.output_dir:
+            settings = {**sampler.settings, **asdict(options), "mask_dir": str(args.mask_dir), "white": model.white}
+            settings |= {"mask_suffix": args.mask_suffix, "weights": model.fingerprint()}
+            batch.journal = Journal(args.output_dir, settings, items, args.skip_existing)
+    rows: dict[str, FigureRow] = {}  # of the figure of all images
+
+    # Loop over the images: predict, compare, save, show
+    def predict(share: Sequence[Item], handled: Callable[[int], bool]) -> None:
+        for item in until_stopped(share, handled):
+            with batch.report.isolating(item.reported):
+                result = predict_single_image(model, sampler, item, options)
+                row, output, files = make_row(item, result, ground_truth), outputs[item.reported], []
+                if args.figure:
+                    rows[item.reported] = row
+                if not args.no_save:
+                    save_figure_of_image = partial(save_row, row, batch.report, item.reported)
+                    files = save_single_image(output, result, model, options, save_figure_of_image)
+                    level = logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG
+                    maps = ", ".join(path.name.removeprefix(output.stem) for path in files[1:])
+                    logger.log(level, "Saved the mask %s and, beside it, %s", output, maps)
+                batch.finish(item, result.prediction.scores, files)
+                if args.viz:
+                    show_predictions([row])
+
+    report = batch.run(predict)
+
+    # The summary of each output folder; the figure of all images
+    if distributed.is_main():
+        batch.write_rows(report.rows)
+    rows = {name: row for part in distributed.all_gather(rows) for name, row in part.items()}
+    if rows and distributed.is_main():
+        with report.isolating(str(args.figure)):
+            save_figure(draw_predictions([rows[name] for name in outputs if name in rows]), args.figure)
+            logger.info("Figure of all images: %s", args.figure)
+    return report.finish("" if args.no_save else describe_results(images, model.n_classes))
+
+
+def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> Sampler:
+    """The method."""
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
     if args.mc <= 1:
         sampler = Softmax(args.batch_size, dtype)
     sampler = (calibrated(sampler, model) if args.calibrated else sampler).for_single_images()
     sampler.check(model)
-    options = SingleImageOptions(
+    return sampler
+
+
+def options_from_args(args: argparse.Namespace) -> SingleImageOptions:
+    """What is written of each image."""
+    return SingleImageOptions(
         threshold=args.mask_threshold,
         save=not args.no_save,
         save_passes=args.save_prob,
         save_mean_std=args.save_mean_std,
         save_npy=args.save_npy,
     )
-    ground_truth = None
-    if args.mask_dir:
-        recorded = MaskClasses(model.mask_values, model.ignore_value)
-        ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
-    report, rows, summaries = Report(), [], defaultdict(list)
-
-    # Loop over the images: predict, compare, save, show
-    with GracefulStop() as stop:
-        for item, output in progress(images, unit="image"):
-            with report.isolating(str(item.path)):
-                result = predict_single_image(model, sampler, item, options)
-                row = make_row(item, result, ground_truth)
-                if not args.no_save:
-                    suffixes = save_single_image(output, result, model, options, partial(save_row, row))
-                    level = logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG
-                    maps = ", ".join(f"{suffix}.png" for suffix in suffixes)
-                    logger.log(level, "Saved the mask %s and, beside it, %s", output, maps)
-                if args.viz:
-                    show_predictions([row])
-                report.rows.append({"image": str(item.path), **result.prediction.scores})
-                summaries[output.parent].append(report.rows[-1])
-                if args.figure:
-                    rows.append(row)
-            if stop():
-                break
-
-    # The summary of each output folder, also after a stop; the figure of all images
-    if not args.no_save:
-        for folder, folder_rows in summaries.items():
-            write_summary(folder / "summary.csv", folder_rows, keep_others=True)
-    if stop():
-        stop.exit()
-    if rows:
-        with report.isolating(str(args.figure)):
-            save_figure(draw_predictions(rows), args.figure)
-            logger.info("Figure of all images: %s", args.figure)
-    return report.finish("" if args.no_save else describe_results(images, model.n_classes))
 
 
 def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) -> FigureRow:
@@ -128,9 +155,10 @@ def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) 
     return prediction_row(result.image, prediction.classes, prediction.maps, target, caption)
 
 
-def save_row(row: FigureRow, path: Path) -> None:
-    """Write the figure of a single image."""
-    save_figure(draw_predictions([row]), path, dpi=200)
+def save_row(row: FigureRow, report: Report, name: str, path: Path) -> None:
+    """Write the figure of a single image; a figure that cannot be drawn is a failure, but its image is not lost."""
+    with report.isolating(f"figure of {name}"):
+        save_figure(draw_predictions([row]), path, dpi=200)
 
 
 def describe_results(images: list[tuple[Item, Path]], n_classes: int) -> str:

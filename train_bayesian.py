@@ -16,9 +16,16 @@ from utils.data.mask_classes import MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches, validation_batches
 from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
+from utils.runtime.output_folder import check_room
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
-from utils.training.checkpoint_files import CheckpointWriter, changed_setting, prepare_checkpoint_dir, resume
+from utils.training.checkpoint_files import (
+    CheckpointWriter,
+    changed_setting,
+    checkpoint_bytes,
+    prepare_checkpoint_dir,
+    resume,
+)
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
 from utils.training.state import TrainingState, headline_score, new_training_state
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
@@ -57,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
     if resumed is not None:
         resume(state, resumed, settings)
     if distributed.is_main():
+        check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch))
         prepare_checkpoint_dir(args.checkpoint_dir, resumed=resumed is not None)
     classes = training_set.mask_classes.recorded
     model = TrainedModel(network, input_size, settings=settings, white=training_set.white, **classes)

@@ -15,6 +15,7 @@ from utils.data.images import IMAGE_EXTENSIONS
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import MCDropout, Sampler, Softmax
 from utils.inference.upsampling import LogitSamples
+from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
@@ -79,12 +80,12 @@ def test_failed_writing(tmp_path: Path, model: TrainedModel):
 
         return save
 
-    report = FolderPredictor(model, Softmax(), failing_with(errno.EACCES)).run(items)
+    report = FolderPredictor(model, Softmax(), failing_with(errno.EACCES)).run(Batch(items))
     assert done(report) == names(0, 1, 3, 4, 5, 6, 7)
     assert report.failures == [("SKIN_002.jpg", "its result could not be written (reason)")]
 
     # A full disk ends the run.
-    report = FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(items)
+    report = FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(Batch(items))
     failed = {name for name, _ in report.failures}
     assert "SKIN_002.jpg" in failed
     assert set(done(report)) | failed == set(names(*range(8)))
@@ -104,7 +105,7 @@ def test_out_of_memory_at_full_size(tmp_path: Path, model: TrainedModel, monkeyp
         return predict_full_size(samples, size, *others)
 
     monkeypatch.setattr("utils.pipeline.folder_predictor.predict_full_size", predict_if_small)
-    report = FolderPredictor(model, MCDropout(num_samples=2), save_nothing).run(items)
+    report = FolderPredictor(model, MCDropout(num_samples=2), save_nothing).run(Batch(items))
     assert done(report) == names(0, 1, 3, 4)
     assert sorted(report.failures) == [(name, OUT_OF_MEMORY) for name in names(2, 5)]
 
@@ -122,7 +123,7 @@ def test_out_of_memory_in_the_network(tmp_path: Path, sampler: Sampler):
             raise torch.OutOfMemoryError("no room")
 
     network.register_forward_pre_hook(refuse_white)
-    report = FolderPredictor(TrainedModel(network, (32, 32)), sampler, save_nothing).run(items)
+    report = FolderPredictor(TrainedModel(network, (32, 32)), sampler, save_nothing).run(Batch(items))
     assert done(report) == names(0, 1, 3)
     assert report.failures == [("SKIN_002.jpg", OUT_OF_MEMORY)]
     assert (batch_sizes[0], batch_sizes[-1]) == (sampler.passes_per_image, 1)  # smaller batches have been tried
@@ -141,14 +142,39 @@ def test_out_of_memory_fails_the_images_of_the_batch(tmp_path: Path):
             return [[LogitSamples(torch.zeros(1, 2, 4, 4))] for _ in inputs]
 
     model = ModelOnAccelerator(lively_network(base_channels=4), (32, 32))
-    report = FolderPredictor(model, ExhaustingSampler(batch_size=2), save_nothing).run(make_items(tmp_path, 5))
+    report = FolderPredictor(model, ExhaustingSampler(batch_size=2), save_nothing).run(Batch(make_items(tmp_path, 5)))
     assert done(report) == names(0, 1, 4)
     assert report.failures == [(name, OUT_OF_MEMORY) for name in names(2, 3)]
 
 
-def test_programming_errors_propagate(tmp_path: Path, model: TrainedModel):
-    with pytest.raises(ZeroDivisionError):
-        FolderPredictor(model, Softmax(), lambda *_: 1 / 0).run(make_items(tmp_path, 3))
+def test_unexpected_errors_are_those_of_the_image(
+    tmp_path: Path, model: TrainedModel, caplog: pytest.LogCaptureFixture
+):
+    def save(item: Item, prediction: Prediction) -> list[Path]:
+        if item.name.stem == "SKIN_001":
+            raise ZeroDivisionError("division by zero")
+        return []
+
+    with caplog.at_level("DEBUG", "utils"):
+        report = FolderPredictor(model, Softmax(), save).run(Batch(make_items(tmp_path, 3)))
+    assert done(report) == names(0, 2)
+    assert report.failures == [("SKIN_001.jpg", "ZeroDivisionError: division by zero")]
+    assert "Traceback" in caplog.text  # with --verbose
+
+
+def test_rows_are_written_whatever_happens(tmp_path: Path, model: TrainedModel):
+    """A GPU that fails would fail for every image: the run ends, but what is done is not lost."""
+    written: list[list[str]] = []
+
+    def save(item: Item, prediction: Prediction) -> list[Path]:
+        if item.name.stem == "SKIN_002":
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return []
+
+    batch = Batch(make_items(tmp_path, 3), write_rows=lambda rows: written.append([row["image"] for row in rows]))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        FolderPredictor(model, Softmax(), save).run(batch)
+    assert written == [names(0, 1)]
 
 
 def test_show_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
@@ -161,5 +187,5 @@ def test_show_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
         shown.append(item)
 
     options = MapOptions(keep=["predictive_entropy"])
-    FolderPredictor(model, Softmax(), save_nothing, options, show=show).run(items)
+    FolderPredictor(model, Softmax(), save_nothing, options, show=show).run(Batch(items))
     assert shown == items

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.data.images import find_white, image_size, list_images, read_image, save_png
+from utils.data.images import find_white, image_size, limit_image_size, list_images, read_image, save_png
 from utils.data.masks import read_mask
 from utils.runtime.errors import InputError
 
@@ -234,3 +235,16 @@ def test_map_is_smaller_than_written_by_pillow(tmp_path: Path):
     grey.save(tmp_path / "pillow.png", compress_level=2)
     ours, pillow = ((tmp_path / name).stat().st_size for name in ("ours.png", "pillow.png"))
     assert ours < pillow
+
+
+def test_limit_of_the_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    Image.new("L", (1000, 700)).save(tmp_path / "x.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        limit_image_size(0.6)
+        with pytest.raises(InputError, match=r"x.png has more than 0.6 megapixels: raise the limit") as error:
+            read_image(tmp_path / "x.png")
+        assert error.value.options == ("max_megapixels",)
+        limit_image_size(0.8)  # Pillow alone would warn from half of it on
+        assert read_image(tmp_path / "x.png").size == (1000, 700)

@@ -20,6 +20,7 @@ from utils.runtime.errors import InputError
     [
         (InputError("it is empty"), "it is empty"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
         (PermissionError(errno.EACCES, "Permission denied"), "its result could not be written (Permission denied)"),
     ],
 )
@@ -34,7 +35,8 @@ def test_isolated_errors(error: Exception, reason: str):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, ""), OSError(errno.EDQUOT, ""), OSError(errno.EROFS, ""), ZeroDivisionError()]
+    "error",
+    [OSError(errno.ENOSPC, ""), OSError(errno.EDQUOT, ""), OSError(errno.EROFS, ""), RuntimeError("CUDA error: x")],
 )
 def test_other_errors_propagate(error: Exception):
     report = Report()

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import assert_one_clear_line, make_folders, run_script
 from utils.checkpoint import load_model
 from utils.data.mask_values import colour_values
-from utils.value_arguments import mask_value, white_value
+from utils.value_arguments import mask_value, positive_number
 
 
 def test_types():
@@ -24,9 +24,9 @@ def test_types():
     for text in ("", "-1", "x", "1,2", "256,0,0", "65536"):
         with pytest.raises(argparse.ArgumentTypeError, match="such as 255"):
             mask_value(text)
-    assert white_value("4095") == 4095
+    assert positive_number("4095") == 4095
     with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
-        white_value("0")
+        positive_number("0")
 
 
 def test_labels_with_void_pixels_and_12_bit_images(tmp_path: Path, lively_file: Path):

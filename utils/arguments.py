@@ -7,7 +7,7 @@ from typing import Any
 
 from utils.data.cache import DEFAULT_CACHE_DIR
 from utils.inference.samplers import DEFAULT_BATCH_SIZE
-from utils.pairing_arguments import add_extensions, add_mask_suffix, add_pairing_flags
+from utils.pairing_arguments import add_extensions, add_mask_suffix, add_pairing_flags, add_skip_existing
 from utils.training.tracking import MODES
 from utils.value_arguments import add_class_value_flags, add_value_flags
 
@@ -125,17 +125,13 @@ def folder_parent() -> argparse.ArgumentParser:
     )
     add_mask_suffix(group)
     add_extensions(group)
-    group.add_argument(
-        "--skip-existing",
-        action="store_true",
-        help="resume an interrupted run: keep finished images",
-    )
+    add_skip_existing(group)
     group.add_argument("--recursive", action="store_true", help="include sub-folders; the output folder mirrors them")
     return parent
 
 
 def image_parent() -> argparse.ArgumentParser:
-    """--input, --output, --output-dir."""
+    """--input, --output, --output-dir, --skip-existing."""
     parent = _parent()
     group = parent.add_argument_group("images")
     group.add_argument(
@@ -151,6 +147,7 @@ def image_parent() -> argparse.ArgumentParser:
         help="mask files, .png, one per image; maps are written beside them (default: the image's name with _OUT.png)",
     )
     results.add_argument("--output-dir", type=Path, metavar="DIR", help="folder for the masks NAME.png and the maps")
+    add_skip_existing(group)
     return parent
 
 

@@ -13,6 +13,7 @@ from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import check_writable
 from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     model, dtype = cli.model_from_args(args)
+    check_writable(args.model.parent)
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
     background = model.mask_values[0] if model.mask_values[0] > min(model.mask_values) else None

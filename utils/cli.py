@@ -7,7 +7,8 @@ import argparse
 import errno
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from unet import BayesianUNet
 from unet.mc_dropout import dropout_layers
 from utils.arguments import DEFAULT_MODEL
 from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
-from utils.data.images import find_white
+from utils.data.images import DEFAULT_MAX_MEGAPIXELS, find_white, limit_image_size
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
 from utils.pipeline.items import Item, find_items
@@ -26,6 +27,7 @@ from utils.runtime import distributed
 from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
 from utils.runtime.device import amp_dtype, choose_device, device_name, precision_name
 from utils.runtime.errors import OUT_OF_MEMORY, InputError, first_line, is_gpu_error
+from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.signals import exit_on_termination
 from utils.runtime.threads import limit_torch_threads
 
@@ -145,6 +147,40 @@ def items_from_args(args: argparse.Namespace) -> list[Item]:
     return find_items(*folders, args.mask_dir, args.mask_suffix)
 
 
+@contextmanager
+def outputs_from_args(args: argparse.Namespace) -> Iterator[None]:
+    """Within the `with` block, what the flags name as folders and files of results can be written, by this run alone.
+
+    Files that --output and --figure name are checked only: runs for other images may write beside them.
+
+    Raises:
+        InputError: they cannot, or another run writes to one of the folders.
+    """
+    given = vars(args) if distributed.is_main() else {}
+    with ExitStack() as stack:
+        if not given.get("no_save"):
+            for name in ("output_dir", "checkpoint_dir", "data_dir"):
+                if given.get(name) is not None:
+                    with adding_option(name):
+                        stack.enter_context(output_folder(given[name]))
+            for folder in {path.parent for path in given.get("output") or ()}:
+                with adding_option("output"):
+                    check_writable(folder)
+        if given.get("figure"):
+            with adding_option("figure"):
+                check_writable(given["figure"].parent)
+        yield
+
+
+@contextmanager
+def adding_option(name: str) -> Iterator[None]:
+    """Name an option in the `InputError` that is raised in the `with` block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error), name) from error
+
+
 def pairing_options(args: argparse.Namespace) -> PairingOptions:
     """How the flags of `arguments.training_folders_parent` pair images and masks."""
     return PairingOptions(args.mask_suffix, args.recursive, args.ext, args.skip_unusable)
@@ -191,10 +227,11 @@ def _run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argu
     group.add_argument("--verbose", action="store_true", help="also show debug messages, such as a line per image")
     args = parser.parse_args()
     level = logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO
+    limit_image_size(getattr(args, "max_megapixels", DEFAULT_MAX_MEGAPIXELS))
     exit_on_termination()
     limit_torch_threads()
     try:
-        with distributed.process_group():
+        with distributed.process_group(), outputs_from_args(args):
             set_log_level(level)
             return main(args) or 0
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The flags that say which files are images, and which masks belong to them."""
+"""The flags that say which files are images, which are done already, and which masks belong to them."""
 
 import argparse
 
@@ -25,6 +25,11 @@ def add_extensions(parser: argparse._ActionsContainer) -> None:
         metavar=".EXT",
         help=f"file extensions of images (default: {' '.join(IMAGE_EXTENSIONS)})",
     )
+
+
+def add_skip_existing(parser: argparse._ActionsContainer) -> None:
+    """Add --skip-existing."""
+    parser.add_argument("--skip-existing", action="store_true", help="resume an interrupted run: keep finished images")
 
 
 def add_pairing_flags(parser: argparse._ActionsContainer) -> None:

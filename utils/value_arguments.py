@@ -2,6 +2,7 @@
 
 import argparse
 
+from utils.data.images import DEFAULT_MAX_MEGAPIXELS
 from utils.data.mask_values import colour_values
 
 
@@ -18,11 +19,11 @@ def mask_value(text: str) -> int:
     return int(colour_values(numbers if len(numbers) == 3 else numbers * 3))
 
 
-def white_value(text: str) -> float:
-    """An argparse type: a positive number."""
+def positive_number(text: str) -> float:
+    """An argparse type: a number above 0, up to a billion."""
     try:
         value = float(text)
-        if not 0 < value < float("inf"):
+        if not 0 < value <= 1e9:
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number above 0, such as 4095, not {text!r}") from None
@@ -30,7 +31,12 @@ def white_value(text: str) -> float:
 
 
 def add_value_flags(parser: argparse._ActionsContainer, recorded: str = "as in the model, or ") -> None:
-    """Add --ignore-value, --white, whose defaults are those that a model has recorded; "" for training, without one."""
+    """Add --ignore-value, --white, --max-megapixels.
+
+    Args:
+        parser: to which they are added.
+        recorded: begins the defaults of the first two, which a model has recorded; "" for training, without one.
+    """
     parser.add_argument(
         "--ignore-value",
         type=mask_value,
@@ -39,9 +45,16 @@ def add_value_flags(parser: argparse._ActionsContainer, recorded: str = "as in t
     )
     parser.add_argument(
         "--white",
-        type=white_value,
+        type=positive_number,
         metavar="V",
         help=f"value of white in 16-bit images (default: {recorded}by the bit depth that the images show)",
+    )
+    parser.add_argument(
+        "--max-megapixels",
+        type=positive_number,
+        default=DEFAULT_MAX_MEGAPIXELS,
+        metavar="N",
+        help="refuse larger images, whose files may be malicious (default: %(default)s)",
     )
 
 

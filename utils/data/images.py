@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ IMAGE_EXTENSIONS = (
     *(".webp", ".gif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".tga"),
 )
 
+DEFAULT_MAX_MEGAPIXELS = 179  # what Pillow allows
+
 _SUPERPIXELS = "_superpixels"  # ends the stems of ISIC 2017's label maps, which lie among the images
 _CHALLENGE_FOLDERS = ("imgs", "masks", "imgs_test", "masks_test")  # in data/
 
@@ -39,7 +42,6 @@ _PILLOW_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 _ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
 _UPRIGHT = {
@@ -64,6 +66,12 @@ for _prefix, _order in ((b"II", ""), (b"MM", "B")):
             TiffImagePlugin.OPEN_INFO.setdefault(
                 (_prefix, _photometric, (_kind,), 1, (64,), ()), ("F" if _kind == 3 else "I", _raw)
             )
+
+
+def limit_image_size(megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> None:
+    """Refuse larger images from now on: a small file can claim a size that fills the memory."""
+    Image.MAX_IMAGE_PIXELS = round(megapixels * 1e6 / 2)  # Pillow warns from there on, and refuses twice that size
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def list_images(
@@ -258,6 +266,9 @@ def decoding_errors(path: Path | str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
+    except Image.DecompressionBombError as error:
+        limit = f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:g} megapixels"
+        raise InputError(f"{path} has {limit}: raise the limit if the file can be trusted", "max_megapixels") from error
     except _PILLOW_ERRORS as error:
         reason = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise InputError(f"{path} cannot be read as an image ({reason})") from error

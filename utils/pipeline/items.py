@@ -19,14 +19,21 @@ class Item:
     Attributes:
         path: path of its file.
         name: path within the input folder.
+        title: its name in reports and summaries, if that is not the key.
     """
 
     path: Path
     name: PurePath
+    title: str = ""
+
+    @property
+    def reported(self) -> str:
+        """The name under which its scores and failures are reported."""
+        return self.title or self.key
 
     @property
     def key(self) -> str:
-        """The name under which it is reported, and from which its random numbers are derived."""
+        """The name from which its random numbers are derived."""
         return self.name.as_posix()
 
     def output(self, folder: Path, suffix: str = "_OUT.png") -> Path:

@@ -24,8 +24,8 @@ class Journal:
         resume: take over what an earlier run has finished; otherwise start over.
 
     Attributes:
-        rows: the scores of the finished images whose files all exist, by their keys.
-        packed: their `PixelCounts.pack()`, by their keys.
+        rows: the scores of the finished images whose files all exist, by their reported names.
+        packed: their `PixelCounts.pack()`, by their reported names.
 
     Raises:
         InputError: the earlier results were made with other settings.
@@ -35,7 +35,7 @@ class Journal:
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
         self.rows: dict[str, dict[str, Any]] = {}
         self.packed: dict[str, bytes] = {}
-        self._sources = {item.key: _file_state(item.path) for item in items}
+        self._sources = {item.reported: _file_state(item.path) for item in items}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
         self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
@@ -71,8 +71,14 @@ class Journal:
                 self.rows[key] = entry["row"]
                 if entry["counts"]:
                     self.packed[key] = base64.b64decode(entry["counts"])
-                if path == self._path:
+                if path == self._path and self._kept_lines is not None:
                     self._kept_lines.append(line)
+
+    def all_rows(self) -> dict[str, dict[str, Any]]:
+        """The scores of what all processes have finished so far, by reported names."""
+        for path in self.folder.glob(".progress-*.jsonl"):
+            self._take_over(path)
+        return self.rows
 
     def add(self, row: Mapping[str, Any], files: Collection[Path], packed: bytes | None) -> None:
         """Record a finished image; may be called in threads.

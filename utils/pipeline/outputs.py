@@ -1,20 +1,23 @@
 """The files of an image's results: greyscale maps, float32 maps, single passes."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from utils.data.images import save_png
+from utils.data.images import image_size, save_png
 from utils.inference.maps import ProbabilityMaps, full_size_blocks, split_samples, to_greyscale
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import sibling
 from utils.runtime.atomic_files import atomic_npy_file
+from utils.runtime.errors import InputError
+from utils.runtime.output_folder import check_room
 
+FLOAT_MAPS = ("_mean.npy", "_std.npy", "_entropy.npy", "_expected_entropy.npy", "_mutual_information.npy")
 MAX_STD = 0.5  # the largest standard deviation of a probability
 
 
@@ -72,6 +75,29 @@ def save_float_maps(
         with atomic_npy_file(path, array.shape) as write:
             write(array, 0)
     return list(files)
+
+
+def check_room_for_floats(
+    folder: Path, outputs: Mapping[Path, Path], values_per_pixel: int, suffixes: Sequence[str]
+) -> None:
+    """Check that a folder has room for the float32 arrays of some images; greyscale maps take little beside them.
+
+    Args:
+        folder: the output folder.
+        outputs: by the path of each image that of one of its results, `DIR/NAME.png`.
+        values_per_pixel: numbers of each pixel.
+        suffixes: of the arrays, which replace earlier ones.
+
+    Raises:
+        InputError: it has not.
+    """
+    pixels = 0
+    for path in outputs if values_per_pixel else ():
+        with suppress(InputError):  # reading it will report why
+            width, height = image_size(path)
+            pixels += width * height
+    replaced = (sibling(output, suffix) for output in outputs.values() for suffix in suffixes)
+    check_room(folder, 4 * values_per_pixel * pixels, replaced if pixels else ())
 
 
 @contextmanager

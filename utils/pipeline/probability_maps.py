@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -12,11 +13,13 @@ from utils.data.mask_classes import MaskClasses
 from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Sampler, calibrated
+from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.journal import Journal
-from utils.pipeline.outputs import make_greyscale_maps, save_float_maps
+from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats, make_greyscale_maps, save_float_maps
+from utils.pipeline.report import write_tables
 from utils.runtime.errors import InputError
 
 
@@ -65,8 +68,7 @@ def predict_probabilities(
     Raises:
         InputError: the model has no such class or no temperature, or no image has a ground-truth mask.
     """
-    if options.calibrated:
-        sampler = calibrated(sampler, model)
+    sampler = calibrated(sampler, model) if options.calibrated else sampler
     sampler.check(model)
     class_index = options.class_index
     if class_index >= model.n_classes:
@@ -97,10 +99,12 @@ def predict_probabilities(
             files += save_float_maps(output, prediction.maps, one_class=model.one_class)
         return files
 
-    kept = STATISTICS if options.save_npy else ()
-    statistics = STATISTICS if options.save_entropy else kept
-    maps = MapOptions(greyscale_maps=draw, statistics=statistics, keep=kept)
+    kept, statistics = (STATISTICS if saved else () for saved in (options.save_npy, options.save_entropy))
+    maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept)
+    outputs = {item.path: item.output(output_dir) for item in items}
+    check_room_for_floats(output_dir, outputs, (2 * model.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing)
-    report = FolderPredictor(model, sampler, save, maps, ground_truth, journal).run(items)
+    batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
+    report = FolderPredictor(model, sampler, save, maps, ground_truth).run(batch)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})
     return report.finish(f": {output_dir}")

@@ -3,7 +3,7 @@
 import errno
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,29 @@ from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.summary import write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import write_csv, write_json
-from utils.runtime.errors import OUT_OF_MEMORY, InputError, bulleted
+from utils.runtime.errors import OUT_OF_MEMORY, InputError, bulleted, first_line, is_gpu_error
 
 logger = logging.getLogger(__name__)
 
 _LISTED_IMAGES = 3  # empty masks in a message
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
+
+
+def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `summary.csv` and, of the images that were compared with ground truth, `metrics.csv`.
+
+    Those of an earlier run, and its metrics.json, are removed.
+    """
+    for name in ("metrics.csv", "metrics.json"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / name).unlink()
+    if rows:
+        write_summary(folder / "summary.csv", rows)  # over that of an earlier run
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / "summary.csv").unlink()
+    if compared := [row for row in rows if "dice" in row]:
+        write_csv(folder / "metrics.csv", compared)
 
 
 @dataclass
@@ -46,7 +63,12 @@ class Report:
         except OSError as error:
             if error.errno in _DISK_ERRORS:
                 raise
-            reason = f"its result could not be written ({error.strerror})"
+            reason = f"its result could not be written ({error.strerror or error})"
+        except Exception as error:
+            if is_gpu_error(error):
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            logger.debug("%s", ", ".join(names), exc_info=True)
         else:
             return
         self.failures += [(name, reason) for name in names]
@@ -70,26 +92,19 @@ class Report:
         if len(scored) < len(compared):
             words = "%d of %d masks have no pixel that counts: these images have no score"
             logger.warning(words, len(compared) - len(scored), len(compared))
+        result = ground_truth.evaluate(scored) if scored else {}
+        if folder is not None:
+            try:
+                write_tables(folder, self.rows)
+                if scored:
+                    write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
+            except OSError as error:
+                self.failures.append(("the summary", f"could not be written to {folder} ({error.strerror})"))
         if scored:
-            result = ground_truth.evaluate(scored)
             ground_truth.fitter.log()
             of_all = f" of {len(self.rows)}" if len(scored) < len(self.rows) else ""
             masks = f"{len(scored)}{of_all} images compared with the masks in {ground_truth.mask_dir}"
-            print(f"{masks}:\n{format_evaluation(result)}")
-        if folder is None:
-            return
-        try:
-            for name in ("summary.csv", "metrics.csv", "metrics.json"):  # of an earlier run
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    (folder / name).unlink()
-            if self.rows:
-                write_summary(folder / "summary.csv", self.rows)
-            if compared:
-                write_csv(folder / "metrics.csv", compared)
-            if scored:
-                write_json(folder / "metrics.json", {"run": dict(run or {}), **result})
-        except OSError as error:
-            self.failures.append(("the summary", f"could not be written to {folder} ({error.strerror})"))
+            print(f"{masks}:\n{format_evaluation(result)}", flush=True)
 
     def finish(self, destination: str = "") -> int:
         """Log how the run ended; returns the exit code.

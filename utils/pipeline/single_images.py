@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from PIL import Image
 
@@ -19,8 +20,9 @@ from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.outputs import make_greyscale_maps, pass_writers, save_float_maps
-from utils.pipeline.summary import read_summary
+from utils.pipeline.summary import read_summary, write_summary
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import output_folder
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
 
 MAX_FIGURE_ROWS = 50
@@ -76,7 +78,7 @@ def find_single_images(
     _check_figure(figure, paths, outputs)
     if saving:
         _check_outputs([*paths, *([figure] if figure else [])], outputs)
-    return [(Item(path, PurePath(path.name)), output) for path, output in zip(paths, outputs, strict=True)]
+    return [(Item(path, PurePath(path.name), str(path)), output) for path, output in zip(paths, outputs, strict=True)]
 
 
 def _check_figure(figure: Path | None, inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
@@ -142,6 +144,11 @@ class SingleImageOptions:
         """Whether any float32 maps are written."""
         return self.save and (self.save_mean_std or self.save_npy)
 
+    def values_per_pixel(self, num_samples: int, n_classes: int) -> int:
+        """The number of float32 values that are written of each pixel."""
+        passes = num_samples * n_classes if self.save_passes else 0
+        return passes + (2 * n_classes if self.save_float else 0) + (3 if self.save_npy else 0) if self.save else 0
+
     def map_options(self) -> MapOptions:
         """What is computed at full size; the predictive entropy is kept for a figure."""
         keep = {*(STATISTICS if self.save_float else ()), "predictive_entropy"}
@@ -176,7 +183,7 @@ def save_single_image(
     model: TrainedModel,
     options: SingleImageOptions,
     save_figure: Callable[[Path], None],
-) -> list[str]:
+) -> list[Path]:
     """Write the mask of an image to `output`, `DIR/NAME.png`, and everything else beside it, in threads.
 
     Args:
@@ -187,11 +194,13 @@ def save_single_image(
         save_figure: draws and writes the figure to the given file.
 
     Returns:
-        The suffixes of the greyscale maps and the figure.
+        The files, the mask and the figure first.
     """
     prediction, size = result.prediction, result.image.size
+    files = [output, sibling(output, "_figure.png")]
     if options.save_float:
-        save_float_maps(output, prediction.maps, entropies=options.save_npy, one_class=model.one_class)
+        entropies, one_class = options.save_npy, model.one_class
+        files += save_float_maps(output, prediction.maps, entropies=entropies, one_class=one_class)
     prediction.maps = None  # as large as a pass
     passes = pass_writers(output, result.samples, size, model.one_class) if options.save_passes else nullcontext(())
     with (
@@ -199,10 +208,27 @@ def save_single_image(
         passes as write_passes,
         BackgroundWriter(max(2, threads)) as writer,
     ):
-        writer.submit(save_figure, sibling(output, "_figure.png"))
+        writer.submit(save_figure, files[1])
         writer.submit(save_png, output, mask_to_image(prediction.classes, model.mask_values))
         for suffix, greyscale_map in prediction.greyscale_maps.items():
-            writer.submit(save_png, sibling(output, f"{suffix}.png"), greyscale_map)
+            files.append(sibling(output, f"{suffix}.png"))
+            writer.submit(save_png, files[-1], greyscale_map)
         for write_pass in write_passes:
             writer.submit(write_pass)
-    return [*prediction.greyscale_maps, "_figure"]
+    return [*files, sibling(output, "_probs.npy")] if options.save_passes else files
+
+
+def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the `summary.csv` of each output folder, in which the rows of other images are kept.
+
+    Args:
+        outputs: the file of the mask of each image, by its reported name.
+        locked: the output folder that belongs to this run, if any; another one is locked while its file is written.
+        rows: the scores of images.
+    """
+    by_folder = defaultdict(list)
+    for row in rows:
+        by_folder[outputs[row["image"]].parent].append(row)
+    for folder, folder_rows in by_folder.items():
+        with nullcontext() if folder == locked else output_folder(folder, patience=60):
+            write_summary(folder / "summary.csv", folder_rows, keep_others=True)

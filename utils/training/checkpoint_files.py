@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from utils.checkpoint import TrainedModel, checkpoint_content, read_checkpoint, write_checkpoint
 from utils.runtime.atomic_files import remove_partial_files, write_csv
 from utils.runtime.device import copy_to_cpu
@@ -39,6 +41,12 @@ def prepare_checkpoint_dir(folder: Path, resumed: bool) -> None:
         for path in files:
             path.rename(target / path.name)
         logger.info("The files of the earlier run have been moved to %s", target)
+
+
+def checkpoint_bytes(network: nn.Module, epochs: int) -> int:
+    """The least size of what is written in that many epochs: theirs, `best.pth`, and `last.pth` with the optimizer."""
+    size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    return size * (epochs + 3) if epochs else 0
 
 
 class CheckpointWriter:

@@ -1,0 +1,171 @@
+"""Folders that results are written to: checked before anything is computed, and used by one run at a time.
+
+The lock is one of the operating system, on a hidden file that names the process that holds it: it ends with the
+process, however that ends, and also holds between hosts where the file system supports that.
+"""
+
+import errno
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.runtime.errors import InputError
+
+_LOCK_NAME = ".lock"
+_TAKEN = (
+    errno.EACCES,
+    errno.EAGAIN,
+    errno.EDEADLK,
+)  # by another process; other errors are of a file system without locks
+_LOCKED_BYTE = 2**30  # Windows lets no other process read what is locked
+
+
+@contextmanager
+def output_folder(folder: Path, patience: float = 0) -> Iterator[None]:
+    """Within the `with` block a folder exists and belongs to this run; if it is new and stays empty, it is removed.
+
+    Args:
+        folder: the folder.
+        patience: seconds to wait for another run.
+
+    Raises:
+        InputError: it cannot be written, or another run is using it.
+    """
+    created = _make(folder)
+    try:
+        file = _lock(folder, time.monotonic() + patience)
+        try:
+            yield
+        finally:
+            _unlock(folder / _LOCK_NAME, file)
+    finally:
+        _remove_empty(created)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written in a folder, or in a new one of that name.
+
+    Raises:
+        InputError: they cannot.
+    """
+    created = _make(folder)
+    try:
+        path = folder / f".{uuid.uuid4().hex}.part"
+        path.touch(exist_ok=False)
+        path.unlink()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+    finally:
+        _remove_empty(created)
+
+
+def check_room(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> None:
+    """Check that a file system has room for results.
+
+    Args:
+        folder: where they are written, or will be.
+        needed: their size in bytes, or less.
+        replaced: files that some of them replace.
+
+    Raises:
+        InputError: it has not.
+    """
+    for path in replaced:
+        with suppress(OSError):
+            needed -= path.stat().st_size
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    except (OSError, StopIteration):  # unknown
+        return
+    if needed > free:
+        raise InputError(f"{folder} has room for {free / 1e9:.2f} GB, the results need {needed / 1e9:.2f} GB or more")
+
+
+def _make(folder: Path) -> list[Path]:
+    """Create a folder; returns what did not exist before, the deepest first."""
+    try:
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
+        if not created and not folder.is_dir():
+            raise InputError(f"the output folder {folder} is a file, a folder was expected")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the output folder {folder} cannot be created ({error.strerror})") from error
+    return created
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _lock(folder: Path, deadline: float) -> BinaryIO:
+    """The open file of the lock, which names this process."""
+    path = folder / _LOCK_NAME
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # the run that held the lock may have removed it
+            file = open(path, "a+b")  # noqa: SIM115 - open as long as the lock is held
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+        try:
+            _lock_file(file)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                file.seek(0)
+                holder = file.read(200).decode(errors="replace").strip() or "another process"
+                file.close()
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                raise InputError(
+                    f"{folder} is being written by another run ({holder}): wait for its end, or choose another folder"
+                ) from error
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                file.flush()
+                return file
+        except FileNotFoundError:  # the run that held it has removed it
+            pass
+        except OSError as error:
+            _unlock(path, file)
+            raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+        file.close()
+
+
+def _lock_file(file: BinaryIO) -> None:
+    """Lock a file for this process; a forked one, such as a worker, does not share the lock.
+
+    Raises:
+        OSError: another process has locked it, or the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(_LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _unlock(path: Path, file: BinaryIO) -> None:
+    with suppress(OSError):  # Windows removes no open file
+        path.unlink()
+    with suppress(OSError):
+        file.close()
+    if os.name == "nt":
+        with suppress(OSError):
+            path.unlink()
