@@ -122,6 +122,12 @@ def load_datasets(
         training, validation = range(len(images)), range(len(held_out.pairs))
     else:
         training, validation = split_indices(len(images), args.validation, args.seed, groups)
+    if (size[0] // 16) * (size[1] // 16) == 1 and 1 in (args.batch_size, len(training) % args.batch_size):
+        raise InputError(
+            f"batch norm needs more than the one value that a batch of one image has at {size[0]}x{size[1]}: choose "
+            "another batch size, or a larger network input",
+            *("batch_size", "newW", "newH"),
+        )
     settings = {
         "images": len(images),
         "image_names": names_digest(images, args.imgs_dir),

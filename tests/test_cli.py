@@ -121,6 +121,22 @@ def test_validation_folders():
         cli.validation_folders(training_flags(*both, "--groups", "g.csv"))
 
 
+def test_outputs_are_checked_before_anything_is_computed(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "o").mkdir()
+    file, lock = tmp_path / "file", tmp_path / "o" / ".lock"
+    for flags in ({"output_dir": file}, {"checkpoint_dir": file / "x"}, {"data_dir": file}, {"figure": file / "x.png"}):
+        with pytest.raises(InputError) as error, cli.outputs_from_args(argparse.Namespace(**flags)):
+            pass
+        assert error.value.options == tuple(flags)
+    with cli.outputs_from_args(argparse.Namespace(output=[tmp_path / "o" / "x.png"])):
+        assert not lock.exists()  # other runs may write beside it
+    with cli.outputs_from_args(argparse.Namespace(output_dir=tmp_path / "o")):
+        assert lock.exists()
+    with cli.outputs_from_args(argparse.Namespace(output_dir=file, no_save=True)):
+        pass
+
+
 # -- running -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import predict_bayesian
 from tests.conftest import assert_one_clear_line, make_folders, make_image, run_script, start_script
 from tests.reference import network_probability
 from tests.test_prediction_scripts import pixels
 from utils.checkpoint import load_model
+from utils.pipeline.report import Report
 
 
 @pytest.fixture
@@ -192,3 +194,19 @@ def test_figure_is_not_overwritten_by_a_result(model_file: Path, images: tuple[P
         result = run_script("predict_bayesian.py", *arguments, "--figure", tmp_path / name)
         assert_one_clear_line(result, f"would overwrite {tmp_path / name}")
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_skip_existing_requires_a_folder(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    for more in ((), ("--output-dir", tmp_path / "o", "--figure", tmp_path / "all.png")):
+        result = run_script("predict_bayesian.py", "-i", images[0], *more, "--skip-existing", "-m", model_file)
+        assert_one_clear_line(result, "--skip-existing requires --output-dir, and no --figure")
+
+
+def test_figure_that_fails_loses_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no font")
+
+    report = Report()
+    monkeypatch.setattr(predict_bayesian, "draw_predictions", fail)
+    predict_bayesian.save_row(None, report, "a.jpg", tmp_path / "x_figure.png")
+    assert report.failures == [("figure of a.jpg", "RuntimeError: no font")]

@@ -239,6 +239,13 @@ def logged(tmp_path: Path, *arguments: object, code: int = 0) -> str:
     return result.stderr
 
 
+def test_batch_of_one_image_at_the_smallest_input(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 4, (40, 40))
+    common = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--newW", 16, "--newH", 16]
+    result = run_script("train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "c", "--batch-size", 1)
+    assert_one_clear_line(result, "a batch of one image has at 16x16", "(see --batch-size, --newW, --newH)")
+
+
 def test_input_size(tmp_path: Path):
     make_folders(tmp_path / "train", 3, (48, 40))
     logged(tmp_path, "--newW", 32, "--newH", 48)
