@@ -12,6 +12,7 @@ import torch
 
 from utils import arguments, cli, pairing_arguments
 from utils.checkpoint import TrainedModel
+from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
 from utils.inference.samplers import MCDropout, Sampler, Softmax, calibrated
