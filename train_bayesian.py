@@ -16,6 +16,7 @@ from utils.data.mask_classes import MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches, validation_batches
 from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
+from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_room
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
