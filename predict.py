@@ -27,6 +27,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # The images, the model, and the ground truth
+    cli.check_review_flags(args)
     items = cli.items_from_args(args)
     model, dtype = cli.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     journal = None
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-        settings |= {"white": model.white, "weights": model.fingerprint()}
+        settings |= {"white": model.white, "weights": model.fingerprint(), "mask_values": list(model.mask_values)}
         settings |= {"ignore_value": ground_truth.ignore_value if ground_truth else None}
         journal = Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing)
 
@@ -63,7 +64,8 @@ def main(args: argparse.Namespace) -> int:
     write_rows = (lambda rows: None) if args.no_save else partial(write_tables, args.output_dir)
     report = predictor.run(Batch(items, ground_truth, journal, write_rows))
     report.write(None if args.no_save else args.output_dir, ground_truth)
-    return report.finish("" if args.no_save else f": {args.output_dir}")
+    code = report.finish("" if args.no_save else f": {args.output_dir}")
+    return cli.review_from_args(args, args.input_dir, code)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,12 @@ def main(args: argparse.Namespace) -> int:
     # The images and their output files, the model, the method, the ground truth
     if args.skip_existing and (args.output_dir is None or args.figure is not None):
         raise InputError("--skip-existing requires --output-dir, and no --figure, which shows the images of one run")
+    cli.check_review_flags(args)
     masks = (args.mask_dir, args.mask_suffix)
     images = find_single_images(args.input, args.output, args.output_dir, args.figure, not args.no_save, masks)
     items, outputs = [item for item, _ in images], {item.reported: output for item, output in images}
+    if args.review and (args.output_dir is None or len({item.path.parent for item in items}) > 1):
+        raise InputError("--review requires --output-dir, and images of one folder")
     model, dtype = cli.model_from_args(args, [item.path for item in items])
     sampler = sampler_from_args(args, model, dtype)
     options = options_from_args(args)
@@ -121,7 +124,8 @@ def main(args: argparse.Namespace) -> int:
         with report.isolating(str(args.figure)):
             save_figure(draw_predictions([rows[name] for name in outputs if name in rows]), args.figure)
             logger.info("Figure of all images: %s", args.figure)
-    return report.finish("" if args.no_save else describe_results(images, model.n_classes))
+    code = report.finish("" if args.no_save else describe_results(images, model.n_classes))
+    return cli.review_from_args(args, items[0].path.parent, code)
 
 
 def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> Sampler:

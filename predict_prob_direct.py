@@ -18,7 +18,8 @@ def main(args: argparse.Namespace) -> int:
     items = cli.items_from_args(args)
     model, dtype = cli.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
-    return predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
+    code = predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
+    return cli.review_from_args(args, args.input_dir, code)
 
 
 if __name__ == "__main__":

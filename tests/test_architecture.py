@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted([*ROOT.glob("*.py"), *(ROOT / "unet").rglob("*.py"), *(ROOT / "utils").rglob("*.py")])
-COMMANDS = {"calibration", "compare", "download_isic", "passes", "sample_data"}
+COMMANDS = {"calibration", "compare", "download_isic", "passes", "review", "sample_data"}
 
 # Each room may import from itself and from the rooms that are listed here.
 LAYERS: dict[str, set[str]] = {
@@ -28,10 +28,11 @@ LAYERS: dict[str, set[str]] = {
     "figures": {"runtime", "metrics", "inference"},
     "training": {"unet", "runtime", "metrics", "dice_score", "checkpoint", "data", "data_loading", "inference"},
     "pipeline": {"runtime", "metrics", "checkpoint", "data", "inference"},
+    "review_page": {"runtime", "metrics", "data", "pipeline", "figures"},
     "pairing_arguments": {"data"},
     "value_arguments": {"data"},
     "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments"},
-    "cli": {"unet", "runtime", "checkpoint", "data", "pipeline", "arguments"},
+    "cli": {"unet", "runtime", "checkpoint", "data", "pipeline", "review_page", "arguments"},
 }
 EVERYTHING = {*LAYERS}
 

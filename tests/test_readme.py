@@ -93,8 +93,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
 
 
 def source_files() -> list[Path]:
-    """The modules and scripts of the project, relative to its root."""
+    """The modules, scripts and page templates of the project, relative to its root."""
     paths = (*ROOT.glob("*.py"), *ROOT.glob("unet/**/*.py"), *ROOT.glob("utils/**/*.py"))
+    paths = (*paths, *ROOT.glob("utils/**/template/*"))
     return [path.relative_to(ROOT) for path in paths]
 
 

@@ -152,15 +152,10 @@ def image_parent() -> argparse.ArgumentParser:
 
 
 def probability_parent() -> argparse.ArgumentParser:
-    """--class-index, --save-entropy, --save-npy, --calibrated."""
+    """--class-index, --save-entropy, --save-npy, --calibrated, --review."""
     parent = _parent()
     add_with_default(
-        parent,
-        "--class-index",
-        type=integer(0, 255),
-        default=1,
-        metavar="K",
-        help="class whose probability is saved",
+        parent, "--class-index", type=integer(0, 255), default=1, metavar="K", help="class whose probability is saved"
     )
     parent.add_argument(
         "--save-entropy",
@@ -169,6 +164,7 @@ def probability_parent() -> argparse.ArgumentParser:
         "and mutual information",
     )
     add_float_flags(parent)
+    _add_review(parent)
     return parent
 
 
@@ -180,8 +176,12 @@ def add_float_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_review(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")
+
+
 def mask_parent() -> argparse.ArgumentParser:
-    """--mask-threshold, --no-save, --viz."""
+    """--mask-threshold, --no-save, --viz, --review."""
     parent = _parent()
     add_with_default(
         parent,
@@ -194,6 +194,7 @@ def mask_parent() -> argparse.ArgumentParser:
     )
     parent.add_argument("--no-save", "-n", action="store_true", help="do not save masks, maps or scores")
     parent.add_argument("--viz", "-v", action="store_true", help="show each result in a window")
+    _add_review(parent)
     return parent
 
 

@@ -23,6 +23,7 @@ from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
+from utils.review_page.page import ReviewOptions, write_review
 from utils.runtime import distributed
 from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
 from utils.runtime.device import amp_dtype, choose_device, device_name, precision_name
@@ -202,6 +203,24 @@ def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
     names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "ignore_value")
     options = {name: getattr(args, name) for name in (*names, "skip_existing")}
     return ProbabilityMapOptions(**options, model_name=str(args.model))
+
+
+def check_review_flags(args: argparse.Namespace) -> None:
+    """Check that --review has results to show.
+
+    Raises:
+        InputError: --no-save leaves none.
+    """
+    if args.review and getattr(args, "no_save", False):
+        raise InputError("--review shows the results, which --no-save does not write: omit one of them")
+
+
+def review_from_args(args: argparse.Namespace, input_dir: Path, code: int) -> int:
+    """The exit code of a script that predicts; with --review, the page of its output folder is written before."""
+    if not args.review or not distributed.is_main() or not (args.output_dir / "summary.csv").exists():
+        return code
+    page, report = write_review([args.output_dir], input_dir, ReviewOptions(args.mask_dir, args.mask_suffix))
+    return report.finish(f" on the page {page}, to be opened in a browser") or code
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

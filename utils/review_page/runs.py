@@ -1,0 +1,228 @@
+"""What a prediction run has written: its method, and the scores and files of each image."""
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from utils.data.images import decoding_errors
+from utils.data.masks import read_mask
+from utils.pipeline.items import sibling
+from utils.pipeline.summary import read_summary
+from utils.runtime.errors import InputError
+
+LAYER_SUFFIXES = ("std", "entropy", "expected_entropy", "mutual_information")
+_MAX_MASK_VALUES = 16  # a map with more grey values than this holds probabilities
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The files of an image's results in one run.
+
+    Attributes:
+        mask: the predicted mask, if one was written.
+        probs: the probability map of each class that has one.
+        layers: the other greyscale maps, by the end of their names, such as entropy or std_c1.
+    """
+
+    mask: Path | None
+    probs: Mapping[int, Path]
+    layers: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class PredictionRun:
+    """The results of a run.
+
+    Attributes:
+        folder: its output folder.
+        title: display name of its method.
+        scores: those of each image by its path within the folder of images, the least confident first; with those
+            of metrics.csv, if the run has compared its predictions with a ground truth.
+        settings: those of its journal, or of metrics.json.
+        holds_probs: whether NAME_OUT.png is a probability map, not a mask.
+    """
+
+    folder: Path
+    title: str
+    scores: Mapping[str, Mapping[str, float]]
+    settings: Mapping[str, Any]
+    holds_probs: bool
+
+    def files(self, name: str) -> ResultFiles:
+        """The files of an image.
+
+        Raises:
+            InputError: there are none.
+        """
+        base = _find_result(self.folder, PurePath(name))
+        probs, layers = {}, {}
+        for suffix, path in _beside(base):
+            kind, _, k = suffix.partition("_c")
+            if kind == "prob":
+                probs[int(k or 1)] = path
+            elif kind in LAYER_SUFFIXES:
+                layers[suffix] = path
+        if self.holds_probs and not probs:
+            return ResultFiles(None, {self.settings.get("class_index", 1): base}, layers)
+        return ResultFiles(base, probs, layers)
+
+    def mask_values(self) -> list[int]:
+        """The mask value of class 0, 1, …, as recorded or, failing that, as the masks of the run show them.
+
+        Raises:
+            InputError: a mask cannot be read.
+        """
+        recorded = self.settings.get("mask_values")
+        if recorded:
+            return list(recorded)
+        values = {0}
+        for name in self.scores:
+            mask = self.files(name).mask
+            if mask is not None:
+                values.update(map(int, read_mask(mask).count().values))
+        return sorted(values) if len(values) > 1 else [0, 255]
+
+
+def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:
+    """Read the tables of an output folder.
+
+    Args:
+        folder: the output folder of any script that predicts.
+        imgs_dir: the folder of its images.
+
+    Raises:
+        InputError: there is no summary, or the run has written background probabilities.
+    """
+    rows = read_summary(folder / "summary.csv")
+    if not rows:
+        raise InputError(f"{folder} has no summary.csv: the output folder of a prediction was expected")
+    settings = _read_settings(folder)
+    if settings.get("class_index") == 0:
+        raise InputError(f"{folder} contains background probabilities: predict those of class 1")
+    measured = {row.pop("image"): row for row in _read_metrics_table(folder / "metrics.csv")}
+    scores = {}
+    for row in rows:
+        image = row.pop("image")
+        scores[_name_within(image, imgs_dir)] = _numbers({**row, **measured.get(image, {})})
+    holds_probs = "class_index" in settings
+    if not settings:
+        holds_probs = _looks_like_probs(folder, scores)
+    return PredictionRun(folder, _method_of(folder, settings, scores), scores, settings, holds_probs)
+
+
+def read_runs(folders: Sequence[Path], imgs_dir: Path) -> list[PredictionRun]:
+    """Read several runs of the same images, whose titles are then distinct.
+
+    Raises:
+        InputError: as `read_run`, or a folder is given twice, or two runs have no image in common.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("a result folder was given twice")
+    runs = [read_run(folder, imgs_dir) for folder in folders]
+    for run in runs[1:]:
+        if not run.scores.keys() & runs[0].scores.keys():
+            raise InputError(f"{run.folder} and {runs[0].folder} are of different images")
+    titles = [run.title for run in runs]
+    return [run if titles.count(run.title) == 1 else replace(run, title=f"{run.title} ({run.folder})") for run in runs]
+
+
+def fingerprint(runs: Sequence[PredictionRun]) -> str:
+    """What distinguishes these results from all others: a hash of the images' scores that need no ground truth."""
+    text = "".join((run.folder / "summary.csv").read_text("utf-8", "surrogateescape") for run in runs)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The first line of a journal of the run or, where hidden files were not copied, what metrics.json says of it."""
+    for path in sorted(folder.glob(".progress-*.jsonl")):
+        try:
+            with open(path, encoding="utf-8") as file:
+                return dict(json.loads(file.readline()))
+        except (ValueError, TypeError):
+            continue
+    try:
+        return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _read_metrics_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; none if there is no such file."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read as CSV ({error}): move it away") from error
+    if not all("image" in row for row in rows):
+        raise InputError(f"{path} is not a table of metrics, and has no column image: move it away")
+    return rows
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a row of a CSV file."""
+    numbers = {}
+    for name, text in row.items():
+        try:
+            value = float(text)
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(value):
+            numbers[name] = value
+    return numbers
+
+
+def _name_within(image: str, imgs_dir: Path) -> str:
+    """The path of an image within its folder; predict_bayesian.py records its path as it was given."""
+    if (imgs_dir / image).exists() and not Path(image).is_absolute():
+        return image
+    path, folder = Path(image).resolve(), imgs_dir.resolve()
+    if path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    return PurePath(image).name if (imgs_dir / PurePath(image).name).exists() else image
+
+
+def _find_result(folder: Path, name: PurePath) -> Path:
+    """The mask or probability map of an image, beside which its other results are."""
+    mirrored = folder / name.with_name(f"{name.stem}_OUT.png")
+    candidates = (mirrored, folder / mirrored.name, folder / f"{name.stem}.png")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise InputError(f"its result is missing (looked for {candidates[0]} and {candidates[-1]})")
+
+
+def _beside(base: Path) -> Iterator[tuple[str, Path]]:
+    """The maps beside a result, with the ends of their names; with several classes these are numbered from 1 on."""
+    for kind in ("prob", *LAYER_SUFFIXES):
+        for end in (kind, *(f"{kind}_c{k}" for k in range(1, 256))):
+            path = sibling(base, f"_{end}.png")
+            if path.is_file():
+                yield end, path
+            elif end != kind:
+                break
+
+
+def _looks_like_probs(folder: Path, scores: Mapping[str, Any]) -> bool:
+    """Whether the first result has more grey values than a mask."""
+    path = _find_result(folder, PurePath(next(iter(scores))))
+    with decoding_errors(path), Image.open(path) as image:
+        return image.mode == "L" and len(np.unique(np.asarray(image))) > _MAX_MASK_VALUES
+
+
+def _method_of(folder: Path, settings: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]) -> str:
+    """The display name of a run's method; that of its folder, if the run does not say it."""
+    if "method" in settings:
+        return settings["method"]
+    if "threshold" in settings or any(folder.glob("*_prob*.png")):  # of predict.py or predict_bayesian.py
+        return "MC dropout" if any("pairwise_dice" in row for row in scores.values()) else "softmax"
+    return folder.name or str(folder)
