@@ -1,0 +1,315 @@
+"""The review page as it is written: what is read of a run, what is in the page, the flags."""
+
+import base64
+import csv
+import json
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, assert_one_clear_line, make_folders, run_module, run_script
+from tests.review_runs import SAMPLE_NAMES, SAMPLES, sample_probabilities, sample_run, write_run
+from utils.metrics.segmentation import segmentation_scores
+from utils.pipeline.items import Item
+from utils.review_page.page import MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
+from utils.review_page.pictures import PictureMaker
+from utils.review_page.runs import fingerprint, read_run, read_runs
+from utils.runtime.errors import InputError
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """The data in a page."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
+
+
+def maps_of(page: Path, index: int) -> dict[str, Any]:
+    """The maps of an image in the folder of pictures beside a page."""
+    text = (page.parent / data_of(page)["folder"] / f"{index:05d}_maps.js").read_text(encoding="utf-8")
+    return json.loads(re.fullmatch(rf"receiveMaps\({index}, (.*)\);\n", text)[1])
+
+
+def decoded(packed: str, maps: dict[str, Any]) -> np.ndarray:
+    """The (h, w) values of a map."""
+    differences = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
+    return np.cumsum(differences, dtype=np.uint8).reshape(maps["height"], maps["width"])
+
+
+def images_of(folder: Path, *names: str, size: tuple[int, int] = (8, 6)) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (200, 160, 140)).save(folder / name)
+    return folder
+
+
+def scores_of(data: dict[str, Any], index: int, method: int = 0) -> dict[str, float]:
+    names = [score["name"] for score in data["scores"]]
+    return dict(zip(names, data["images"][index]["scores"][method], strict=True))
+
+
+# -- the content -------------------------------------------------------------------------------------------------------
+
+
+def test_page_of_the_samples(tmp_path: Path):
+    run = sample_run(tmp_path / "run", layers={"entropy": sample_probabilities(0)})
+    page, report = write_review([run], SAMPLES / "imgs", ReviewOptions(SAMPLES / "masks"))
+    assert page == run / "review.html"
+    assert not report.failures
+    data = data_of(page)
+    assert [image["name"] for image in data["images"]] == SAMPLE_NAMES  # the least certain first
+    assert data["missing"] == []
+    for i, name in enumerate(SAMPLE_NAMES):
+        maps, probs = maps_of(page, i), sample_probabilities(i)
+        with Image.open(SAMPLES / "masks" / f"{Path(name).stem}_Segmentation.png") as mask:
+            truth = (np.asarray(mask) > 0).astype(np.uint8)
+        assert np.array_equal(decoded(maps["runs"][0]["probability_c1"], maps), probs)  # 512 pixels are kept
+        assert np.array_equal(decoded(maps["runs"][0]["entropy"], maps), sample_probabilities(0))
+        assert np.array_equal(decoded(maps["truth"][0], maps), 255 * truth)
+        scores = scores_of(data, i)
+        assert scores["dice"] == pytest.approx(segmentation_scores(probs > 127, truth)["dice"], abs=1e-4)
+        assert scores["soft_dice_confidence"] == pytest.approx(0.5 + i / 100)
+        with Image.open(page.parent / data["folder"] / f"{i:05d}_photo.jpg") as photo:
+            assert photo.size == (512, 384)
+
+
+def test_pictures_of_large_images_are_reduced(tmp_path: Path):
+    imgs = images_of(tmp_path / "imgs", "a.png", size=(2400, 1200))
+    values = np.zeros((1200, 2400), np.uint8)
+    values[:, 1200:] = 255
+    page, _ = write_review([write_run(tmp_path / "run", {"a.png": values})], imgs)
+    maps, data = maps_of(page, 0), data_of(page)
+    assert (maps["width"], maps["height"]) == (512, 256)
+    assert np.array_equal(decoded(maps["runs"][0]["probability_c1"], maps), np.tile(np.repeat([0, 255], 256), (256, 1)))
+    assert data["images"][0]["size"] == [2400, 1200]
+    for end, size in (("photo", (1000, 500)), ("0", (240, 120))):
+        with Image.open(page.parent / data["folder"] / f"00000_{end}.jpg") as picture:
+            assert picture.size == size
+    with Image.open(page.parent / data["folder"] / "00000_0.jpg") as small:
+        row = np.asarray(small)[60].astype(int)
+    assert np.flatnonzero(abs(row - row[10]).sum(axis=1) > 60).tolist() in ([119, 120, 121], [118, 119, 120, 121])
+
+
+def test_masks_of_several_classes(tmp_path: Path):
+    """By the values that the run has recorded, or those that its masks show; the ground truth ignores some pixels."""
+    imgs = images_of(tmp_path / "imgs", "a.png", "b.png")
+    masks = {"a.png": np.zeros((6, 8), np.uint8), "b.png": np.full((6, 8), 7, np.uint8)}
+    masks["a.png"][:3, :4], masks["a.png"][3:, 4:] = 3, 7
+    truth = masks["a.png"].copy()
+    truth[:3, 4:] = 255
+    (tmp_path / "truth").mkdir()
+    Image.fromarray(truth).save(tmp_path / "truth" / "a.png")
+    for settings in ({"threshold": 0.5, "mask_values": [0, 3, 7], "ignore_value": 255}, {"threshold": 0.5}):
+        run = write_run(tmp_path / f"run{len(settings)}", masks, settings)
+        assert read_run(run, imgs).mask_values() == [0, 3, 7]
+    run = read_run(tmp_path / "run3", imgs)
+    page, report = write_review([tmp_path / "run3"], imgs, ReviewOptions(tmp_path / "truth"))
+    assert not report.failures
+    maps, data = maps_of(page, 0), data_of(page)
+    assert [*maps["runs"][0]] == ["mask_c1", "mask_c2"]
+    assert np.array_equal(decoded(maps["runs"][0]["mask_c2"], maps), 255 * (masks["a.png"] == 7))
+    assert np.array_equal(decoded(maps["ignored"], maps), 255 * (truth == 255))
+    assert scores_of(data, 0)["dice_c1"] == 1
+    assert scores_of(data, 1)["dice_c1"] is None  # has no ground truth
+    assert (data["classes"], len(data["colours"]["classes"]), run.title) == (3, 2, "softmax")
+
+
+def test_several_runs_side_by_side(tmp_path: Path):
+    values = np.full((6, 8), 200, np.uint8)
+    imgs = images_of(tmp_path / "imgs", "a.png", "sub/b.png")
+    one = write_run(tmp_path / "one", {"a.png": values, "sub/b.png": values})
+    two = write_run(tmp_path / "two", {"a.png": values // 2})
+    page, _ = write_review([one, two], imgs)
+    data = data_of(page)
+    assert [method["title"] for method in data["methods"]] == [
+        f"MC dropout, 4 passes ({folder})" for folder in (one, two)
+    ]
+    assert data["images"][1]["scores"][1] is None
+    assert maps_of(page, 1)["runs"][1] == {}
+    assert not (page.parent / data["folder"] / "00001_1.jpg").exists()
+    with pytest.raises(InputError, match="given twice"):
+        read_runs([one, one], imgs)
+    other = write_run(tmp_path / "other", {"c.png": values})
+    with pytest.raises(InputError, match="of different images"):
+        read_runs([one, other], imgs)
+    assert fingerprint(read_runs([one, two], imgs)) != fingerprint(read_runs([two, one], imgs))
+
+
+def test_maps_of_predict_bayesian(tmp_path: Path):
+    """Beside a mask NAME.png, of images that summary.csv names by their paths."""
+    imgs = images_of(tmp_path / "imgs", "a.png")
+    run, values = tmp_path / "run", np.full((6, 8), 100, np.uint8)
+    write_run(run, {"a.png": values}, {}, {f"prob_c{k}": values + k for k in (1, 2, 3)} | {"std_c1": values})
+    for path in run.glob("a_OUT*"):
+        path.rename(path.with_name(path.name.replace("_OUT", "")))
+    summary = (run / "summary.csv").read_text(encoding="utf-8")
+    for named in (str(imgs / "a.png"), "elsewhere/a.png"):
+        (run / "summary.csv").write_text(summary.replace("a.png", named), encoding="utf-8")
+        files = read_run(run, imgs).files("a.png")
+        assert files.mask == run / "a.png"
+        assert {k: path.name for k, path in files.probs.items()} == {k: f"a_prob_c{k}.png" for k in (1, 2, 3)}
+        assert [*files.layers] == ["std_c1"]
+
+
+def test_results_without_their_hidden_files(tmp_path: Path):
+    """As they are copied with a star: a probability map is told from a mask by its values."""
+    ramp = np.tile(np.arange(8, dtype=np.uint8) * 30, (6, 1)) + np.arange(6, dtype=np.uint8)[:, None]
+    imgs = images_of(tmp_path / "imgs", "a.png")
+    assert read_run(write_run(tmp_path / "probs", {"a.png": ramp}, {}), imgs).holds_probs
+    assert not read_run(write_run(tmp_path / "masks", {"a.png": ramp // 128 * 255}, {}), imgs).holds_probs
+    run = write_run(tmp_path / "metrics", {"a.png": ramp // 128}, {})
+    (run / "metrics.json").write_text(json.dumps({"run": {"class_index": 1, "method": "softmax"}}))
+    (run / "metrics.csv").write_text("image,dice,note\na.png,0.25,x\n")
+    read = read_run(run, imgs)
+    assert (read.holds_probs, read.title, read.scores["a.png"]["dice"]) == (True, "softmax", 0.25)
+    assert "note" not in read.scores["a.png"]
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_page_reaches_nothing_and_holds_no_markup_of_others(tmp_path: Path):
+    hostile = "x\"'<img src=x onerror=alert(1)><!--{{script}}#%20ü😀.png"
+    imgs = images_of(tmp_path / "imgs", hostile)
+    run = write_run(tmp_path / "run", {hostile: np.full((6, 8), 200, np.uint8)})
+    (run / "metrics.csv").write_text(f'image,dice\n"{hostile.replace(chr(34), chr(34) * 2)}",<b>\n', encoding="utf-8")
+    for single_file in (False, True):
+        page, _ = write_review([run], imgs, ReviewOptions(output=tmp_path / "p.html", single_file=single_file))
+        text = page.read_text(encoding="utf-8")
+        assert data_of(page)["images"][0]["name"] == hostile
+        assert "<img src=x" not in text
+        assert "<!--" not in text.split("<script")[1]
+        policy = re.search(r'Content-Security-Policy" content="(.*?)"', text)[1]
+        assert policy.startswith("default-src 'none'; img-src data:")
+        assert ("file:" in policy) != single_file
+        assert not re.search(r"unsafe|https?:|\*", policy)
+    files = [path.read_text(encoding="utf-8") for path in TEMPLATE.iterdir()]
+    assert {link for text in files for link in re.findall(r"https?://[^\s\"']+", text)} == {
+        "http://www.w3.org/2000/svg"
+    }
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", "".join(files))
+    assert all(text.count("\n") < 300 for text in files)
+
+
+def test_pictures_of_an_earlier_page_are_removed(tmp_path: Path):
+    imgs = images_of(tmp_path / "imgs", "a.png", "b.png")
+    values = np.full((6, 8), 200, np.uint8)
+    run = write_run(tmp_path / "run", {"a.png": values, "b.png": values})
+    page, _ = write_review([run], imgs)
+    first = data_of(page)
+    (page.parent / "review_files" / "mine").mkdir()
+    (page.parent / "review_files" / ".unfinished").mkdir()  # of an interrupted run
+    (page.parent / "review_files" / ".unfinished" / "00007_maps.js").touch()
+    write_run(run, {"a.png": values, "b.png": values}, scores={"a.png": {"soft_dice_confidence": 0.9}})
+    write_review([run], imgs)
+    second = data_of(page)
+    assert second["fingerprint"] != first["fingerprint"]
+    assert [image["name"] for image in second["images"]] == ["b.png", "a.png"]
+    folders = {path.name for path in (page.parent / "review_files").iterdir()}
+    assert folders == {"mine", Path(second["folder"]).name}
+    assert len(list((page.parent / second["folder"]).iterdir())) == 6
+    write_review([run], imgs)  # the same again
+    assert data_of(page) == second
+
+
+def test_images_that_cannot_be_shown_are_listed(tmp_path: Path):
+    imgs = images_of(tmp_path / "imgs", "a.png", "b.png", "c.png", "not predicted.png")
+    values = np.full((6, 8), 200, np.uint8)
+    run = write_run(tmp_path / "run", {"a.png": values, "b.png": values[:, 1:], "c.png": values, "gone.png": values})
+    (imgs / "c.png").write_bytes(b"broken")
+    page, report = write_review([run], imgs)
+    assert [name for name, _ in report.failures] == ["b.png", "c.png", "gone.png"]
+    missing = dict(data_of(page)["missing"])
+    assert [image["name"] for image in data_of(page)["images"]] == ["a.png"]
+    assert re.fullmatch(r"it has 8x6 pixels, its result .*b_OUT.png 7x6", missing["b.png"])
+    assert "cannot be read as an image" in missing["c.png"]
+    assert "there is no such file" in missing["gone.png"]
+    assert missing["not predicted.png"] == "no result in this run"
+    with pytest.raises(InputError, match=r"none of the 4 images in .* can be shown: a.png: .*no such file"):
+        write_review([run], images_of(tmp_path / "others", "z.png"))
+
+
+def test_what_is_refused(tmp_path: Path):
+    imgs = images_of(tmp_path / "imgs", "a.png")
+    values = np.full((6, 8), 200, np.uint8)
+    run = write_run(tmp_path / "run", {"a.png": values})
+    with pytest.raises(InputError, match=r"imgs has no summary.csv: the output folder of a prediction was expected"):
+        write_review([imgs], imgs)
+    with pytest.raises(InputError, match=r"page .*page.txt: a file name that ends with .html was expected"):
+        write_review([run], imgs, ReviewOptions(output=tmp_path / "page.txt"))
+    background = write_run(tmp_path / "background", {"a.png": values}, {"class_index": 0})
+    with pytest.raises(InputError, match="contains background probabilities"):
+        read_run(background, imgs)
+    (run / "metrics.csv").write_text("patient\n1\n")
+    with pytest.raises(InputError, match="not a table of metrics"):
+        read_run(run, imgs)
+    many = write_run(tmp_path / "many", {f"{i}.png": values[:1, :1] for i in range(MAX_EMBEDDED + 1)})
+    with pytest.raises(InputError, match="201 images do not fit into a single file, which holds 200"):
+        write_review([many], imgs, ReviewOptions(single_file=True))
+
+
+def test_scores_are_described():
+    assert describe_score("mean_entropy") == {
+        "name": "mean_entropy",
+        "title": "mean entropy",
+        "sign": -1,
+        "measured": False,
+        "unit": "nats",
+        "bounded": False,
+    }
+    assert describe_score("dice_c2")["title"] == "Dice, class 2"
+    signs = {"soft_dice_confidence": 1, "area_variation": -1, "dice": 1, "nll": -1, "error_auroc": 1, "area": 1}
+    assert {name: describe_score(name)["sign"] for name in signs} == signs
+
+
+def test_unreadable_result_is_the_failure_of_its_image(tmp_path: Path):
+    imgs = images_of(tmp_path / "imgs", "a.png")
+    run = write_run(tmp_path / "run", {"a.png": np.full((6, 8), 200, np.uint8)})
+    (run / "a_OUT.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"a_OUT\.png cannot be read as an image"):
+        PictureMaker(read_runs([run], imgs), [0, 255]).make(Item(imgs / "a.png", Path("a.png")))
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def test_scripts_write_the_page_themselves(model_file: Path, tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 2, (64, 48))
+    (imgs / "SKIN_009.jpg").write_bytes(b"broken")
+    common = ["--mask-dir", masks, "-m", model_file, "--review"]
+    for script, flags in (
+        ("predict.py", ["--input-dir", imgs]),
+        ("predict_prob_bayesian.py", ["--input-dir", imgs, "--mc", 2, "--save-entropy"]),
+        ("predict_bayesian.py", ["-i", imgs, "--mc", 2]),
+    ):
+        out = tmp_path / script
+        result = run_script(script, *flags, *common, "--output-dir", out)
+        assert result.returncode == 1, result.stderr
+        assert f"2 images done on the page {out / 'review.html'}" in result.stderr
+        data = data_of(out / "review.html")
+        assert data["missing"] == [["SKIN_009.jpg", "no result in this run"]]
+        assert {score["name"] for score in data["scores"]} >= {"soft_dice_confidence", "dice"}
+        assert data["methods"][0]["title"].startswith("softmax" if script == "predict.py" else "MC dropout")
+        maps = set(maps_of(out / "review.html", 0)["runs"][0])
+        assert maps >= ({"mask_c1"} if script == "predict.py" else {"probability_c1", "entropy", "mutual_information"})
+    result = run_script("predict.py", "--input-dir", imgs, *common, "--output-dir", tmp_path / "o", "--no-save")
+    assert_one_clear_line(result, "--no-save does not write")
+    result = run_script("predict_bayesian.py", "-i", imgs / "SKIN_000.jpg", *common, "-o", tmp_path / "o.png")
+    assert_one_clear_line(result, "--review requires --output-dir")
+
+
+def test_command(tmp_path: Path):
+    run = sample_run(tmp_path / "run")
+    shutil.copy(run / "summary.csv", tmp_path / "summary.csv")
+    result = run_module("utils.review", run, "--imgs-dir", SAMPLES / "imgs", "-o", tmp_path / "page.html")
+    assert result.returncode == 0, result.stderr
+    assert f"9 images done: open {tmp_path / 'page.html'} in a browser" in result.stderr
+    assert len(data_of(tmp_path / "page.html")["images"]) == 9
+    with open(run / "summary.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 9
+    missing = run_module("utils.review", ROOT / "unet", "--imgs-dir", SAMPLES / "imgs")
+    assert_one_clear_line(missing, "has no summary.csv")
