@@ -50,7 +50,7 @@ async function inflateAll({ width, height, runs, truth, ignored }) {
 
 /** The address of a picture beside the page or in it. */
 function pictureOf(data, index, end) {
-  if (!data.embedded) return `${data.folder}/${String(index).padStart(5, "0")}_${end}`;
+  if (!data.embedded) return `${data.folder.split("/").map(encodeURIComponent).join("/")}/${String(index).padStart(5, "0")}_${end}`;
   return end === "photo.jpg" ? data.embedded[index].photo : data.embedded[index].small[parseInt(end, 10)];
 }
 

@@ -52,6 +52,7 @@ class Viewer {
     this.index = index;
     this.maps = null;
     this.photo = null;
+    this.elements.contourText.textContent = "";
     const image = this.data.images[index];
     if (!image.scores[this.method]) this.method = image.scores.findIndex(Boolean);
     this.elements.threshold.value = this.data.methods[this.method].threshold;
