@@ -285,7 +285,7 @@ def test_masks_of_several_classes_have_no_threshold(tmp_path: Path, opened: Open
     page = opened(write_review([run], images_of(tmp_path / "imgs", "a.png", size=(80, 60)))[0], "#1")
     area(page)
     text = page.locator("#contour-text").text_content()
-    assert text == "Class 1: area 25.0 % of the imageClass 2: area 12.5 % of the image"
+    assert text == " Class 1: area 25.0 % of the image Class 2: area 12.5 % of the image"
     assert page.is_hidden("#threshold")
     assert page.is_visible("#masks-only")
     assert page.is_hidden("#layers")

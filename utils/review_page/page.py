@@ -95,7 +95,8 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
         reason = report.failures[0][1]
         raise InputError(f"none of the {len(items)} images in {imgs_dir} can be shown: {items[0].key}: {reason}")
     without_result = _without_result(imgs_dir, {*names}, options)
-    page.write([*report.failures, *((name, "no result in this run") for name in without_result)])
+    failures = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures]
+    page.write([*failures, *((name, "no result in this run") for name in without_result)])
     return output, report
 
 

@@ -9,7 +9,7 @@ function describeScores(index) {
   const methods = data.methods.map((_, m) => m).filter(m => image.scores[m]);
   const rows = data.scores.filter(score => methods.some(m => scoreOf(image, score.name, m) != null)).map(score => {
     const row = document.createElement("tr");
-    row.append(make("th", "", withUnit(score)), ...methods.map(m => make("td", "", formatScore(scoreOf(image, score.name, m)))));
+    row.append(make("th", "", withUnit(score)), ...methods.map(m => make("td", "", formatScore(scoreOf(image, score.name, m), score.unit))));
     row.firstChild.scope = "row";
     return row;
   });

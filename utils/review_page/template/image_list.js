@@ -115,6 +115,15 @@ function makeBar({ title, text, part, measured }) {
   return score;
 }
 
+/** A colour and what it means. */
+function colourKey(colour, text, className = "key") {
+  const key = make("span", className);
+  key.style.background = colour;
+  const label = make("span", "");
+  label.append(key, ` ${text}`);
+  return label;
+}
+
 /** An element with a class and a text. */
 function make(tag, className, text = "") {
   const element = document.createElement(tag);

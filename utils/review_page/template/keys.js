@@ -97,21 +97,16 @@ function onKey(event) {
 }
 
 function start() {
-  ui.methodTitle.textContent = data.methods.map(method => method.title).join(" · ");
+  ui.methodTitle.title = ui.methodTitle.textContent = data.methods.map(method => method.title).join(" · ");
   ui.method.append(...data.methods.map((method, m) => new Option(method.title, m)));
   ui.methodLabel.hidden = data.methods.length < 2;
   ui.sort.append(...data.scores.map(score => new Option(withUnit(score) + (score.measured ? ", measured" : ""), score.name)));
   ui.shown.value = view.shown;
   ui.search.value = view.search;
   const truth = data.scores.some(score => score.measured);
-  const key = (name, text) => {
-    const label = make("span", "");
-    const line = make("span", "key");
-    line.style.background = data.colours[name];
-    label.append(line, ` ${text}`);
-    return label;
-  };
-  if (data.classes === 2) ui.listLegend.append(key("prediction", "prediction"), ...(truth ? [key("truth", "ground truth")] : []));
+  const keys = data.classes > 2 ? data.colours.classes.slice(0, 4).map((colour, i) => colourKey(colour, `class ${i + 1}`))
+    : [colourKey(data.colours.prediction, "prediction"), ...(truth ? [colourKey(data.colours.truth, "ground truth")] : [])];
+  ui.listLegend.append(...keys);
   if (data.missing.length) {
     ui.missing.hidden = false;
     const count = data.missing.length;

@@ -57,7 +57,7 @@ function describeRow(index) {
   const bars = columns().map(name => {
     const score = data.scores.find(one => one.name === name);
     const value = scoreOf(image, name);
-    return { title: capitalised(score), text: formatScore(value), part: value == null ? 0 : partOf(score, value), measured: score.measured };
+    return { title: capitalised(score), text: formatScore(value, score.unit), part: value == null ? 0 : partOf(score, value), measured: score.measured };
   });
   const method = image.scores[view.method] ? view.method : -1;
   return { name: image.name, picture: method < 0 ? null : pictureOf(data, index, `${method}.jpg`), bars, ...store.get(image.name) };

@@ -1,10 +1,9 @@
 // Scores of images: their order, their text, and what is to be expected of the images that nobody reviews.
 
-/** A score as text, such as 0.953, 12.3 or 45 960. */
-function formatScore(value) {
+/** A score as text, such as 0.953 or, in pixels, 45 960. */
+function formatScore(value, unit = "") {
   if (value == null) return "–";
-  const size = Math.abs(value);
-  return size >= 1000 ? Math.round(value).toLocaleString("en").replaceAll(",", "\u202f") : size >= 10 ? value.toFixed(1) : value.toFixed(3);
+  return unit === "pixels" ? Math.round(value).toLocaleString("en").replaceAll(",", "\u202f") : value.toFixed(3);
 }
 
 /** The indices of images sorted by one of their scores; those without it come last. */

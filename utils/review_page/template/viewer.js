@@ -30,15 +30,14 @@ class Viewer {
     e.methodSection.hidden = data.methods.length < 2;
     e.imageMethod.addEventListener("change", () => this.setMethod(Number(e.imageMethod.value)));
     e.beside.addEventListener("change", () => { this.beside = Number(e.beside.value); this.refresh(); });
-    e.predictionKey.style.background = data.colours.prediction;
-    e.truthKey.style.background = data.colours.truth;
-    for (const [kind, text] of [["falseNegative", "missed (false negative)"], ["falsePositive", "too much (false positive)"]]) {
-      const key = make("span", "key area");
-      key.style.background = data.colours[kind];
-      const label = make("span", "");
-      label.append(key, ` ${text}`);
-      e.errorsLegend.append(label);
+    if (data.classes === 2) {
+      e.predictionKey.style.background = data.colours.prediction;
+      e.truthKey.style.background = data.colours.truth;
+    } else { // a colour for each class
+      e.predictionKey.classList.add("solid");
+      e.truthKey.classList.add("dashed");
     }
+    e.errorsLegend.append(colourKey(data.colours.falseNegative, "missed (false negative)", "key area"), colourKey(data.colours.falsePositive, "too much (false positive)", "key area"));
   }
 
   setMethod(method) {
@@ -234,8 +233,8 @@ class Viewer {
     const { truth, ignored } = this.maps;
     const parts = regions.map(({ k, values }) => {
       const { fraction, dice } = measure(values, level, truth[k - 1], ignored);
-      const of = this.data.classes > 2 ? `Class ${k}: area` : "Area";
-      const nodes = [`${of} `, make("b", "", `${(100 * fraction).toFixed(fraction < 0.1 ? 2 : 1)} %`), " of the image"];
+      const of = this.data.classes > 2 ? [colourKey(this.data.colours.classes[k - 1], `Class ${k}: `), "area "] : ["Area "];
+      const nodes = [...of, make("b", "", `${(100 * fraction).toFixed(fraction < 0.1 ? 2 : 1)} %`), " of the image"];
       return dice == null ? nodes : [...nodes, " · Dice ", make("b", "", dice.toFixed(3))];
     });
     const lines = parts.map(nodes => { const line = make("span", ""); line.append(...nodes); return line; });
