@@ -36,7 +36,9 @@ COMMANDS = [command for block in STEPS for command in block]
 QUICK_START = COMMANDS[:2]
 OWN_DATA = [block for block in STEPS if "--classes 3" in block[0]]
 COMPARISONS = [block for block in STEPS if "utils.compare" in block[-1]]
-REMAINING = [c for block in STEPS if block not in (*OWN_DATA, *COMPARISONS) for c in block if c not in QUICK_START]
+REVIEWS = [block for block in STEPS if "utils.review" in block[-1]]
+IN_BLOCKS = (*OWN_DATA, *COMPARISONS, *REVIEWS)
+REMAINING = [c for block in STEPS if block not in IN_BLOCKS for c in block if c not in QUICK_START]
 PREDICTIONS = [c for c in REMAINING if re.match(r"python predict\w*\.py ", c)]
 TRAININGS = [c for c in REMAINING if "train_bayesian.py" in c]
 DOWNLOADS, PASSES, CALIBRATIONS, SAMPLES = (
@@ -46,7 +48,7 @@ DOWNLOADS, PASSES, CALIBRATIONS, SAMPLES = (
 
 
 def test_no_command_is_forgotten():
-    of_blocks = [c for block in (*OWN_DATA, *COMPARISONS) for c in block]
+    of_blocks = [c for block in IN_BLOCKS for c in block]
     single = [QUICK_START, PREDICTIONS, TRAININGS, DOWNLOADS, PASSES, CALIBRATIONS, SAMPLES]
     assert sorted([*of_blocks, *(c for commands in single for c in commands)]) == sorted(COMMANDS)
 
@@ -55,7 +57,7 @@ def test_quick_start():
     assert len(COMMANDS) >= 9
     assert QUICK_START == [
         "pip install -r requirements.txt && python predict_bayesian.py -i data/samples/imgs "
-        "--mask-dir data/samples/masks --output-dir data/samples_uq --figure data/samples_uq/all.png",
+        "--mask-dir data/samples/masks --output-dir data/samples_uq --figure data/samples_uq/all.png --review",
         "pip install -r requirements-dev.txt && python -m pytest",
     ]
     assert all(command in README for command in QUICK_START)
@@ -135,6 +137,7 @@ def test_built_in_images(project: Path):
     run(QUICK_START[0], project)
     results = project / "data" / "samples_uq"
     assert (results / "all.png").is_file()
+    assert '"SAMPLE_08.jpg"' in (results / "review.html").read_text()
     for i in (0, 2, 8):
         for suffix in ("", "_prob", "_entropy", "_mutual_information", "_figure"):
             assert (results / f"SAMPLE_{i:02d}{suffix}.png").is_file()
@@ -190,6 +193,18 @@ def test_comparisons(commands: list[str], project: Path):
         "risk_coverage.png",
         "UQ_compare.png",
     }
+
+
+@pytest.mark.parametrize("commands", REVIEWS)
+def test_review(commands: list[str], project: Path):
+    for command in commands:
+        run(command, project)
+    for method in ("direct", "bayesian", "tta"):
+        assert (project / "data" / f"probs_{method}" / "ISIC_0000023_OUT.png").is_file()
+        assert "image,soft_dice_confidence" in (project / "data" / f"probs_{method}" / "summary.csv").read_text()
+    page = (project / "data" / "probs_direct" / "review.html").read_text()
+    for title in ("softmax", "MC dropout, 50 passes", "test-time augmentation"):
+        assert f'"{title}"' in page
 
 
 @pytest.mark.parametrize("command", PASSES)
