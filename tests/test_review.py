@@ -15,6 +15,9 @@ from PIL import Image
 
 from tests.conftest import ROOT, assert_one_clear_line, make_folders, run_module, run_script
 from tests.review_runs import SAMPLE_NAMES, SAMPLES, sample_probabilities, sample_run, write_run
+from utils.data.images import save_png
+from utils.data.mask_values import RGB_OFFSET
+from utils.data.masks import mask_to_image
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
 from utils.review_page.page import MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
@@ -116,6 +119,21 @@ def test_masks_of_several_classes(tmp_path: Path):
     assert scores_of(data, 0)["dice_c1"] == 1
     assert scores_of(data, 1)["dice_c1"] is None  # has no ground truth
     assert (data["classes"], len(data["colours"]["classes"]), run.title) == (3, 2, "softmax")
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [0, 127, 255], [0, RGB_OFFSET + 0xFF0000, 255]])
+def test_masks_as_they_are_written(values: list[int], tmp_path: Path):
+    """Labels with a palette, grey values, colours; the values are recorded, or inferred from the masks."""
+    imgs, classes = images_of(tmp_path / "imgs", "a.png"), np.zeros((6, 8), np.uint8)
+    classes[:3, :4], classes[3:, 4:] = 1, 2
+    for settings in ({"threshold": 0.5, "mask_values": values}, {"threshold": 0.5}):
+        run = write_run(tmp_path / "run", {"a.png": classes}, settings)
+        save_png(run / "a_OUT.png", mask_to_image(classes, values))
+        read = read_run(run, imgs)
+        assert sorted(read.mask_values()) == sorted(values)
+        maps = PictureMaker([read], values).make(Item(imgs / "a.png", Path("a.png"))).maps
+        for k in (1, 2):
+            assert np.array_equal(decoded(maps["runs"][0][f"mask_c{k}"], maps), 255 * (classes == k))
 
 
 def test_several_runs_side_by_side(tmp_path: Path):

@@ -57,7 +57,7 @@ class PictureMaker:
 
     def __init__(self, runs: Sequence[PredictionRun], mask_values: Sequence[int], ground_truth: Any = None) -> None:
         self.runs, self.ground_truth = runs, ground_truth
-        self.n_classes, self._classes = len(mask_values), MaskClasses(tuple(mask_values))
+        self.n_classes, self._classes = len(mask_values), MaskClasses(tuple(mask_values), by_index=True)
 
     def make(self, item: Item) -> ImagePictures:
         """The pictures of an image.

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from utils.data.images import decoding_errors
+from utils.data.mask_values import read_palettes
 from utils.data.masks import read_mask
 from utils.pipeline.items import sibling
 from utils.pipeline.summary import read_summary
@@ -87,7 +88,7 @@ class PredictionRun:
         for name in self.scores:
             mask = self.files(name).mask
             if mask is not None:
-                values.update(map(int, read_mask(mask).count().values))
+                values.update(map(int, read_palettes(read_mask(mask).count().values, by_index=True)))
         return sorted(values) if len(values) > 1 else [0, 255]
 
 
