@@ -149,6 +149,20 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int):
     assert np.array_equal(np.asarray(read_image(path)), np.asarray(upright))
 
 
+def test_large_jpegs_may_be_decoded_smaller(tmp_path: Path):
+    """As they would be reduced afterwards, upright, with no side below the given length; other formats as they are."""
+    ramp = np.linspace(0, 255, 320 * 640).reshape(320, 640).astype(np.uint8)
+    image, exif = Image.fromarray(np.stack([ramp, ramp.T.reshape(320, 640), 255 - ramp], axis=-1)), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    path = saved(image, tmp_path / "a.jpg", quality=95, exif=exif)
+    whole = read_image(path)
+    for side, factor in ((80, 4), (81, 2), (160, 2), (161, 1)):
+        reduced = read_image(path, side=side)
+        assert reduced.size == (320 // factor, 640 // factor)
+        assert abs(np.asarray(reduced, dtype=int) - np.asarray(whole.reduce(factor))).mean() < 2
+    assert read_image(saved(image, tmp_path / "a.png"), side=80).size == (640, 320)
+
+
 def test_odd_exif(tmp_path: Path):
     """ImageDescription is a RATIONAL, where text belongs: the image is turned by its orientation all the same."""
     entries = struct.pack("<HHII", 0x10E, 5, 1, 38) + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)

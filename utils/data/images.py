@@ -143,7 +143,7 @@ def _exif_orientation(image: Image.Image) -> int:
     return orientation if orientation in (*_UPRIGHT,) else 1
 
 
-def read_image(path: Path | str, white: float | None = None) -> Image.Image:
+def read_image(path: Path | str, white: float | None = None, side: int | None = None) -> Image.Image:
     """Read an image of any mode as 8-bit RGB, with its EXIF orientation applied.
 
     16-bit grey and floating-point images are rescaled; an alpha channel is dropped; of an animation or a multi-page
@@ -153,11 +153,12 @@ def read_image(path: Path | str, white: float | None = None) -> Image.Image:
         path: the file.
         white: the value of white in a 16-bit image, from `find_white` for all images of a run; None for the largest
             value of the bit depth that this image shows. White in floating-point images of values up to 1 is 1.
+        side: a JPEG may be decoded at a half, a quarter or an eighth of its size, with sides of at least this length.
 
     Raises:
         InputError: the file cannot be read as an image.
     """
-    image = open_upright(path)
+    image = open_upright(path, side)
     if is_deep(image):
         values = np.asarray(image)
         if image.mode == "F" and (white is None or values.max() <= 1):
@@ -210,8 +211,8 @@ def _white_of_bit_depth(largest: float) -> float | None:
     return next((2.0**bits - 1 for bits in _BIT_DEPTHS if largest < 2**bits), None)
 
 
-def open_upright(path: Path | str) -> Image.Image:
-    """The decoded image of a file in its own mode, with its EXIF orientation applied.
+def open_upright(path: Path | str, side: int | None = None) -> Image.Image:
+    """The decoded image of a file in its own mode, with its EXIF orientation applied; `side` as for `read_image`.
 
     Raises:
         InputError: the file cannot be read as an image.
@@ -221,6 +222,8 @@ def open_upright(path: Path | str) -> Image.Image:
         orientation = _exif_orientation(image)
         if image.tile and image.tile[0].codec_name == "libtiff" and image.tile[0].args[0] == "F;64BF":
             image.tile = [image.tile[0]._replace(args=("F;64F", *image.tile[0].args[1:]))]  # libtiff swaps the bytes
+        if side is not None:
+            image.draft(None, (side, side))  # does nothing but to a JPEG
         image.load()
         if is_deep_colour and max(high for _, high in image.getextrema()[:3]) < _MIN_DEEP_COLOUR:
             raise InputError(

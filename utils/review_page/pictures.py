@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from utils import IGNORED_CLASS
-from utils.data.images import open_upright, read_image
+from utils.data.images import image_size, open_upright, read_image
 from utils.data.mask_classes import MaskClasses
 from utils.data.masks import read_mask
 from utils.figures.palette import GROUND_TRUTH, PREDICTION, class_colour
@@ -65,17 +65,18 @@ class PictureMaker:
         Raises:
             InputError: a file is missing, cannot be read, or has another size than the image.
         """
-        image = read_image(item.path, self.runs[0].settings.get("white"))
-        target = self.ground_truth.read(item, (image.height, image.width)) if self.ground_truth else None
-        size = _fitting(image.size, _MAP_SIDE)
+        full_size = image_size(item.path)
+        target = self.ground_truth.read(item, full_size[::-1]) if self.ground_truth else None
+        size = _fitting(full_size, _MAP_SIDE)
         truth = {} if target is None else self._coverages(target, size)
-        photo = image.resize(_fitting(image.size, _PHOTO_SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
-        base = photo.resize(_fitting(image.size, _SMALL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
+        photo = read_image(item.path, self.runs[0].settings.get("white"), _PHOTO_SIDE)
+        photo = photo.resize(_fitting(full_size, _PHOTO_SIDE), Image.Resampling.BICUBIC, reducing_gap=1)
+        base = photo.resize(_fitting(full_size, _SMALL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
         maps_of_runs, small, scores = [], [], []
         for run in self.runs:
             maps, measured = {}, {}
             if item.key in run.scores:
-                maps, measured = self._maps_of(run.files(item.key), image.size, size, target)
+                maps, measured = self._maps_of(run.files(item.key), full_size, size, target)
             maps_of_runs.append(maps)
             small.append(_encoded(_with_contours(base, truth, maps, self.n_classes)) if maps else None)
             scores.append(measured if "dice" not in run.scores.get(item.key, {}) else {})
@@ -83,7 +84,7 @@ class PictureMaker:
         maps["truth"] = list(_deflated_maps(truth).values())
         if target is not None and (ignored := target == IGNORED_CLASS).any():
             maps["ignored"] = _deflated(_coverage(ignored, size))
-        return ImagePictures(image.size, _encoded(photo), small, maps, scores)
+        return ImagePictures(full_size, _encoded(photo), small, maps, scores)
 
     def _maps_of(
         self, files: ResultFiles, full_size: tuple[int, int], size: tuple[int, int], target: np.ndarray | None
@@ -101,7 +102,7 @@ class PictureMaker:
             _check_size(path, grey.size, full_size)
             if classes is None and self.n_classes == 2 and target is not None:
                 classes = (np.asarray(grey) > 127).astype(np.uint8)  # 127 is below one half, 128 above
-            maps[name] = grey.resize(size, Image.Resampling.BOX)
+            maps[name] = grey.resize(size, Image.Resampling.BOX, reducing_gap=1)
         if target is None or classes is None:
             return maps, {}
         return maps, segmentation_scores(classes, target, self.n_classes)
@@ -112,7 +113,7 @@ class PictureMaker:
 
 
 def _coverage(region: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(region.view(np.uint8) * 255).resize(size, Image.Resampling.BOX)
+    return Image.fromarray(region.view(np.uint8) * 255).resize(size, Image.Resampling.BOX, reducing_gap=1)
 
 
 def _check_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -166,8 +167,6 @@ def _draw_contour(photo: Image.Image, coverage: Image.Image, colour: tuple[int, 
     width, height = photo.size
     large = coverage.resize((2 * width, 2 * height), Image.Resampling.BILINEAR)
     region = large.point(lambda value: 255 * (value > 127))
-    inner = region.filter(ImageFilter.MinFilter(3))
-    for outer_width, inner_of, ink in ((7, inner.filter(ImageFilter.MinFilter(3)), (0, 0, 0)), (5, inner, colour)):
-        outer = region.filter(ImageFilter.MaxFilter(outer_width))
-        line = Image.composite(Image.new("L", outer.size), outer, inner_of)
+    for radius, ink in ((3, (0, 0, 0)), (2, colour)):
+        line = region.filter(ImageFilter.BoxBlur(radius)).point(lambda value: 255 * (0 < value < 255))
         photo.paste(ink, mask=line.resize(photo.size, Image.Resampling.BOX))
