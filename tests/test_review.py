@@ -247,6 +247,11 @@ def test_images_that_cannot_be_shown_are_listed(tmp_path: Path):
     assert missing["c.png"].startswith("c.png cannot be read as an image")
     assert "there is no such file" in missing["gone.png"]
     assert missing["not predicted.png"] == "no result in this run"
+    sub = write_run(imgs / "run", {"sub/d.png": values})  # folders of results are not searched
+    images_of(imgs, "sub/d.png", "sub/d_OUT_prob_c1.png")
+    page, _ = write_review([sub], imgs, ReviewOptions(output=imgs / "page.html"))
+    write_review([sub], imgs, ReviewOptions(output=imgs / "page.html"))
+    assert [name for name, _ in data_of(page)["missing"]] == ["a.png", "b.png", "c.png", "not predicted.png"]
     with pytest.raises(InputError, match=r"none of the 4 images in .* can be shown: a.png: .*no such file"):
         write_review([run], images_of(tmp_path / "others", "z.png"))
 

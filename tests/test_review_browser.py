@@ -438,11 +438,12 @@ def test_page_can_reach_nothing(samples: Path, browser: "playwright.Browser"):
 def test_single_file(tmp_path: Path, opened: Open):
     run = sample_run(tmp_path / "run")
     write_review([run], SAMPLES / "imgs", ReviewOptions(output=tmp_path / "one.html", single_file=True))
+    assert (tmp_path / "one.html").stat().st_size < 9 * 100_000  # 200 images can be sent by mail
     assert [path.name for path in tmp_path.iterdir() if path.name != "run"] == ["one.html"]
     page = opened(tmp_path / "one.html")
-    assert page.locator(".list img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 240
+    assert page.locator(".list img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 160
     page.click(".list a >> nth=2")
-    assert area(page) == pytest.approx(100 * np.mean(sample_probabilities(2) > 127), abs=0.06)
+    assert area(page) == pytest.approx(100 * np.mean(sample_probabilities(2) > 127), abs=0.2)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

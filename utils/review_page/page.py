@@ -24,7 +24,7 @@ from utils.pipeline.items import Item
 from utils.pipeline.outputs import MAX_STD
 from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
-from utils.review_page.pictures import ImagePictures, PictureMaker
+from utils.review_page.pictures import SIDES, SMALL_SIDES, ImagePictures, PictureMaker
 from utils.review_page.runs import PredictionRun, fingerprint, read_runs
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.console import progress
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "template"
 SCRIPT_FILES = ("scores", "decisions", "maps", "panes", "image_list", "viewer", "main", "actions", "keys")
 MAX_EMBEDDED = 200  # images in a single file
+_RESULT_STEM = re.compile(r"_OUT(_[a-z_]+\d*)*$")
 _PICTURES = re.compile(r"[0-9a-f]{16}")  # a folder of pictures
 
 
@@ -85,7 +86,8 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
         recorded = MaskClasses(mask_values)
         ground_truth = GroundTruth(items, options.masks_dir, recorded, ignore_value, options.mask_suffix)
     page = _Page(output, options.single_file, _run_data(runs, mask_values))
-    maker, report = PictureMaker(runs, mask_values, ground_truth), Report()
+    maker = PictureMaker(runs, mask_values, ground_truth, SMALL_SIDES if options.single_file else SIDES)
+    report = Report()
     threads = cores_per_process()
     for item, future in progress(map_ahead(maker.make, items, threads, 2 * threads), total=len(items), unit="image"):
         with report.isolating(item.key):
@@ -94,22 +96,23 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
     if not report.rows:
         reason = report.failures[0][1]
         raise InputError(f"none of the {len(items)} images in {imgs_dir} can be shown: {items[0].key}: {reason}")
-    without_result = _without_result(imgs_dir, {*names}, options)
+    of_results = {path.resolve() for path in (*folders, page.files)} - {imgs_dir.resolve()}
+    without_result = _without_result(imgs_dir, {*names}, options, of_results)
     failures = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures]
     page.write([*failures, *((name, "no result in this run") for name in without_result)])
     return output, report
 
 
-def _without_result(imgs_dir: Path, names: set[str], options: ReviewOptions) -> list[str]:
-    """The images of the folder that no run has predicted: those that failed, for example."""
+def _without_result(imgs_dir: Path, names: set[str], options: ReviewOptions, others: set[Path]) -> list[str]:
+    """The images of the folder that no run has predicted, those that failed for example; `others` are not searched."""
     recursive = any("/" in name for name in names)
     try:
         paths = list_images(imgs_dir, recursive=recursive)
         paths = without_masks(paths, imgs_dir, options.masks_dir, options.mask_suffix)
     except InputError:  # only the names of some images are lost
         return []
-    found = [path.relative_to(imgs_dir).as_posix() for path in paths]
-    return [name for name in found if name not in names and not PurePosixPath(name).stem.endswith("_OUT")]
+    paths = [path for path in paths if not others & {*path.resolve().parents} and not _RESULT_STEM.search(path.stem)]
+    return [name for path in paths if (name := path.relative_to(imgs_dir).as_posix()) not in names]
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -160,8 +163,8 @@ class _Page:
         self.path, self.single_file, self.run = path, single_file, run
         self._images: list[dict[str, Any]] = []
         self._embedded: list[dict[str, Any]] = []
-        self._files = path.with_name(f"{path.stem}_files")
-        self._partial = self._files / ".unfinished"
+        self.files = path.with_name(f"{path.stem}_files")
+        self._partial = self.files / ".unfinished"
 
     def add(self, name: str, scores: Sequence[Mapping[str, float] | None], pictures: ImagePictures) -> None:
         """Add an image."""
@@ -198,12 +201,12 @@ class _Page:
             content["embedded"] = self._embedded
         else:
             digest = hashlib.sha256(_json(content).encode()).hexdigest()[:16]
-            content["folder"] = f"{self._files.name}/{digest}"
-            shutil.rmtree(self._files / digest, ignore_errors=True)
-            self._partial.rename(self._files / digest)
+            content["folder"] = f"{self.files.name}/{digest}"
+            shutil.rmtree(self.files / digest, ignore_errors=True)
+            self._partial.rename(self.files / digest)
         _write_bytes(self.path, render(content, self.single_file).encode())
         if not self.single_file:
-            for folder in self._files.iterdir():
+            for folder in self.files.iterdir():
                 if _PICTURES.fullmatch(folder.name) and folder.name != digest:
                     shutil.rmtree(folder, ignore_errors=True)
 

@@ -21,7 +21,8 @@ from utils.pipeline.items import Item
 from utils.review_page.runs import PredictionRun, ResultFiles
 from utils.runtime.errors import InputError
 
-_PHOTO_SIDE, _MAP_SIDE, _SMALL_SIDE = 1000, 512, 240  # the longer sides, in pixels
+SIDES = (1000, 512, 240)  # the longer sides of photographs, maps and small pictures, in pixels
+SMALL_SIDES = (720, 256, 160)  # those of a page that can be sent by mail
 _JPEG = {"format": "JPEG", "quality": 85}
 
 
@@ -31,11 +32,11 @@ class ImagePictures:
 
     Attributes:
         size: its width and height.
-        photo: of at most 1,000 pixels on the longer side, a JPEG file.
-        small: for each run the photograph of 240 pixels with the contours of prediction and ground truth.
+        photo: a JPEG file.
+        small: for each run a smaller one with the contours of prediction and ground truth.
         maps: width and height of the maps; `runs`, for each run its maps by name; `truth`, the ground truth of each
-            class but the background, and `ignored`, the pixels that do not count. A map, see `_deflated`, has at most
-            512 pixels on the longer side; 255 is certain, or covered.
+            class but the background, and `ignored`, the pixels that do not count. A map is text, see `_deflated`, and
+            255 is certain, or covered.
         scores: for each run the scores against the ground truth, where they were computed here.
     """
 
@@ -53,10 +54,17 @@ class PictureMaker:
         runs: whose results are shown.
         mask_values: the mask value of each class.
         ground_truth: reads the classes of an image, see `GroundTruth.read`; None without a ground truth.
+        sides: as `SIDES`.
     """
 
-    def __init__(self, runs: Sequence[PredictionRun], mask_values: Sequence[int], ground_truth: Any = None) -> None:
-        self.runs, self.ground_truth = runs, ground_truth
+    def __init__(
+        self,
+        runs: Sequence[PredictionRun],
+        mask_values: Sequence[int],
+        ground_truth: Any = None,
+        sides: tuple[int, int, int] = SIDES,
+    ) -> None:
+        self.runs, self.ground_truth, self.sides = runs, ground_truth, sides
         self.n_classes, self._classes = len(mask_values), MaskClasses(tuple(mask_values), by_index=True)
 
     def make(self, item: Item) -> ImagePictures:
@@ -65,13 +73,13 @@ class PictureMaker:
         Raises:
             InputError: a file is missing, cannot be read, or has another size than the image.
         """
-        full_size = image_size(item.path)
+        full_size, (photo_side, map_side, small_side) = image_size(item.path), self.sides
         target = self.ground_truth.read(item, full_size[::-1]) if self.ground_truth else None
-        size = _fitting(full_size, _MAP_SIDE)
+        size = _fitting(full_size, map_side)
         truth = {} if target is None else self._coverages(target, size)
-        photo = read_image(item.path, self.runs[0].settings.get("white"), _PHOTO_SIDE)
-        photo = photo.resize(_fitting(full_size, _PHOTO_SIDE), Image.Resampling.BICUBIC, reducing_gap=1)
-        base = photo.resize(_fitting(full_size, _SMALL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
+        photo = read_image(item.path, self.runs[0].settings.get("white"), photo_side)
+        photo = photo.resize(_fitting(full_size, photo_side), Image.Resampling.BICUBIC, reducing_gap=1)
+        base = photo.resize(_fitting(full_size, small_side), Image.Resampling.BICUBIC, reducing_gap=2)
         maps_of_runs, small, scores = [], [], []
         for run in self.runs:
             maps, measured = {}, {}
