@@ -131,6 +131,8 @@ def test_slider_says_what_is_left_to_expect(samples: Path, opened: Open):
         set_slider(page, "#cut", count)
         assert page.locator("#cut-count").text_content() == f"{count} of 9 images to review"
         assert len(listed(page)) == count
+        label = f"Review soft Dice confidence of at most {CONFIDENCE[count - 1]:.3f}" if count else "Review none"
+        assert page.locator("#cut-label").text_content() == label
         expected, measured = (float(b.text_content()) for b in page.locator("#cut-dice b").all())
         assert expected == pytest.approx(np.mean(CONFIDENCE[count:]), abs=6e-4)
         assert measured == pytest.approx(np.mean(dice[count:]), abs=6e-4)

@@ -99,6 +99,9 @@ function showCut(count) {
   ui.cut.max = total;
   ui.cut.value = Math.min(view.cut, total);
   ui.cut.setAttribute("aria-valuetext", `${count} of ${total} images`);
+  const score = data.scores.find(one => one.name === view.sort);
+  const last = count ? formatScore(scoreOf(data.images[ordered[count - 1]], view.sort), score.unit) : "";
+  ui.cutLabel.textContent = count ? `Review ${score.title} of at ${view.descending ? "least" : "most"} ${last}` : "Review none";
   ui.cutCount.textContent = `${count} of ${total} image${total === 1 ? "" : "s"} to review`;
   const k = count < total ? count : 0;
   const parts = [count < total ? `Expected Dice of the ${count ? `other ${total - count}` : `${total}`}: ` : `Expected Dice of all: `, make("b", "", formatScore(expected[k]))];
