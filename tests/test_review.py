@@ -99,13 +99,14 @@ def test_pictures_of_large_images_are_reduced(tmp_path: Path):
 
 def test_masks_of_several_classes(tmp_path: Path):
     """By the values that the run has recorded, or those that its masks show; the ground truth ignores some pixels."""
-    imgs = images_of(tmp_path / "imgs", "a.png", "b.png")
-    masks = {"a.png": np.zeros((6, 8), np.uint8), "b.png": np.full((6, 8), 7, np.uint8)}
+    imgs = images_of(tmp_path / "imgs", "a.png", "b.png", "c.png")
+    masks = {"a.png": np.zeros((6, 8), np.uint8), **{f"{name}.png": np.full((6, 8), 7, np.uint8) for name in "bc"}}
     masks["a.png"][:3, :4], masks["a.png"][3:, 4:] = 3, 7
     truth = masks["a.png"].copy()
     truth[:3, 4:] = 255
     (tmp_path / "truth").mkdir()
     Image.fromarray(truth).save(tmp_path / "truth" / "a.png")
+    Image.fromarray(np.full_like(truth, 255)).save(tmp_path / "truth" / "c.png")
     for settings in ({"threshold": 0.5, "mask_values": [0, 3, 7], "ignore_value": 255}, {"threshold": 0.5}):
         run = write_run(tmp_path / f"run{len(settings)}", masks, settings)
         assert read_run(run, imgs).mask_values() == [0, 3, 7]
@@ -118,6 +119,7 @@ def test_masks_of_several_classes(tmp_path: Path):
     assert np.array_equal(decoded(maps["ignored"], maps), 255 * (truth == 255))
     assert scores_of(data, 0)["dice_c1"] == 1
     assert scores_of(data, 1)["dice_c1"] is None  # has no ground truth
+    assert scores_of(data, 2)["dice_c1"] is None  # of which no pixel counts
     assert (data["classes"], len(data["colours"]["classes"]), run.title) == (3, 2, "softmax")
 
 

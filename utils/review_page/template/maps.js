@@ -155,15 +155,16 @@ function pathOf(lines) {
 
 /** Area, and with a ground truth the Dice coefficient, of the pixels of a map above a level. */
 function measure(values, level, truth, ignored) {
-  let area = 0, positives = 0, both = 0, counted = 0;
+  let area = 0, positives = 0, both = 0, predicted = 0, pixels = 0;
   for (let i = 0; i < values.length; i += 1) {
     area += values[i] > level;
     if (!truth || (ignored && ignored[i] > 127)) continue;
     const isTrue = truth[i] > 127, isPredicted = values[i] > level;
-    counted += isPredicted;
+    pixels += 1;
+    predicted += isPredicted;
     positives += isTrue;
     both += isTrue && isPredicted;
   }
-  const dice = !truth ? null : counted + positives ? 2 * both / (counted + positives) : 1;
+  const dice = !pixels ? null : predicted + positives ? 2 * both / (predicted + positives) : 1;
   return { fraction: area / values.length, dice };
 }
