@@ -66,14 +66,22 @@ def run_until_killed(command: list[object], seconds: float | None) -> tuple[int 
     """
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     states, started = [], time.monotonic()
-    while process.poll() is None and (seconds is None or time.monotonic() < started + seconds):
-        time.sleep(min(1.0, (seconds or 20) / 20))
-        states.append(state_of(process.pid))
-    if process.poll() is not None:
-        return process.returncode, states
-    process.kill()
-    process.wait()
-    return None, states
+    try:
+        while process.poll() is None and (seconds is None or time.monotonic() < started + seconds):
+            time.sleep(min(1.0, (seconds or 20) / 20))
+            states.append(state_of(process.pid))
+        return process.poll(), states
+    finally:
+        process.kill()
+        process.wait()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def describe_states(lives: list[list]) -> tuple[str, bool]:
@@ -98,8 +106,7 @@ def soak_prediction(script: str, imgs: Path, good: int, out: Path, seconds: floa
     minutes = (time.monotonic() - started) / 60
     suffix = ".png" if script == "predict_bayesian.py" else "_OUT.png"
     masks = sum(1 for path in out.glob(f"?????{suffix}"))
-    with open(out / "summary.csv", newline="") as file:
-        rows = len({row["image"] for row in csv.DictReader(file)})
+    rows = len(rows_of(out / "summary.csv"))
     left = [path.name for path in out.glob(".*") if not path.name.startswith(".progress-")]
     states, level = describe_states(lives)
     expected_code = 1 if any(path.stat().st_size < 20 for path in imgs.iterdir()) else 0
@@ -129,8 +136,7 @@ def soak_training(folder: Path, epochs: int, kills: int) -> bool:
         code, life = run_until_killed([*common, *start], seconds)
         lives.append(life)
         killed += code is None
-    with open(out / "metrics.csv", newline="") as file:
-        found = [int(float(row["epoch"])) for row in csv.DictReader(file)]
+    found = [int(float(row["epoch"])) for row in rows_of(out / "metrics.csv")]
     states, level = describe_states(lives)
     fine = level and code == 0 and found == [*range(1, epochs + 1)]
     minutes = (time.monotonic() - started) / 60
@@ -156,9 +162,9 @@ def main() -> int:
     for script in args.scripts:
         out = args.output_dir / script.removesuffix(".py")
         fine.append(soak_prediction(script, args.output_dir / "imgs", good, out, args.seconds))
-        sys.stdout.flush()
     return 0 if all(fine) else 1
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())
