@@ -164,7 +164,8 @@ def outputs_from_args(args: argparse.Namespace) -> Iterator[None]:
                 if given.get(name) is not None:
                     with adding_option(name):
                         stack.enter_context(output_folder(given[name]))
-            for folder in {path.parent for path in given.get("output") or ()}:
+            files = given.get("output") or ()
+            for folder in {path.parent for path in ([files] if isinstance(files, Path) else files)}:
                 with adding_option("output"):
                     check_writable(folder)
         if given.get("figure"):
