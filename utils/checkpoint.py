@@ -15,20 +15,13 @@ code:
     settings      how it was trained, by name
     training      only in last.pth: the training state, for resuming
 
-Other projects' files hold weights of the same names: the file itself is the dict of weights (and of `mask_values`), or
-one of its values is, such as `state_dict`; a prefix that all names share, such as `module.` or `_orig_mod.`, is
-removed. Mask values may be colours, [r, g, b]. The bias of a convolution before batch norm only shifts the mean there,
-from which it is subtracted. Dropout leaves no trace in such a file, so the number of filters tells: 32 are the original
-project's, with dropout at the end of each double convolution but the first; any other number, such as the 64 of
-Pytorch-UNet, is read as a network without dropout.
+Files of other projects are read, too, as `unet.weights` says.
 """
 
 import copy
 import hashlib
 import io
-import logging
 import pickle
-import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -37,20 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unet import BayesianUNet
+from unet.weights import from_another_project, rebuild_network
 from utils import RGB_OFFSET
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_INPUT_SIZE = (128, 128)
 _MIN_SIDE = 16  # pixels of the network's input, of which four poolings leave one
-_ORIGINAL_BASE_CHANNELS = 32
-_FIRST, _LAST, _UPSAMPLING = "inc.double_conv.0.weight", "outc.conv.weight", "up1.up.weight"
 
 # What torch.load and the checks below raise on files that are not checkpoints, or are damaged.
 _LOADING_ERRORS = (
@@ -211,8 +200,8 @@ def model_from_checkpoint(
     """
     try:
         if not {"network", "architecture"} <= content.keys():
-            content = _from_another_project(content, name, default_input_size)
-        network = _rebuild_network(content["network"], content["architecture"])
+            content = from_another_project(content, name, default_input_size)
+        network = rebuild_network(content["network"], content["architecture"])
         default_values = [0, 255] if network.n_classes <= 2 else list(range(network.n_classes))
         mask_values = [_mask_value(value) for value in content.get("mask_values", default_values)]
         if len(mask_values) != max(network.n_classes, 2):
@@ -234,54 +223,6 @@ def model_from_checkpoint(
     except _LOADING_ERRORS as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{name} is not a checkpoint of a U-Net of this project: {reason[:300]}") from error
-
-
-def _from_another_project(content: Mapping[str, Any], name: Path | str, input_size: tuple[int, int]) -> dict[str, Any]:
-    """The content of a file that has no record of its network, as that of a checkpoint of this project."""
-    dicts = [content, *(value for value in content.values() if isinstance(value, Mapping))]
-    found = [(str(key), weights) for weights in dicts for key in weights if f".{key}".endswith(f".{_FIRST}")]
-    if not found:
-        raise KeyError(_FIRST)
-    first, source = found[0]
-    prefix, filters = first.removesuffix(_FIRST), len(source[first])
-    weights = {str(key): value for key, value in source.items() if isinstance(value, Tensor)}
-    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    for name in [name for name in weights if re.search(r"double_conv\.[03]\.bias$", name)]:
-        convolution, layer = name.removesuffix(".bias").rsplit(".", 1)
-        mean = f"{convolution}.{int(layer) + 1}.running_mean"
-        weights[mean] = weights[mean] - weights.pop(name)
-    original = filters == _ORIGINAL_BASE_CHANNELS
-    if not original:
-        logger.info(
-            "%s records neither dropout nor an input size: with %d filters it is read as a U-Net without dropout, for "
-            "inputs of %dx%d",
-            *(name, filters, *input_size),
-        )
-    architecture = {"dropout": 0.2 if original else 0.0, "dropout_placement": "block"}
-    values = {key: value for part in (content, source) for key, value in part.items() if key == "mask_values"}
-    return {"network": weights, "architecture": architecture, "input_size": input_size, **values}
-
-
-def _rebuild_network(weights: Mapping[str, Tensor], recorded: Mapping[str, Any]) -> BayesianUNet:
-    """The network with these weights, in evaluation mode; the shapes of the weights complete what is recorded."""
-    inferred = {
-        "n_channels": weights[_FIRST].shape[1],
-        "n_classes": weights[_LAST].shape[0],
-        "bilinear": _UPSAMPLING not in weights,
-        "base_channels": weights[_FIRST].shape[0],
-    }
-    if any(recorded.get(key, value) != value for key, value in inferred.items()):
-        raise ValueError(f"its weights are those of {inferred}, not of {recorded}")
-    if inferred["n_channels"] != 3:
-        raise ValueError(f"it is for images of {inferred['n_channels']} channels, 3 are supported")
-    not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-    if not_finite:
-        raise ValueError(
-            f"{len(not_finite)} of its tensors contain values that are not finite, such as {not_finite[0]}"
-        )
-    network = BayesianUNet(**{**recorded, **inferred})
-    network.load_state_dict(weights)
-    return network.eval()
 
 
 def _mask_value(value: int | list[int]) -> int:
