@@ -21,7 +21,8 @@ LAYERS: dict[str, set[str]] = {
     "runtime": set(),
     "metrics": set(),
     "dice_score": set(),
-    "checkpoint": {"unet", "runtime"},
+    "models": {"unet", "runtime"},
+    "checkpoint": {"unet", "runtime", "models"},
     "data": {"runtime"},
     "data_loading": {"data", "runtime"},
     "inference": {"unet", "runtime", "metrics", "checkpoint", "data"},
@@ -32,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "pairing_arguments": {"data"},
     "value_arguments": {"data"},
     "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments"},
-    "cli": {"unet", "runtime", "checkpoint", "data", "pipeline", "review_page", "arguments"},
+    "cli": {"unet", "runtime", "models", "checkpoint", "data", "pipeline", "review_page", "arguments"},
 }
 EVERYTHING = {*LAYERS}
 

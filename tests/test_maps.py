@@ -1,6 +1,7 @@
 """The per-pixel statistics over the samples at full size, by hand and against NumPy and SciPy."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from utils.inference.maps import (
     STATISTICS,
     full_size_blocks,
     full_size_maps,
-    full_size_probs,
     predict_classes,
     split_samples,
     to_greyscale,
@@ -42,11 +42,16 @@ def test_invariants(seed: int, t: int, c: int, width: int, height: int):
         assert maps.mutual_information.max() < tiny
 
 
+def probs_of_each(samples: Sequence[LogitSamples], size: tuple[int, int]) -> list[torch.Tensor]:
+    """The probabilities of each sample, (C, H, W)."""
+    return [full_size_maps([sample], size, statistics=()).probs for sample in split_samples(samples)]
+
+
 @pytest.mark.parametrize("c", [2, 3])
 def test_statistics_against_numpy_and_scipy(c: int):
     samples = [*random_samples(1, 5, c), LogitSamples(random_samples(2, 3, c)[0].logits, 1.25)]
     maps = full_size_maps(samples, (23, 19), block_values=100)  # several blocks, the last one smaller
-    probs = np.stack([p.double().numpy() for p in full_size_probs(samples, (23, 19))])  # (T, C, H, W)
+    probs = np.stack([p.double().numpy() for p in probs_of_each(samples, (23, 19))])  # (T, C, H, W)
     assert probs.shape == (8, c, 19, 23)
     assert maps.num_samples == 8
     np.testing.assert_allclose(maps.probs, probs.mean(0), atol=1e-6)
@@ -109,7 +114,7 @@ def test_out_of_memory_at_full_size_fails_the_image_alone(monkeypatch: pytest.Mo
 def test_overlaps_count_the_pixels_of_each_pair_of_samples(c: int):
     samples = random_samples(t=4, c=c)
     maps = full_size_maps(samples, (31, 17))
-    masks = [predict_classes(probs) for probs in full_size_probs(samples, (31, 17))]
+    masks = [predict_classes(probs) for probs in probs_of_each(samples, (31, 17))]
     for k in range(1, c):
         for i, a in enumerate(masks):
             for j, b in enumerate(masks):

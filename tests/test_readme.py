@@ -80,6 +80,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
         shutil.move(folder, target)
         (target / f"SKIN_000{suffix}").rename(target / f"ISIC_0000023{suffix}")
     shutil.copy(model_file, project / "pretrained_model.pth")
+    make_folders(project / "clinic", 4, (64, 48))
+    for seed in (0, 1):  # the members of an ensemble
+        (project / f"checkpoints/seed{seed}").mkdir(parents=True)
+        shutil.copy(model_file, project / f"checkpoints/seed{seed}/best.pth")
     imgs, masks = make_folders(project / "my_data", 4, (64, 48))
     for path in masks.iterdir():  # three classes
         mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)

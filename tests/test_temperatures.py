@@ -35,7 +35,9 @@ class FixedLogits(Sampler):
     def __str__(self) -> str:
         return "fixed logits"
 
-    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+    def sample_network(
+        self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]
+    ) -> list[list[LogitSamples]]:
         return [[LogitSamples(self.stack)] for _ in inputs]
 
 

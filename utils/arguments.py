@@ -12,6 +12,7 @@ from utils.training.tracking import MODES
 from utils.value_arguments import add_class_value_flags, add_value_flags
 
 DEFAULT_MODEL = Path("pretrained_model.pth")
+_MODEL_HELP = f"checkpoint; several are a deep ensemble (default: {DEFAULT_MODEL})"
 _MAX_INTEGER = 10**9
 
 
@@ -89,7 +90,7 @@ def model_parent() -> argparse.ArgumentParser:
     """--model and its properties, --batch-size, and the flags of `compute_parent`; see `model_from_args`."""
     parent = _parent()
     group = parent.add_argument_group("model (its file records the rest; a contradicting flag is an error)")
-    add_with_default(group, "--model", "-m", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="checkpoint")
+    group.add_argument("--model", "-m", nargs="+", type=Path, default=[DEFAULT_MODEL], metavar="FILE", help=_MODEL_HELP)
     group.add_argument("--bilinear", action="store_true", default=None, help="bilinear upsampling")
     group.add_argument("--classes", "-c", type=integer(1, 255), metavar="N", help="number of classes")
     _add_size_flags(group)

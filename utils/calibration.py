@@ -1,14 +1,18 @@
-"""Fit the temperatures of an existing model on its validation images, and store them in its file.
+"""Fit the temperatures of an existing model on its validation images, and store them in its file or in a new one.
 
-`python -m utils.calibration -m MODEL` does what train_bayesian.py does at the end of training.
+`python -m utils.calibration -m MODEL` does what train_bayesian.py does at the end of training;
+`python -m utils.calibration -m A B C --output ENSEMBLE` calibrates a deep ensemble, and writes one file of all members,
+which is a model like any other.
 """
 
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from utils import arguments, cli
-from utils.checkpoint import TrainedModel
+from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
@@ -20,16 +24,24 @@ logger = logging.getLogger(__name__)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m utils.calibration",
         description=__doc__,
         parents=[arguments.model_parent(), arguments.training_folders_parent()],
     )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write a new model file, .pth; required for several models"
+    )
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    if len(args.model) > 1 and args.output is None:
+        raise InputError("an ensemble of several model files is stored in a new one: name it with --output")
+    if args.output and (args.output.suffix != ".pth" or args.output.is_dir()):
+        raise InputError(f"output {args.output}: a file name that ends with .pth was expected")
     model, dtype = cli.model_from_args(args)
-    check_writable(args.model.parent)
+    check_writable((args.output or args.model[0]).parent)
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
     background = model.mask_values[0] if model.mask_values[0] > min(model.mask_values) else None
@@ -39,14 +51,37 @@ def main(args: argparse.Namespace) -> None:
         indices: Sequence[int] = range(len(images))
     else:
         groups = read_groups(args.groups, images) if args.groups else None
-        indices = held_out_indices(model, len(images), groups, names_digest(images, args.imgs_dir))
+        indices = held_out_by_all(model, len(images), groups, names_digest(images, args.imgs_dir))
     expected = MaskClasses(model.mask_values, model.ignore_value)
     mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=args.ignore_value), expected)
     dataset = SegmentationDataset(decoded, indices, mask_classes)
     logger.info("Fitting on %d images", len(dataset))
     temperatures = fit_temperatures(model, dataset, args.batch_size, dtype)
-    save_temperatures(args.model, temperatures)
-    logger.info("Temperatures stored in %s: %s", args.model, format_temperatures(temperatures))
+    if args.output is None:
+        save_temperatures(args.model[0], temperatures)
+    else:
+        save_checkpoint(args.output, replace(model, temperatures=temperatures))
+    stored = args.output or args.model[0]
+    logger.info("Temperatures stored in %s: %s", stored, format_temperatures(temperatures))
+
+
+def held_out_by_all(
+    model: TrainedModel, n_images: int, groups: Sequence[str] | None = None, names: str | None = None
+) -> Sequence[int]:
+    """The images that every member of an ensemble, or a single model, has held out; see `held_out_indices`.
+
+    Raises:
+        InputError: there are none, or these are not the images and groups that a member was trained on.
+    """
+    if not model.members:
+        return held_out_indices(model, n_images, groups, names)
+    indices = sorted(set.intersection(*(set(held_out_indices(one, n_images, groups, names)) for one in model.members)))
+    if not indices:
+        raise InputError(
+            "no image was held out by all members: name images that none was trained on with --val-imgs-dir and "
+            "--val-masks-dir"
+        )
+    return indices
 
 
 def held_out_indices(

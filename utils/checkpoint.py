@@ -1,4 +1,4 @@
-"""Save and load checkpoints; reads those of the original project and of similar U-Nets too.
+"""Save and load models, and ensembles of them; reads files of the original project and of similar U-Nets too.
 
 A checkpoint is a dict of tensors and plain values, read with `weights_only=True`, so an untrusted file cannot run
 code:
@@ -15,30 +15,28 @@ code:
     settings      how it was trained, by name
     training      only in last.pth: the training state, for resuming
 
-Files of other projects are read, too, as `unet.weights` says.
+An ensemble has `members`, a list of such dicts, in place of `network` and `architecture`. Files of other projects are
+read as `unet.weights` says.
 """
 
-import copy
-import hashlib
 import io
 import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unet import BayesianUNet
 from unet.weights import from_another_project, rebuild_network
 from utils import RGB_OFFSET
+from utils.models import DEFAULT_INPUT_SIZE, TrainedModel, combine_models
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
 
-DEFAULT_INPUT_SIZE = (128, 128)
 _MIN_SIDE = 16  # pixels of the network's input, of which four poolings leave one
 
 # What torch.load and the checks below raise on files that are not checkpoints, or are damaged.
@@ -46,61 +44,6 @@ _LOADING_ERRORS = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, RuntimeError, ValueError, TypeError, LookupError),
     *(AttributeError, AssertionError, ArithmeticError, EOFError, OSError, MemoryError),
 )
-
-
-@dataclass
-class TrainedModel:
-    """A network and what is needed to use it.
-
-    Attributes:
-        network: the network; in evaluation mode after loading.
-        input_size: width and height of its input.
-        mask_values: the value of class 0, 1, ... in masks, as in `utils.data.mask_classes.MaskClasses`.
-        epoch: number of epochs trained.
-        validation: scores on the validation images, by name; None where there is none.
-        settings: how it was trained, by name.
-        temperatures: divisors of the logits that calibrate the probabilities, by `Sampler.method`.
-        ignore_value: the value in masks of pixels that do not count; None if there is none.
-        white: the value of white in 16-bit images; None if it was trained on none.
-    """
-
-    network: BayesianUNet
-    input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
-    mask_values: list[int] = field(default_factory=lambda: [0, 255])
-    epoch: int = 0
-    validation: dict[str, float | None] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    temperatures: dict[str, float] = field(default_factory=dict)
-    ignore_value: int | None = None
-    white: float | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the network's weights."""
-        return next(self.network.parameters()).device
-
-    @property
-    def n_classes(self) -> int:
-        """The number of classes that predictions distinguish; 2 for a one-class (sigmoid) network as well."""
-        return len(self.mask_values)
-
-    @property
-    def one_class(self) -> bool:
-        """Whether the network has a single sigmoid output."""
-        return self.network.n_classes == 1
-
-    def replica(self) -> "TrainedModel":
-        """The same model for another thread: it shares the weights, but not the modes and masks of the layers."""
-        shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
-        return replace(self, network=copy.deepcopy(self.network, shared))
-
-    def fingerprint(self) -> str:
-        """A digest of the weights."""
-        digest = hashlib.blake2b(digest_size=12)
-        for name, value in self.network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().numpy())
-        return digest.hexdigest()
 
 
 def save_checkpoint(path: Path | str, model: TrainedModel) -> None:
@@ -118,9 +61,12 @@ def save_checkpoint(path: Path | str, model: TrainedModel) -> None:
 
 def checkpoint_content(model: TrainedModel) -> dict[str, Any]:
     """The content of a checkpoint, with copies of the weights."""
+    if model.members:
+        networks = {"members": [checkpoint_content(member) for member in model.members]}
+    else:
+        networks = {"network": copy_to_cpu(model.network.state_dict()), "architecture": model.network.architecture}
     return {
-        "network": copy_to_cpu(model.network.state_dict()),
-        "architecture": model.network.architecture,
+        **networks,
         "input_size": list(model.input_size),
         "mask_values": list(model.mask_values),
         "ignore_value": model.ignore_value,
@@ -147,7 +93,7 @@ def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:
 def load_model(
     path: Path | str, device: torch.device | str = "cpu", default_input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
 ) -> TrainedModel:
-    """Load a model of this project, or of the original one, ready to predict.
+    """Load a model or an ensemble of this project, or a model of another one, ready to predict.
 
     Args:
         path: checkpoint file.
@@ -158,7 +104,8 @@ def load_model(
         InputError: the file does not exist or is not a checkpoint of such a network.
     """
     model = model_from_checkpoint(read_checkpoint(path), path, default_input_size)
-    model.network.to(device, memory_format=torch.channels_last)  # the fastest layout for convolutions
+    for network in model.networks:
+        network.to(device, memory_format=torch.channels_last)  # the fastest layout for convolutions
     return model
 
 
@@ -188,7 +135,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 def model_from_checkpoint(
     content: Mapping[str, Any], name: Path | str, default_input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
 ) -> TrainedModel:
-    """Rebuild the model of a checkpoint.
+    """Rebuild the model, or the ensemble, of a checkpoint.
 
     Args:
         content: the content of the file, from `read_checkpoint`.
@@ -199,6 +146,10 @@ def model_from_checkpoint(
         InputError: it is not the checkpoint of such a network, or its weights are not finite.
     """
     try:
+        if "members" in content and "network" not in content:
+            parts = {f"{name}, member {i}": one for i, one in enumerate(content["members"], start=1)}
+            ensemble = combine_models({part: model_from_checkpoint(one, part) for part, one in parts.items()})
+            return replace(ensemble, **_recorded_options(content))
         if not {"network", "architecture"} <= content.keys():
             content = from_another_project(content, name, default_input_size)
         network = rebuild_network(content["network"], content["architecture"])
@@ -216,10 +167,10 @@ def model_from_checkpoint(
             epoch=int(content.get("epoch", 0)),
             validation=dict(content.get("validation", {})),
             settings=dict(content.get("settings", {})),
-            temperatures=_temperatures(content.get("temperatures", {})),
-            ignore_value=None if content.get("ignore_value") is None else int(content["ignore_value"]),
-            white=None if content.get("white") is None else float(content["white"]),
+            **_recorded_options(content),
         )
+    except InputError:  # of a member
+        raise
     except _LOADING_ERRORS as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{name} is not a checkpoint of a U-Net of this project: {reason[:300]}") from error
@@ -233,8 +184,13 @@ def _mask_value(value: int | list[int]) -> int:
     return int(red) if red == green == blue else RGB_OFFSET + (int(red) << 16) + (int(green) << 8) + int(blue)
 
 
-def _temperatures(content: Mapping[str, Any]) -> dict[str, float]:
-    temperatures = {str(method): float(value) for method, value in content.items()}
+def _recorded_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that a model and an ensemble have alike, and that a file may lack."""
+    temperatures = {str(method): float(value) for method, value in content.get("temperatures", {}).items()}
     if not all(0 < value < float("inf") for value in temperatures.values()):
         raise ValueError(f"its temperatures are {temperatures}, positive numbers were expected")
-    return temperatures
+    return {
+        "temperatures": temperatures,
+        "ignore_value": None if content.get("ignore_value") is None else int(content["ignore_value"]),
+        "white": None if content.get("white") is None else float(content["white"]),
+    }

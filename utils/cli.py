@@ -7,20 +7,21 @@ import argparse
 import errno
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from unet import BayesianUNet
 from unet.mc_dropout import dropout_layers
 from utils.arguments import DEFAULT_MODEL
-from utils.checkpoint import DEFAULT_INPUT_SIZE, TrainedModel, load_model
+from utils.checkpoint import load_model
 from utils.data.images import DEFAULT_MAX_MEGAPIXELS, find_white, limit_image_size
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
+from utils.models import DEFAULT_INPUT_SIZE, TrainedModel, combine_models
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.review_page.page import ReviewOptions, write_review
@@ -54,33 +55,56 @@ def model_from_args(
 ) -> tuple[TrainedModel, torch.dtype | None]:
     """The model that the flags of `arguments.model_parent` name, on its device, and the dtype of mixed precision.
 
+    Several model files are an ensemble.
+
     Args:
         args: the flags.
         image_paths: the images to predict, which show the bit depth if neither a flag nor the model says it.
 
     Raises:
-        InputError: there is no such model or device, or a flag contradicts the model.
+        InputError: there is no such model or device, a flag contradicts a model, or the models are no ensemble.
     """
-    if args.model == DEFAULT_MODEL and not args.model.exists():  # called from another folder
-        args.model = Path(__file__).resolve().parent.parent / DEFAULT_MODEL
+    if args.model == [DEFAULT_MODEL] and not DEFAULT_MODEL.exists():  # called from another folder
+        args.model = [Path(__file__).resolve().parent.parent / DEFAULT_MODEL]
+    if len({path.resolve() for path in args.model}) < len(args.model):
+        raise InputError("a model was given twice; the members of an ensemble are different ones", "model")
     default_size = (args.newW or DEFAULT_INPUT_SIZE[0], args.newH or DEFAULT_INPUT_SIZE[1])
     device, dtype = device_from_args(args)
-    model = load_model(args.model, device, default_size)
-    check_model_flags(args, args.model, model)
+    models = {str(path): load_model(path, device, default_size) for path in args.model}
+    for path, model in models.items():
+        check_model_flags(args, path, model)
+    model = combine_models(models)
     model.white = args.white or model.white or find_white(image_paths)
-    logger.info("Model %s, input size %dx%d", args.model, *model.input_size)
+    logger.info("%s, input size %dx%d", describe_models(args.model, model), *model.input_size)
     log_device(device, dtype)
     return model, dtype
 
 
-def check_model_flags(args: argparse.Namespace, path: Path, model: TrainedModel) -> None:
+def describe_models(paths: Sequence[Path], model: TrainedModel) -> str:
+    """The files of a model, for a log line."""
+    number = f", an ensemble of {len(model.members)}" if model.members else ""
+    return f"Model{'s' * (len(paths) > 1)} {join_names(paths)}{number}"
+
+
+def join_names(paths: Sequence[Path]) -> str:
+    """The files of a model as they are recorded."""
+    return ", ".join(map(str, paths))
+
+
+def check_model_flags(args: argparse.Namespace, path: Path | str, model: TrainedModel) -> None:
     """Check that no flag contradicts a model.
 
     Raises:
         InputError: a flag does.
     """
-    architecture, (width, height) = model.network.architecture, model.input_size
-    actual = {"classes": architecture["n_classes"], "bilinear": architecture["bilinear"], "newW": width, "newH": height}
+    width, height = model.input_size
+    for network in model.networks:
+        architecture = network.architecture
+        actual = {"classes": architecture["n_classes"], "bilinear": architecture["bilinear"]}
+        _check_values(args, path, actual | {"newW": width, "newH": height})
+
+
+def _check_values(args: argparse.Namespace, path: Path | str, actual: Mapping[str, Any]) -> None:
     for name, value in actual.items():
         given = getattr(args, name, None)
         if given is not None and given != value:
@@ -109,6 +133,8 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
         )
         return network, (args.newW or width, args.newH or height)
     model = load_model(path)
+    if model.members:
+        raise InputError(f"{path} is an ensemble of {len(model.members)}: training starts from a single network")
     width, height = model.input_size
     size = (args.newW or width, args.newH or height)
     if resumed is None:  # a new run: its weights fit every input size
@@ -203,7 +229,7 @@ def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
     """The options that the flags of `arguments.probability_parent` and `arguments.folder_parent` give."""
     names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "ignore_value")
     options = {name: getattr(args, name) for name in (*names, "skip_existing")}
-    return ProbabilityMapOptions(**options, model_name=str(args.model))
+    return ProbabilityMapOptions(**options, model_name=join_names(args.model))
 
 
 def check_review_flags(args: argparse.Namespace) -> None:

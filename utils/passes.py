@@ -19,9 +19,10 @@ from utils.data.images import read_image
 from utils.data.mask_classes import MaskClasses
 from utils.figures.curves import draw_passes
 from utils.figures.grid import save_figure
-from utils.inference.maps import full_size_probs, predict_classes
+from utils.inference.maps import full_size_maps, predict_classes
 from utils.inference.predictor import draw_samples
 from utils.inference.samplers import MCDropout
+from utils.inference.upsampling import LogitSamples
 from utils.metrics.pixel_counts import PixelCounts, count_pixels
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
@@ -106,13 +107,13 @@ class PassesPoint(NamedTuple):
 def evaluate_passes(
     model: TrainedModel, sampler: MCDropout, item: Item, ground_truth: GroundTruth, numbers: Sequence[int]
 ) -> list[PassesPoint]:
-    """Evaluate an image after each of these numbers of passes, which are increasing."""
+    """Evaluate an image after each of these numbers of passes, by every member of an ensemble; they are increasing."""
     image = read_image(item.path, model.white)
     target = ground_truth.read(item, (image.height, image.width))
-    samples = draw_samples(model, image, sampler, item.key)
+    (samples,) = draw_samples(model, image, sampler, item.key)  # of an ensemble, of one member after the other
     points, total = [], 0.0
-    for t, probs in enumerate(full_size_probs(samples, image.size), start=1):
-        total = total + probs
+    for t, logits in enumerate(samples.logits.unflatten(0, (-1, sampler.num_samples)).unbind(1), start=1):
+        total = total + full_size_maps([LogitSamples(logits)], image.size, statistics=()).probs
         if t in numbers:
             mean = total / t
             entropy_of_mean, classes, scores = entropy(mean), predict_classes(mean), ImageScores()

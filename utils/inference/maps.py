@@ -168,11 +168,6 @@ def split_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:
     return [LogitSamples(sample[None], zoom) for logits, zoom in samples for sample in logits]
 
 
-def full_size_probs(samples: Sequence[LogitSamples], size: tuple[int, int]) -> Iterator[Tensor]:
-    """Lazily the probabilities of each sample of an image, (C, H, W) float32, for a size of width and height."""
-    return (full_size_maps([sample], size, statistics=()).probs for sample in split_samples(samples))
-
-
 def predict_classes(probs: Tensor, threshold: float = 0.5) -> Tensor:
     """The predicted mask: the most probable class or, with two classes, class 1 above a threshold.
 

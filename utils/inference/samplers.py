@@ -1,7 +1,8 @@
-"""The three samplers: plain softmax, MC dropout, test-time augmentation.
+"""The three samplers: plain softmax, MC dropout, test-time augmentation; each by one network or by an ensemble.
 
 Whatever the method, an image becomes a stack of logits at the network's resolution: one sample by the plain softmax,
-T by MC dropout, 16 by test-time augmentation. `utils.inference.maps` takes any stack to the image's own size.
+T by MC dropout, 16 by test-time augmentation; by an ensemble those of all members. `utils.inference.maps` takes any
+stack to the image's own size.
 """
 
 import math
@@ -83,9 +84,11 @@ class Sampler(ABC):
         """Preprocess an image for an input size of width and height: (V, 3, h, w) uint8, V versions of it."""
         return preprocess(image, size)[None]
 
-    @abstractmethod
     def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
         """Samples of several images' logits.
+
+        Those of an ensemble are the samples of its members, one member after the other, and its mean probability is
+        the mean of theirs.
 
         Args:
             model: to predict with.
@@ -95,6 +98,16 @@ class Sampler(ABC):
         Returns:
             For each image its samples, one `LogitSamples` per zoom.
         """
+        if not model.members:
+            return self.sample_network(model, inputs, names)
+        by_member = [self.sample_network(member, inputs, names) for member in model.members]
+        return [[_concatenate(stacks) for stacks in zip(*image, strict=True)] for image in zip(*by_member, strict=True)]
+
+    @abstractmethod
+    def sample_network(
+        self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]
+    ) -> list[list[LogitSamples]]:
+        """`sample` of a single network."""
 
     @torch.inference_mode()
     def compute_logits(self, model: TrainedModel, inputs: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -144,6 +157,11 @@ def _pad(values: Tensor, size: int) -> Tensor:
     return torch.cat([values, values[-1:].expand(-len(values) % size, *values.shape[1:])])
 
 
+def _concatenate(stacks: Sequence[LogitSamples]) -> LogitSamples:
+    """The samples of several stacks of one zoom as one stack."""
+    return LogitSamples(torch.cat([logits for logits, _ in stacks]), stacks[0].zoom)
+
+
 @dataclass(frozen=True)
 class Softmax(Sampler):
     """One deterministic forward pass: softmax (sigmoid for a one-class model)."""
@@ -153,7 +171,9 @@ class Softmax(Sampler):
     def __str__(self) -> str:
         return "softmax" + self._calibrated()
 
-    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+    def sample_network(
+        self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]
+    ) -> list[list[LogitSamples]]:
         return [[LogitSamples(logits[None])] for logits in self.compute_logits(model, torch.cat(list(inputs)))]
 
 
@@ -180,13 +200,19 @@ class MCDropout(Sampler):
         return self.num_samples
 
     def check(self, model: TrainedModel) -> None:
-        if not dropout_layers(model.network):
+        without = [network for network in model.networks if not dropout_layers(network)]
+        if without:
+            subject = "this model has"
+            if model.members:
+                subject = f"{len(without)} of the {len(model.members)} members of this ensemble have"
             raise InputError(
-                "this model has no dropout layers: all passes of MC dropout would be equal. Use the softmax or "
+                f"{subject} no dropout layers: all passes of MC dropout would be equal. Use the softmax or "
                 "test-time augmentation, which need none, or train a network with dropout"
             )
 
-    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+    def sample_network(
+        self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]
+    ) -> list[list[LogitSamples]]:
         masks = [draw_dropout_masks(model.network, self.num_samples, derived_seed(self.seed, name)) for name in names]
         images = to_device(torch.cat(list(inputs)), model.device)
         passes = images.repeat_interleave(self.num_samples, dim=0)  # (N T, 3, h, w)
@@ -225,7 +251,9 @@ class TestTimeAugmentation(Sampler):
     def preprocess_image(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         return torch.stack([preprocess(image, size), downscale_and_pad(image, size, self.shrink)])
 
-    def sample(self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]) -> list[list[LogitSamples]]:
+    def sample_network(
+        self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]
+    ) -> list[list[LogitSamples]]:
         images = to_device(torch.stack(list(inputs)), model.device)  # (N, 2, 3, h, w)
         views = torch.stack([apply_symmetry(images, k) for k in range(N_SYMMETRIES)], dim=2)  # (N, 2, 8, 3, h, w)
         logits = self.compute_logits(model, views.flatten(0, 2)).unflatten(0, views.shape[:3])  # (N, 2, 8, C, h, w)
@@ -236,6 +264,11 @@ class TestTimeAugmentation(Sampler):
 TestTimeAugmentation.__test__ = False  # pytest would collect it because of its name
 
 
+def method_title(sampler: Sampler, model: TrainedModel) -> str:
+    """The display name of a method with a model, such as "deep ensemble of 5, softmax"."""
+    return f"deep ensemble of {len(model.members)}, {sampler}" if model.members else str(sampler)
+
+
 def calibrated(sampler: Sampler, model: TrainedModel) -> Sampler:
     """The same method with the temperature that was fitted for it.
 
@@ -244,7 +277,7 @@ def calibrated(sampler: Sampler, model: TrainedModel) -> Sampler:
     """
     if sampler.method not in model.temperatures:
         raise InputError(
-            f"this model has no temperature for {sampler}: train_bayesian.py fits one at the end of training, "
-            "for an existing model run python -m utils.calibration"
+            f"this model has no temperature for {method_title(sampler, model)}: train_bayesian.py fits one at the end "
+            "of training, for an existing model or an ensemble run python -m utils.calibration"
         )
     return replace(sampler, temperature=model.temperatures[sampler.method])

@@ -12,7 +12,7 @@ from utils.data.images import save_png
 from utils.data.mask_classes import MaskClasses
 from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
-from utils.inference.samplers import Sampler, calibrated
+from utils.inference.samplers import Sampler, calibrated, method_title
 from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
@@ -79,7 +79,11 @@ def predict_probabilities(
         ground_truth = GroundTruth(items, options.mask_dir, recorded, options.ignore_value, options.mask_suffix)
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
-    run = {"method": str(sampler), "temperature": sampler.temperature, "mask_values": list(model.mask_values)}
+    run = {
+        "method": method_title(sampler, model),
+        "temperature": sampler.temperature,
+        "mask_values": list(model.mask_values),
+    }
     run |= {"ignore_value": ground_truth.ignore_value if ground_truth else None, "white": model.white}
     run |= {"class_index": class_index, "save_entropy": options.save_entropy}
     settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}

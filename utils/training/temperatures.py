@@ -48,7 +48,7 @@ def fit_temperatures(
     """
     options = {"batch_size": batch_size, "dtype": dtype}
     samplers: list[Sampler] = [Softmax(**options)]
-    if dropout_layers(model.network):
+    if all(dropout_layers(network) for network in model.networks):
         samplers.append(MCDropout(**options))
     if model.input_size[0] == model.input_size[1]:
         samplers.append(TestTimeAugmentation(**options))
