@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from utils import arguments, cli
+from utils import arguments, cli, model_flags
 from utils.data.images import read_image, save_png
 from utils.data.mask_classes import MaskClasses
 from utils.data.masks import mask_to_image
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
     # The images, the model, and the ground truth
     cli.check_review_flags(args)
     items = cli.items_from_args(args)
-    model, dtype = cli.model_from_args(args, [item.path for item in items])
+    model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
     ground_truth = None
     if args.mask_dir:

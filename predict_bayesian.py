@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from utils import arguments, cli, pairing_arguments
+from utils import arguments, cli, model_flags, pairing_arguments
 from utils.checkpoint import TrainedModel
 from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
     items, outputs = [item for item, _ in images], {item.reported: output for item, output in images}
     if args.review and (args.output_dir is None or len({item.path.parent for item in items}) > 1):
         raise InputError("--review requires --output-dir, and images of one folder")
-    model, dtype = cli.model_from_args(args, [item.path for item in items])
+    model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = sampler_from_args(args, model, dtype)
     options = options_from_args(args)
     ground_truth = None
@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
         ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
     batch = Batch(items, ground_truth)
     if not args.no_save:
-        values = options.values_per_pixel(sampler.passes_per_image, model.network.n_classes)
+        values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)
         paths = {item.path: outputs[item.reported] for item in items}
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
         batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils import arguments, cli
+from utils import arguments, cli, model_flags
 from utils.inference.samplers import TestTimeAugmentation
 from utils.pipeline.probability_maps import predict_probabilities
 
@@ -25,7 +25,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     items = cli.items_from_args(args)
-    model, dtype = cli.model_from_args(args, [item.path for item in items])
+    model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = TestTimeAugmentation(args.batch_size, dtype, shrink=args.shrink)
     code = predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
     return cli.review_from_args(args, args.input_dir, code)

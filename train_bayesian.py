@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils import arguments, cli
+from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskOptions
@@ -46,12 +46,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    device, dtype = cli.device_from_args(args)
+    device, dtype = model_flags.device_from_args(args)
     torch.manual_seed(args.seed)
 
     # The network, and its data: decode, split, batch
     resumed = args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume
-    network, input_size = cli.network_from_args(args, resumed)
+    network, input_size = model_flags.network_from_args(args, resumed)
     network.to(device, memory_format=torch.channels_last)
     training_set, validation_set, data_settings = load_datasets(args, network.n_classes, input_size)
     workers = min(8, cores_per_process()) if device.type == "cuda" else 0  # on a CPU, training needs all cores
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
     classes = training_set.mask_classes.recorded
     model = TrainedModel(network, input_size, settings=settings, white=training_set.white, **classes)
     log_datasets(training_set, validation_set)
-    cli.log_device(device, dtype)
+    model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     wandb_mode = args.wandb if distributed.is_main() else "disabled"
     wandb_run = WandbRun(wandb_mode, settings, args.checkpoint_dir, resumed is not None)

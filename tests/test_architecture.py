@@ -33,7 +33,8 @@ LAYERS: dict[str, set[str]] = {
     "pairing_arguments": {"data"},
     "value_arguments": {"data"},
     "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments"},
-    "cli": {"unet", "runtime", "models", "checkpoint", "data", "pipeline", "review_page", "arguments"},
+    "model_flags": {"unet", "runtime", "models", "checkpoint", "data", "arguments"},
+    "cli": {"runtime", "data", "pipeline", "review_page", "arguments", "model_flags"},
 }
 EVERYTHING = {*LAYERS}
 
@@ -54,7 +55,7 @@ def room_of(module: str) -> str:
 LIBRARY = [
     path
     for path in MODULES
-    if room_of(name_of(path)) in {*LAYERS} - {"arguments", "pairing_arguments", "value_arguments", "cli"}
+    if room_of(name_of(path)) in {*LAYERS} - {"arguments", "pairing_arguments", "value_arguments", "model_flags", "cli"}
 ]
 
 

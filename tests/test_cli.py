@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import lively_network
 from unet import BayesianUNet
-from utils import cli
+from utils import cli, model_flags
 from utils.arguments import model_parent, training_folders_parent, training_parent
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.runtime.errors import InputError
@@ -37,9 +37,9 @@ def test_contradicting_flag(tmp_path: Path, flags: tuple, value: str):
     save_checkpoint(path, model)
     message = rf"m\.pth contradicts {' '.join(map(str, flags))}: the model has {value}\. Omit the flag"
     with pytest.raises(InputError, match=message):
-        cli.check_model_flags(parsed(*flags), path, model)
+        model_flags.check_model_flags(parsed(*flags), path, model)
     with pytest.raises(InputError, match=message):
-        cli.model_from_args(parsed("-m", path, *flags))
+        model_flags.model_from_args(parsed("-m", path, *flags))
 
 
 def test_agreeing_flags(tmp_path: Path):
@@ -47,17 +47,17 @@ def test_agreeing_flags(tmp_path: Path):
     save_checkpoint(path, TrainedModel(lively_network(bilinear=True)))
     flags = ("--classes", 2, "--bilinear", "--newW", 128, "--newH", 128)
     for given in (flags, ()):
-        model, dtype = cli.model_from_args(parsed("-m", path, *given))
-        cli.check_model_flags(parsed(*given), path, model)
+        model, dtype = model_flags.model_from_args(parsed("-m", path, *given))
+        model_flags.check_model_flags(parsed(*given), path, model)
         assert (model.input_size, model.network.architecture["bilinear"], dtype) == ((128, 128), True, None)
-    cli.check_model_flags(argparse.Namespace(), path, model)  # of a command without these flags
+    model_flags.check_model_flags(argparse.Namespace(), path, model)  # of a command without these flags
 
 
 def test_flags_complete_a_file_without_an_input_size(tmp_path: Path):
     weights = lively_network(dropout_placement="block").state_dict()
     torch.save({**weights, "mask_values": [0, 255]}, tmp_path / "original.pth")
     for flags, size in (((), (128, 128)), (("--newW", 64), (64, 128)), (("--newH", 32), (128, 32))):
-        assert cli.model_from_args(parsed("-m", tmp_path / "original.pth", *flags))[0].input_size == size
+        assert model_flags.model_from_args(parsed("-m", tmp_path / "original.pth", *flags))[0].input_size == size
 
 
 def training_flags(*arguments: object) -> argparse.Namespace:
@@ -66,47 +66,47 @@ def training_flags(*arguments: object) -> argparse.Namespace:
 
 
 def test_network_to_train(tmp_path: Path):
-    new, _ = cli.network_from_args(training_flags("--classes", 3, "--bilinear"))
+    new, _ = model_flags.network_from_args(training_flags("--classes", 3, "--bilinear"))
     assert new.architecture == BayesianUNet(n_classes=3, bilinear=True).architecture
-    assert cli.network_from_args(training_flags())[0].architecture == BayesianUNet().architecture
+    assert model_flags.network_from_args(training_flags())[0].architecture == BayesianUNet().architecture
     network = lively_network(n_classes=3)
     save_checkpoint(tmp_path / "m.pth", TrainedModel(network, mask_values=[0, 1, 2]))
-    loaded, _ = cli.network_from_args(training_flags("--load", tmp_path / "m.pth"))
+    loaded, _ = model_flags.network_from_args(training_flags("--load", tmp_path / "m.pth"))
     assert loaded.architecture == network.architecture
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, network.state_dict()[name]), name
     with pytest.raises(InputError, match=r"m\.pth contradicts --classes 2: the model has 3"):
-        cli.network_from_args(training_flags("--load", tmp_path / "m.pth", "--classes", 2))
+        model_flags.network_from_args(training_flags("--load", tmp_path / "m.pth", "--classes", 2))
 
 
 def test_input_size_to_train_at(tmp_path: Path):
-    assert cli.network_from_args(training_flags())[1] == (128, 128)
-    assert cli.network_from_args(training_flags("--newW", 256, "--newH", 64))[1] == (256, 64)
+    assert model_flags.network_from_args(training_flags())[1] == (128, 128)
+    assert model_flags.network_from_args(training_flags("--newW", 256, "--newH", 64))[1] == (256, 64)
     path = tmp_path / "m.pth"
     save_checkpoint(path, TrainedModel(lively_network(), (96, 64)))
-    assert cli.network_from_args(training_flags("--load", path))[1] == (96, 64)
-    assert cli.network_from_args(training_flags("--load", path, "--newW", 64))[1] == (64, 64)  # a new run
-    assert cli.network_from_args(training_flags("--newW", 96), resumed=path)[1] == (96, 64)
+    assert model_flags.network_from_args(training_flags("--load", path))[1] == (96, 64)
+    assert model_flags.network_from_args(training_flags("--load", path, "--newW", 64))[1] == (64, 64)  # a new run
+    assert model_flags.network_from_args(training_flags("--newW", 96), resumed=path)[1] == (96, 64)
     with pytest.raises(InputError, match=r"m\.pth contradicts --newW 64: the model has 96"):
-        cli.network_from_args(training_flags("--newW", 64), resumed=path)
+        model_flags.network_from_args(training_flags("--newW", 64), resumed=path)
 
 
 def test_training_without_dropout_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for dropout, warned in ((0.2, False), (0.0, True)):
         save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(dropout=dropout)))
-        cli.network_from_args(training_flags("--load", tmp_path / "m.pth"))
+        model_flags.network_from_args(training_flags("--load", tmp_path / "m.pth"))
         assert ("cannot be used with MC dropout" in caplog.text) == warned
 
 
 def test_more_epochs_are_a_new_run(tmp_path: Path):
     path = tmp_path / "last.pth"
     save_checkpoint(path, TrainedModel(lively_network(), settings={"epochs": 20}))
-    cli.network_from_args(training_flags("--epochs", 20), resumed=path)
-    cli.network_from_args(training_flags("--epochs", 40, "--load", path))
+    model_flags.network_from_args(training_flags("--epochs", 20), resumed=path)
+    model_flags.network_from_args(training_flags("--epochs", 40, "--load", path))
     with pytest.raises(
         InputError, match=rf"--epochs 20, .* start a new run .* with --load {path} in place of --resume"
     ):
-        cli.network_from_args(training_flags("--epochs", 40), resumed=path)
+        model_flags.network_from_args(training_flags("--epochs", 40), resumed=path)
 
 
 def test_validation_folders():

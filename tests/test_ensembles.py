@@ -12,12 +12,13 @@ import torch
 
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, make_image, run_module, run_script
 from tests.reference import network_probability
-from utils import cli
+from utils import model_flags
 from utils.arguments import model_parent, training_folders_parent, training_parent
 from utils.calibration import held_out_by_all
 from utils.checkpoint import load_model, read_checkpoint, save_checkpoint
 from utils.compare import read_results
 from utils.data.images import IMAGE_EXTENSIONS, read_image
+from utils.data.mask_classes import MaskClasses
 from utils.data_loading import split_indices
 from utils.inference.predictor import predict
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation, calibrated, method_title
@@ -119,7 +120,7 @@ def test_passes_of_all_members(members: dict[str, TrainedModel], tmp_path: Path)
     """The first T passes are those of every member."""
     imgs, masks = make_folders(tmp_path, 1, (50, 40))
     items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
-    ensemble, ground_truth = combine_models(members), GroundTruth(items, masks, [0, 255])
+    ensemble, ground_truth = combine_models(members), GroundTruth(items, masks, MaskClasses((0, 255)))
     points = evaluate_passes(ensemble, MCDropout(num_samples=3, seed=5), items[0], ground_truth, [2, 3])
     for t, point in zip((2, 3), points, strict=True):
         (alone,) = evaluate_passes(ensemble, MCDropout(num_samples=t, seed=5), items[0], ground_truth, [t])
@@ -225,23 +226,23 @@ def parsed(parents: Sequence[argparse.ArgumentParser], *flags: object) -> argpar
 
 def test_several_model_files(files: list[Path], caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
-        model, _ = cli.model_from_args(parsed([model_parent()], "-m", *files))
+        model, _ = model_flags.model_from_args(parsed([model_parent()], "-m", *files))
     assert len(model.members) == 3
     assert f"Models {files[0]}, {files[1]}, {files[2]}, an ensemble of 3, input size 32x32" in caplog.text
     with pytest.raises(InputError, match="a model was given twice"):
-        cli.model_from_args(parsed([model_parent()], "-m", files[0], files[1], files[0]))
+        model_flags.model_from_args(parsed([model_parent()], "-m", files[0], files[1], files[0]))
     with pytest.raises(InputError, match=r"c\.pth contradicts --newW 64"):
-        cli.model_from_args(parsed([model_parent()], "-m", files[2], files[1], "--newW", 64))
+        model_flags.model_from_args(parsed([model_parent()], "-m", files[2], files[1], "--newW", 64))
     save_checkpoint(files[0].with_name("e.pth"), model)
     with pytest.raises(InputError, match=r"e\.pth contradicts --bilinear: the model has transposed convolutions"):
-        cli.model_from_args(parsed([model_parent()], "-m", files[0].with_name("e.pth"), "--bilinear"))
+        model_flags.model_from_args(parsed([model_parent()], "-m", files[0].with_name("e.pth"), "--bilinear"))
 
 
 def test_training_starts_from_a_single_network(members: dict[str, TrainedModel], tmp_path: Path):
     save_checkpoint(tmp_path / "e.pth", combine_models(members))
     parents = [training_parent(), training_folders_parent()]
     with pytest.raises(InputError, match=r"e\.pth is an ensemble of 3: training starts from a single network"):
-        cli.network_from_args(parsed(parents, "--load", tmp_path / "e.pth"))
+        model_flags.network_from_args(parsed(parents, "--load", tmp_path / "e.pth"))
 
 
 def test_calibrated_ensemble_is_a_model(files: list[Path], tmp_path: Path):

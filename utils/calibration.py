@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils import arguments, cli
+from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("an ensemble of several model files is stored in a new one: name it with --output")
     if args.output and (args.output.suffix != ".pth" or args.output.is_dir()):
         raise InputError(f"output {args.output}: a file name that ends with .pth was expected")
-    model, dtype = cli.model_from_args(args)
+    model, dtype = model_flags.model_from_args(args)
     check_writable((args.output or args.model[0]).parent)
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)

@@ -7,27 +7,20 @@ import argparse
 import errno
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import torch
-
-from unet import BayesianUNet
-from unet.mc_dropout import dropout_layers
-from utils.arguments import DEFAULT_MODEL
-from utils.checkpoint import load_model
-from utils.data.images import DEFAULT_MAX_MEGAPIXELS, find_white, limit_image_size
+from utils.data.images import DEFAULT_MAX_MEGAPIXELS, limit_image_size
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
-from utils.models import DEFAULT_INPUT_SIZE, TrainedModel, combine_models
+from utils.model_flags import join_names
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.review_page.page import ReviewOptions, write_review
 from utils.runtime import distributed
 from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
-from utils.runtime.device import amp_dtype, choose_device, device_name, precision_name
 from utils.runtime.errors import OUT_OF_MEMORY, InputError, first_line, is_gpu_error
 from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.signals import exit_on_termination
@@ -37,119 +30,6 @@ logger = logging.getLogger(__name__)
 
 
 # -- from the flags to what they name ----------------------------------------------------------------------------------
-
-
-def device_from_args(args: argparse.Namespace) -> tuple[torch.device, torch.dtype | None]:
-    """The device that the flags of `arguments.compute_parent` name, and the dtype of mixed precision."""
-    device = choose_device(args.device)
-    return device, amp_dtype(device, args.amp)
-
-
-def log_device(device: torch.device, dtype: torch.dtype | None) -> None:
-    """Log what is computed on, and in which precision."""
-    logger.info("Computing on %s in %s", device_name(device), precision_name(dtype, device))
-
-
-def model_from_args(
-    args: argparse.Namespace, image_paths: Sequence[Path] = ()
-) -> tuple[TrainedModel, torch.dtype | None]:
-    """The model that the flags of `arguments.model_parent` name, on its device, and the dtype of mixed precision.
-
-    Several model files are an ensemble.
-
-    Args:
-        args: the flags.
-        image_paths: the images to predict, which show the bit depth if neither a flag nor the model says it.
-
-    Raises:
-        InputError: there is no such model or device, a flag contradicts a model, or the models are no ensemble.
-    """
-    if args.model == [DEFAULT_MODEL] and not DEFAULT_MODEL.exists():  # called from another folder
-        args.model = [Path(__file__).resolve().parent.parent / DEFAULT_MODEL]
-    if len({path.resolve() for path in args.model}) < len(args.model):
-        raise InputError("a model was given twice; the members of an ensemble are different ones", "model")
-    default_size = (args.newW or DEFAULT_INPUT_SIZE[0], args.newH or DEFAULT_INPUT_SIZE[1])
-    device, dtype = device_from_args(args)
-    models = {str(path): load_model(path, device, default_size) for path in args.model}
-    for path, model in models.items():
-        check_model_flags(args, path, model)
-    model = combine_models(models)
-    model.white = args.white or model.white or find_white(image_paths)
-    logger.info("%s, input size %dx%d", describe_models(args.model, model), *model.input_size)
-    log_device(device, dtype)
-    return model, dtype
-
-
-def describe_models(paths: Sequence[Path], model: TrainedModel) -> str:
-    """The files of a model, for a log line."""
-    number = f", an ensemble of {len(model.members)}" if model.members else ""
-    return f"Model{'s' * (len(paths) > 1)} {join_names(paths)}{number}"
-
-
-def join_names(paths: Sequence[Path]) -> str:
-    """The files of a model as they are recorded."""
-    return ", ".join(map(str, paths))
-
-
-def check_model_flags(args: argparse.Namespace, path: Path | str, model: TrainedModel) -> None:
-    """Check that no flag contradicts a model.
-
-    Raises:
-        InputError: a flag does.
-    """
-    width, height = model.input_size
-    for network in model.networks:
-        architecture = network.architecture
-        actual = {"classes": architecture["n_classes"], "bilinear": architecture["bilinear"]}
-        _check_values(args, path, actual | {"newW": width, "newH": height})
-
-
-def _check_values(args: argparse.Namespace, path: Path | str, actual: Mapping[str, Any]) -> None:
-    for name, value in actual.items():
-        given = getattr(args, name, None)
-        if given is not None and given != value:
-            flag = f"--{name}" if given is True else f"--{name} {given}"
-            actual_value = "transposed convolutions" if given is True else value
-            raise InputError(f"{path} contradicts {flag}: the model has {actual_value}. Omit the flag")
-
-
-def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> tuple[BayesianUNet, tuple[int, int]]:
-    """The network to train, a new one or that of the checkpoint that --load names, and its input size.
-
-    Args:
-        args: the flags of `arguments.training_parent`.
-        resumed: the checkpoint of an interrupted run, whose network is continued.
-
-    Raises:
-        InputError: there is no such checkpoint, or a flag contradicts it.
-    """
-    if args.load and resumed:
-        raise InputError("--load starts a new run, --resume continues one: give only one of them")
-    path = resumed or args.load
-    if path is None:
-        network, (width, height) = (
-            BayesianUNet(n_classes=args.classes or 2, bilinear=bool(args.bilinear)),
-            DEFAULT_INPUT_SIZE,
-        )
-        return network, (args.newW or width, args.newH or height)
-    model = load_model(path)
-    if model.members:
-        raise InputError(f"{path} is an ensemble of {len(model.members)}: training starts from a single network")
-    width, height = model.input_size
-    size = (args.newW or width, args.newH or height)
-    if resumed is None:  # a new run: its weights fit every input size
-        model.input_size = size
-    check_model_flags(args, path, model)
-    if not dropout_layers(model.network):
-        logger.warning("%s has no dropout layers: what is trained from it cannot be used with MC dropout", path)
-    epochs = model.settings.get("epochs", args.epochs)
-    if resumed is not None and epochs != args.epochs:
-        raise InputError(
-            f"{path} was saved in a run of --epochs {epochs}, whose learning rate ends with it: --resume with --epochs "
-            f"{epochs} completes that run; for more epochs start a new run from its weights, with --load {path} in "
-            f"place of --resume and --epochs for the number of further epochs"
-        )
-    return model.network, size
 
 
 def validation_folders(args: argparse.Namespace) -> tuple[Path, Path] | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils import arguments, cli
+from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel
 from utils.data.images import read_image
 from utils.data.mask_classes import MaskClasses
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     if args.mask_dir is None:
         raise InputError("--mask-dir is required: the passes are evaluated against ground truth")
     items = cli.items_from_args(args)
-    model, dtype = cli.model_from_args(args, [item.path for item in items])
+    model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     recorded = MaskClasses(model.mask_values, model.ignore_value)
     ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
     items = [item for item in items if item.name in ground_truth.paths]

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.appearance_features import appearance, clusters
 from tests.benchmarks.corruptions import CLEAN, SAMPLERS, Results, Variant, read_pair, score
-from utils import arguments, cli
+from utils import arguments, cli, model_flags
 from utils.checkpoint import load_model
 from utils.data.images import save_png
 from utils.data.pairing import Pair, pair_files
@@ -162,7 +162,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{len(pairs)} images are too few for {args.clusters} clusters")
     if args.only and max(args.only) > args.clusters:
         raise InputError(f"there is no cluster {max(args.only)}: they are numbered from 1 to {args.clusters}")
-    device, dtype = cli.device_from_args(args)
+    device, dtype = model_flags.device_from_args(args)
 
     # Clusters by appearance, the largest first
     with ThreadPoolExecutor(usable_cores()) as pool:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks import corrupting, overlays
 from tests.benchmarks.corrupting import STRENGTHS
 from tests.benchmarks.small_lesions import small_lesion
-from utils import arguments, cli
+from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.images import read_image, save_png
 from utils.data.mask_classes import MaskClasses
@@ -226,7 +226,7 @@ def main(args: argparse.Namespace) -> None:
     if args.show:
         save_png(args.show, contact_sheet(pairs))
         return
-    device, dtype = cli.device_from_args(args)
+    device, dtype = model_flags.device_from_args(args)
     models = {str(path): load_model(path, device) for path in args.model or [arguments.DEFAULT_MODEL]}
     samplers = [SAMPLERS[name](dtype=dtype) for name in args.methods]
     results = {(model, sampler.method): Results() for model in models for sampler in samplers}

@@ -79,13 +79,9 @@ def predict_probabilities(
         ground_truth = GroundTruth(items, options.mask_dir, recorded, options.ignore_value, options.mask_suffix)
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
-    run = {
-        "method": method_title(sampler, model),
-        "temperature": sampler.temperature,
-        "mask_values": list(model.mask_values),
-    }
-    run |= {"ignore_value": ground_truth.ignore_value if ground_truth else None, "white": model.white}
-    run |= {"class_index": class_index, "save_entropy": options.save_entropy}
+    run = {"method": method_title(sampler, model), "temperature": sampler.temperature}
+    run |= {"mask_values": list(model.mask_values), "white": model.white, "class_index": class_index}
+    run |= {"ignore_value": ground_truth.ignore_value if ground_truth else None, "save_entropy": options.save_entropy}
     settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}
     settings |= {"mask_suffix": options.mask_suffix, "weights": model.fingerprint()}
 
