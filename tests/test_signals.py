@@ -69,6 +69,8 @@ def test_warnings_are_gentle_however_often_they_come(name: str):
     number = getattr(signal, name)
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
     try:
+        for n in before:
+            signal.signal(n, signal.SIG_DFL)  # nohup ignores SIGHUP
         exit_on_termination()
         with pytest.raises(SystemExit) as error, GracefulStop() as stop:
             for _ in range(3):
