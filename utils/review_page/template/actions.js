@@ -106,9 +106,10 @@ function decide(index, decision) {
   const next = [...sequence.slice(position + 1), ...sequence.slice(0, position)].find(isOpen);
   if (next !== undefined) {
     go(next);
+    if (document.activeElement.dataset.decision) ui.imageName.focus(); // a framed button would look like a decision
   } else {
-    toast(`${name}: ${DECISIONS[decision]}. All ${sequence.length} images are decided: save the decisions above.`, true);
     location.hash = "";
+    toast(`${name}: ${DECISIONS[decision]}. All ${sequence.length} images are decided: save the decisions above.`, true, 60);
   }
 }
 
@@ -128,12 +129,12 @@ function undo() {
 
 // -- messages, files
 
-function toast(text, canUndo = false) {
+function toast(text, canUndo = false, seconds = 6) {
   ui.toast.firstElementChild.textContent = text;
   ui.undo.hidden = !canUndo;
   ui.toast.hidden = false;
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => { ui.toast.hidden = true; }, 6000);
+  toastTimer = setTimeout(() => { ui.toast.hidden = true; }, 1000 * seconds);
 }
 
 function showStoreState() {

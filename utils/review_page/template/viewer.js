@@ -123,7 +123,7 @@ class Viewer {
     e.layers.replaceChildren(...["", ...names].map(name => this.makeLayerChoice(name, name === chosen)));
     e.layerSection.hidden = names.length === 0;
     const { isLive } = this.predictionOf(this.method);
-    e.thresholdLabel.hidden = !isLive;
+    e.thresholdLabel.hidden = e.thresholdNote.hidden = !isLive;
     e.masksOnly.hidden = !this.maps || Object.keys(this.mapsOf(this.method)).some(name => !name.startsWith("mask"));
     e.truthLabel.hidden = !this.maps?.truth.length;
     const methods = this.besideShown() ? [this.method, this.beside] : [this.method];
