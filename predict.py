@@ -17,6 +17,7 @@ from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
 from utils.pipeline.report import write_tables
+from utils.pipeline.run_settings import run_settings
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -54,9 +55,8 @@ def main(args: argparse.Namespace) -> int:
     journal = None
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-        settings |= {"white": model.white, "weights": model.fingerprint(), "mask_values": list(model.mask_values)}
-        settings |= {"ignore_value": ground_truth.ignore_value if ground_truth else None}
-        journal = Journal(args.output_dir, sampler.settings | settings, items, args.skip_existing)
+        settings |= run_settings(model, sampler, ground_truth)
+        journal = Journal(args.output_dir, settings, items, args.skip_existing)
 
     # Loop over the images, report
     options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else ())

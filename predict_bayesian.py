@@ -23,6 +23,7 @@ from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
 from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats
 from utils.pipeline.report import Report
+from utils.pipeline.run_settings import run_settings
 from utils.pipeline.single_images import (
     SingleImage,
     SingleImageOptions,
@@ -91,8 +92,8 @@ def main(args: argparse.Namespace) -> int:
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
         batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
         if args.output_dir:
-            settings = {**sampler.settings, **asdict(options), "mask_dir": str(args.mask_dir), "white": model.white}
-            settings |= {"mask_suffix": args.mask_suffix, "weights": model.fingerprint()}
+            settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
+            settings |= run_settings(model, sampler, ground_truth)
             batch.journal = Journal(args.output_dir, settings, items, args.skip_existing)
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 

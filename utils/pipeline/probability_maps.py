@@ -12,7 +12,7 @@ from utils.data.images import save_png
 from utils.data.mask_classes import MaskClasses
 from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
-from utils.inference.samplers import Sampler, calibrated, method_title
+from utils.inference.samplers import Sampler, calibrated
 from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
@@ -20,7 +20,10 @@ from utils.pipeline.items import Item, sibling
 from utils.pipeline.journal import Journal
 from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats, make_greyscale_maps, save_float_maps
 from utils.pipeline.report import write_tables
+from utils.pipeline.run_settings import run_settings
 from utils.runtime.errors import InputError
+
+_IN_METRICS = ("method", "temperature", "mask_values", "white", "ignore_value", "class_index", "save_entropy")
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,10 @@ def predict_probabilities(
         ground_truth = GroundTruth(items, options.mask_dir, recorded, options.ignore_value, options.mask_suffix)
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
-    run = {"method": method_title(sampler, model), "temperature": sampler.temperature}
-    run |= {"mask_values": list(model.mask_values), "white": model.white, "class_index": class_index}
-    run |= {"ignore_value": ground_truth.ignore_value if ground_truth else None, "save_entropy": options.save_entropy}
-    settings = {**run, **sampler.settings, "save_npy": options.save_npy, "mask_dir": str(options.mask_dir)}
-    settings |= {"mask_suffix": options.mask_suffix, "weights": model.fingerprint()}
+    settings = run_settings(model, sampler, ground_truth)
+    settings |= {"class_index": class_index, "save_entropy": options.save_entropy}
+    run = {name: settings[name] for name in _IN_METRICS}
+    settings |= {"save_npy": options.save_npy, "mask_dir": str(options.mask_dir), "mask_suffix": options.mask_suffix}
 
     def draw(maps: ProbabilityMaps) -> dict[str, Tensor]:
         if options.save_entropy:

@@ -83,7 +83,7 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
     mask_values, ground_truth = runs[0].mask_values(), None
     if options.masks_dir:
         ignore_value = runs[0].settings.get("ignore_value")
-        recorded = MaskClasses(mask_values)
+        recorded = MaskClasses(mask_values, runs[0].settings.get("model_ignore_value"))
         ground_truth = GroundTruth(items, options.masks_dir, recorded, ignore_value, options.mask_suffix)
     page = _Page(output, options.single_file, _run_data(runs, mask_values))
     maker = PictureMaker(runs, mask_values, ground_truth, SMALL_SIDES if options.single_file else SIDES)
