@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, make_image, run_module, run_script
 from tests.reference import network_probability
-from utils import model_flags
+from utils import calibration, model_flags
 from utils.arguments import model_parent, training_folders_parent, training_parent
 from utils.calibration import held_out_by_all
 from utils.checkpoint import load_model, read_checkpoint, save_checkpoint
@@ -250,6 +250,10 @@ def test_calibrated_ensemble_is_a_model(files: list[Path], tmp_path: Path):
     folders = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
     result = run_module("utils.calibration", "-m", *files, *folders)
     assert_one_clear_line(result, "stored in a new one: name it with --output")
+    with pytest.raises(InputError, match=r"b\.pth is one of the model files"):
+        calibration.main(
+            calibration.get_args_parser().parse_args(["-m", *map(str, files), "--output", str(tmp_path / "b.pth")])
+        )
     result = run_module("utils.calibration", "-m", *files, *folders, "--output", tmp_path / "new" / "ensemble.pth")
     assert result.returncode == 0, result.stderr
     ensemble = load_model(tmp_path / "new" / "ensemble.pth")
