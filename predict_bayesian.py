@@ -109,8 +109,7 @@ def main(args: argparse.Namespace) -> int:
                     save_figure_of_image = partial(save_row, row, batch.report, item.reported)
                     files = save_single_image(output, result, model, options, save_figure_of_image)
                     level = logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG
-                    maps = ", ".join(path.name.removeprefix(output.stem) for path in files[1:])
-                    logger.log(level, "Saved the mask %s and, beside it, %s", output, maps)
+                    logger.log(level, "Saved the mask %s and, beside it, %s", output, describe_maps(files))
                 batch.finish(item, result.prediction.scores, files)
                 if args.viz:
                     show_predictions([row])
@@ -165,6 +164,12 @@ def save_row(row: FigureRow, report: Report, name: str, path: Path) -> None:
     """Write the figure of a single image; a figure that cannot be drawn is a failure, but its image is not lost."""
     with report.isolating(f"figure of {name}"):
         save_figure(draw_predictions([row]), path, dpi=200)
+
+
+def describe_maps(files: Sequence[Path]) -> str:
+    """The ends of the names of what is beside a mask, the first of these files; of single passes there are many."""
+    ends = [path.name.removeprefix(files[0].stem) for path in files[1:]]
+    return ", ".join(end for end in ends if not end.startswith("_mc"))
 
 
 def describe_results(images: list[tuple[Item, Path]], n_classes: int) -> str:

@@ -79,3 +79,16 @@ def test_review_with_masks_that_the_run_did_not_have(script: ModuleType, tmp_pat
     page, report = write_review([tmp_path / "o"], imgs, ReviewOptions(masks))
     assert page.is_file()
     assert not report.failures
+
+
+def test_lost_map_of_a_pass_is_made_again(tmp_path: Path):
+    (imgs, _), models = make_data(tmp_path), [make_model(tmp_path, seed) for seed in (0, 1)]
+    flags = ("-i", imgs, "-m", *models, "--output-dir", tmp_path / "o", "--mc", 2, "--save-prob", "--skip-existing")
+    assert run(predict_bayesian, *flags) == 0
+    maps = sorted((tmp_path / "o").glob("a_mc*.png"))
+    assert [path.name for path in maps] == [f"a_mc{t:02d}_c{c}.png" for t in range(4) for c in range(2)]
+    listed = json.loads((tmp_path / "o" / ".progress-0.jsonl").read_text().splitlines()[-1])["files"]
+    assert {*listed} == {path.name for path in (tmp_path / "o").iterdir()} - {".progress-0.jsonl", "summary.csv"}
+    maps[3].unlink()
+    assert run(predict_bayesian, *flags) == 0
+    assert maps[3].is_file()

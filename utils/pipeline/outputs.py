@@ -100,6 +100,17 @@ def check_room_for_floats(
     check_room(folder, 4 * values_per_pixel * pixels, replaced if pixels else ())
 
 
+def _pass_file(output: Path, t: int, c: int) -> Path:
+    return sibling(output, f"_mc{t:02d}_c{c}.png")
+
+
+def pass_files(output: Path, samples: Sequence[LogitSamples], one_class: bool = False) -> list[Path]:
+    """The files of `pass_writers`."""
+    classes = range(1 if one_class else samples[0].logits.shape[1])
+    maps = [_pass_file(output, t, c) for t in range(len(split_samples(samples))) for c in classes]
+    return [sibling(output, "_probs.npy"), *maps]
+
+
 @contextmanager
 def pass_writers(
     output: Path,
@@ -134,7 +145,7 @@ def pass_writers(
                 write(probs.numpy(), ((t * n_classes + c) * height + rows.start) * width)
                 greyscale_maps[c, rows] = to_greyscale(probs).numpy()
         for c, greyscale_map in enumerate(greyscale_maps):
-            save_png(sibling(output, f"_mc{t:02d}_c{c}.png"), greyscale_map)
+            save_png(_pass_file(output, t, c), greyscale_map)
 
     with atomic_npy_file(sibling(output, "_probs.npy"), shape) as write:
         yield [partial(save_pass, t) for t in range(len(passes))]

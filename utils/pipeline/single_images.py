@@ -19,7 +19,7 @@ from utils.inference.predictor import MapOptions, Prediction, draw_samples, pred
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, sibling
-from utils.pipeline.outputs import make_greyscale_maps, pass_writers, save_float_maps
+from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
 from utils.pipeline.summary import read_summary, write_summary
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
@@ -194,7 +194,7 @@ def save_single_image(
         save_figure: draws and writes the figure to the given file.
 
     Returns:
-        The files, the mask and the figure first.
+        The files, the mask and the figure first, single passes last.
     """
     prediction, size = result.prediction, result.image.size
     files = [output, sibling(output, "_figure.png")]
@@ -215,7 +215,7 @@ def save_single_image(
             writer.submit(save_png, files[-1], greyscale_map)
         for write_pass in write_passes:
             writer.submit(write_pass)
-    return [*files, sibling(output, "_probs.npy")] if options.save_passes else files
+    return files + (pass_files(output, result.samples, model.one_class) if options.save_passes else [])
 
 
 def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
