@@ -92,3 +92,20 @@ def test_lost_map_of_a_pass_is_made_again(tmp_path: Path):
     maps[3].unlink()
     assert run(predict_bayesian, *flags) == 0
     assert maps[3].is_file()
+
+
+def test_image_with_two_outputs_is_refused(tmp_path: Path):
+    (imgs, _), outputs = make_data(tmp_path), [tmp_path / "x.png", tmp_path / "y.png"]
+    with pytest.raises(InputError, match=r"a\.png was given twice"):
+        run(
+            predict_bayesian,
+            "-i",
+            imgs / "a.png",
+            imgs / "a.png",
+            "-m",
+            make_model(tmp_path),
+            "--mc",
+            2,
+            "-o",
+            *outputs,
+        )

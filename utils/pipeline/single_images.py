@@ -76,6 +76,9 @@ def find_single_images(
     if len(outputs) != len(paths):
         raise InputError(f"one output file per image was expected, not {len(outputs)} for {len(paths)} images")
     _check_figure(figure, paths, outputs)
+    twice = [path for path, count in Counter(map(str, paths)).items() if count > 1]
+    if saving and twice:
+        raise InputError(f"{twice[0]} was given twice: its results are written once")
     if saving:
         _check_outputs([*paths, *([figure] if figure else [])], outputs)
     return [(Item(path, PurePath(path.name), str(path)), output) for path, output in zip(paths, outputs, strict=True)]
