@@ -95,3 +95,17 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     check_room(tmp_path, 3_000_001_000, [tmp_path / "old", tmp_path / "none"])
     monkeypatch.setattr("shutil.disk_usage", lambda folder: os.stat(tmp_path / "none"))
     check_room(tmp_path, 10**15)  # unknown
+
+
+def test_lock_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / ".lock").write_text("process 1 on elsewhere\n")
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "open", refuse, raising=False)
+    with pytest.raises(InputError, match=r"\.lock belongs to a run of another user"), output_folder(tmp_path):
+        pass
+    (tmp_path / ".lock").unlink()
+    with pytest.raises(InputError, match="cannot be written"), output_folder(tmp_path):
+        pass

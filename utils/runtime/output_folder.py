@@ -116,6 +116,11 @@ def _lock(folder: Path, deadline: float) -> BinaryIO:
         except FileNotFoundError:
             continue
         except OSError as error:
+            if isinstance(error, PermissionError) and os.path.lexists(path) and os.access(folder, os.W_OK):
+                raise InputError(
+                    f"{path} belongs to a run of another user: wait for its end, remove that file if the run was "
+                    "killed, or choose another folder"
+                ) from error
             raise InputError(f"{folder} cannot be written ({error.strerror})") from error
         try:
             _lock_file(file)
