@@ -1,6 +1,7 @@
 """Write a mask for each image of a folder, and compare the masks with the ground truth if there is any."""
 
 import argparse
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from utils.data.images import read_image, save_png
 from utils.data.mask_classes import MaskClasses
 from utils.data.masks import mask_to_image
 from utils.figures.predictions import prediction_row, show_predictions
+from utils.inference.guarantees import make_guarantee
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Softmax
 from utils.pipeline.batch import Batch
@@ -32,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
     items = cli.items_from_args(args)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
+    guarantee = make_guarantee(model, sampler, args.guarantee)
     ground_truth = None
     if args.mask_dir:
         recorded = MaskClasses(model.mask_values, model.ignore_value)
@@ -42,28 +45,34 @@ def main(args: argparse.Namespace) -> int:
     def save(item: Item, prediction: Prediction) -> list[Path]:
         if args.no_save:
             return []
-        save_png(item.output(args.output_dir), mask_to_image(prediction.classes, model.mask_values))
-        return [item.output(args.output_dir)]
+        files = {item.output(args.output_dir): mask_to_image(prediction.classes, model.mask_values)}
+        for suffix, region in prediction.greyscale_maps.items():  # of a guarantee
+            files[item.output(args.output_dir, f"_OUT{suffix}.png")] = region
+        for path, pixels in files.items():
+            save_png(path, pixels)
+        return list(files)
 
     def show(item: Item, prediction: Prediction) -> None:
         classes = prediction.classes
         target = ground_truth.read(item, classes.shape) if ground_truth else None
-        row = prediction_row(read_image(item.path, model.white), classes, prediction.maps, target, caption=item.key)
+        image = read_image(item.path, model.white)
+        row = prediction_row(image, classes, prediction.maps, target, item.key, prediction.regions)
         show_predictions([row], fallback=item.output(args.output_dir, "_figure.png"))
 
     # The record of finished images, with what has to be equal for an interrupted run to be resumed
     journal = None
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-        settings |= run_settings(model, sampler, ground_truth)
+        settings |= run_settings(model, sampler, ground_truth, guarantee)
         journal = Journal(args.output_dir, settings, items, args.skip_existing)
 
     # Loop over the images, report
-    options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else ())
+    options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else (), guarantee=guarantee)
     predictor = FolderPredictor(model, sampler, save, options, ground_truth, show if args.viz else None)
     write_rows = (lambda rows: None) if args.no_save else partial(write_tables, args.output_dir)
     report = predictor.run(Batch(items, ground_truth, journal, write_rows))
-    report.write(None if args.no_save else args.output_dir, ground_truth)
+    run = {"guarantee": asdict(guarantee)} if guarantee else None
+    report.write(None if args.no_save else args.output_dir, ground_truth, run)
     code = report.finish("" if args.no_save else f": {args.output_dir}")
     return cli.review_from_args(args, args.input_dir, code)
 

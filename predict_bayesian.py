@@ -15,7 +15,9 @@ from utils.checkpoint import TrainedModel
 from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
+from utils.inference.guarantees import INNER, OUTER, Guarantee, make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, calibrated
+from utils.metrics.risk_control import region_losses
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.batch import Batch, until_stopped
 from utils.pipeline.ground_truth import GroundTruth
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         raise InputError("--review requires --output-dir, and images of one folder")
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = sampler_from_args(args, model, dtype)
-    options = options_from_args(args)
+    options = options_from_args(args, make_guarantee(model, sampler, args.guarantee))
     ground_truth = None
     if args.mask_dir:
         recorded = MaskClasses(model.mask_values, model.ignore_value)
@@ -93,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
         batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
         if args.output_dir:
             settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-            settings |= run_settings(model, sampler, ground_truth)
+            settings |= run_settings(model, sampler, ground_truth, options.guarantee)
             batch.journal = Journal(args.output_dir, settings, items, args.skip_existing)
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
@@ -138,7 +140,7 @@ def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torc
     return sampler
 
 
-def options_from_args(args: argparse.Namespace) -> SingleImageOptions:
+def options_from_args(args: argparse.Namespace, guarantee: Guarantee | None) -> SingleImageOptions:
     """What is written of each image."""
     return SingleImageOptions(
         threshold=args.mask_threshold,
@@ -146,18 +148,21 @@ def options_from_args(args: argparse.Namespace) -> SingleImageOptions:
         save_passes=args.save_prob,
         save_mean_std=args.save_mean_std,
         save_npy=args.save_npy,
+        guarantee=guarantee,
     )
 
 
 def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) -> FigureRow:
     """The row of an image in a figure; with ground truth, its scores are added to the prediction's."""
-    prediction, target = result.prediction, None
+    prediction, regions, target = result.prediction, result.prediction.regions, None
     if ground_truth:
         target = ground_truth.read(item, prediction.classes.shape)
     if target is not None:
         prediction.scores |= segmentation_scores(prediction.classes, target, ground_truth.n_classes)
+        if regions:
+            prediction.scores |= region_losses(regions[OUTER], regions[INNER], target)
     caption = format_scores(item.key, prediction.scores)
-    return prediction_row(result.image, prediction.classes, prediction.maps, target, caption)
+    return prediction_row(result.image, prediction.classes, prediction.maps, target, caption, regions)
 
 
 def save_row(row: FigureRow, report: Report, name: str, path: Path) -> None:

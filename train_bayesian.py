@@ -20,6 +20,7 @@ from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_room
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
+from utils.training.calibrator import calibrate, save_calibration
 from utils.training.checkpoint_files import (
     CheckpointWriter,
     changed_setting,
@@ -29,7 +30,7 @@ from utils.training.checkpoint_files import (
 )
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
 from utils.training.state import TrainingState, headline_score, new_training_state
-from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
+from utils.training.temperatures import format_temperatures
 from utils.training.tracking import WandbRun
 
 logger = logging.getLogger(__name__)
@@ -148,14 +149,15 @@ def load_datasets(
 def calibrate_best_epoch(
     path: Path, state: TrainingState, settings: dict[str, Any], validation_set: SegmentationDataset
 ) -> None:
-    """Fit and store the temperatures of the best epoch, unless a resumed run has left it in another folder."""
+    """Calibrate the best epoch and store it, unless a resumed run has left it in another folder."""
     if not path.exists():
         return
     model = load_model(path, state.device)
     if not changed_setting(model.settings, settings):
-        temperatures = fit_temperatures(model, validation_set, dtype=state.dtype)
-        save_temperatures(path, temperatures)
-        logger.info("Temperatures for --calibrated: %s", format_temperatures(temperatures))
+        no_split = settings["validation"] == 0 and not settings["validation_images"]
+        calibrate(model, validation_set, dtype=state.dtype, trained_on=no_split)
+        save_calibration(path, model)
+        logger.info("Temperatures for --calibrated: %s", format_temperatures(model.temperatures))
         logger.info("Best validation %s %.4f: %s", *headline_score(state.best), path)
 
 

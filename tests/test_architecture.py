@@ -21,8 +21,8 @@ LAYERS: dict[str, set[str]] = {
     "runtime": set(),
     "metrics": set(),
     "dice_score": set(),
-    "models": {"unet", "runtime"},
-    "checkpoint": {"unet", "runtime", "models"},
+    "models": {"unet", "runtime", "metrics"},
+    "checkpoint": {"unet", "runtime", "metrics", "models"},
     "data": {"runtime"},
     "data_loading": {"data", "runtime"},
     "inference": {"unet", "runtime", "metrics", "checkpoint", "data"},
@@ -32,7 +32,8 @@ LAYERS: dict[str, set[str]] = {
     "review_page": {"runtime", "metrics", "data", "pipeline", "figures"},
     "pairing_arguments": {"data"},
     "value_arguments": {"data"},
-    "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments"},
+    "result_arguments": set(),
+    "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments", "result_arguments"},
     "model_flags": {"unet", "runtime", "models", "checkpoint", "data", "arguments"},
     "cli": {"runtime", "data", "pipeline", "review_page", "arguments", "model_flags"},
 }
@@ -52,11 +53,8 @@ def room_of(module: str) -> str:
     return parts[1] if parts[0] == "utils" and len(parts) > 1 else parts[0]
 
 
-LIBRARY = [
-    path
-    for path in MODULES
-    if room_of(name_of(path)) in {*LAYERS} - {"arguments", "pairing_arguments", "value_arguments", "model_flags", "cli"}
-]
+KNOW_FLAGS = {"arguments", "pairing_arguments", "value_arguments", "result_arguments", "model_flags", "cli"}
+LIBRARY = [path for path in MODULES if room_of(name_of(path)) in {*LAYERS} - KNOW_FLAGS]
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

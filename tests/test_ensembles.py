@@ -259,6 +259,7 @@ def test_calibrated_ensemble_is_a_model(files: list[Path], tmp_path: Path):
     ensemble = load_model(tmp_path / "new" / "ensemble.pth")
     assert len(ensemble.members) == 3
     assert set(ensemble.temperatures) == {"softmax", "mc_dropout", "tta"}
+    assert {key: one.images for key, one in ensemble.risk_curves.items()} == dict.fromkeys(ensemble.temperatures, 3)
     assert not load_model(files[0]).temperatures  # the members' files are unchanged
 
     flags = ["--input-dir", imgs, "--output-dir", tmp_path / "out", "--save-npy", "--calibrated", "-m"]
@@ -267,6 +268,12 @@ def test_calibrated_ensemble_is_a_model(files: list[Path], tmp_path: Path):
     assert result.returncode == 0, result.stderr
     expected = predict(ensemble, read_image(imgs / "SKIN_001.jpg"), calibrated(Softmax(), ensemble)).probs
     np.testing.assert_allclose(np.load(tmp_path / "out" / "SKIN_001_OUT_mean.npy"), expected, atol=1e-6)
+
+    flags = ["--input-dir", imgs, "--output-dir", tmp_path / "sure", "--guarantee", 0.7, "-m"]
+    assert_one_clear_line(run_script("predict_prob_direct.py", *flags, *files), "no guarantee for deep ensemble of 3")
+    result = run_script("predict_prob_direct.py", *flags, tmp_path / "new" / "ensemble.pth")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "sure" / "SKIN_001_OUT_outer.png").is_file()
 
 
 def test_images_that_all_members_have_held_out():

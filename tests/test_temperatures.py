@@ -1,44 +1,30 @@
 """Temperature scaling: known temperatures are recovered, and a checkpoint keeps everything else."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.conftest import lively_network, make_image
+from unet import BayesianUNet
 from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel, checkpoint_content, load_model, read_checkpoint, write_checkpoint
-from utils.inference.samplers import Sampler
-from utils.inference.upsampling import LogitSamples
+from utils.inference.upsampling import LogitSamples, StackUpsampler
+from utils.training.calibrator import calibrate, save_calibration
 from utils.training.temperatures import (
     TEMPERATURES,
-    fit_temperatures,
     format_temperatures,
     minimising_temperature,
     nll_by_temperature,
-    save_temperatures,
     warn_of_limits,
 )
 
 
-@dataclass(frozen=True)
-class FixedLogits(Sampler):
-    """A method that returns the same logits for every image."""
-
-    method = "fixed"
-    stack: Tensor | None = None  # (T, C, h, w)
-
-    def __str__(self) -> str:
-        return "fixed logits"
-
-    def sample_network(
-        self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]
-    ) -> list[list[LogitSamples]]:
-        return [[LogitSamples(self.stack)] for _ in inputs]
+def calibrated_model(network: BayesianUNet, size: tuple[int, int], dataset: list) -> TrainedModel:
+    model = TrainedModel(network, size)
+    calibrate(model, dataset)
+    return model
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 2.3])
@@ -49,9 +35,7 @@ def test_known_temperature_is_recovered(temperature: float, n_classes: int):
     logits = 3 * torch.randn(1, n_classes, 128, 128, generator=generator)
     probs = (logits[0] / temperature).softmax(dim=0)
     target = torch.multinomial(probs.flatten(1).T, 1, generator=generator).view(128, 128)
-    image = torch.zeros(3, 128, 128, dtype=torch.uint8)
-    model = TrainedModel(lively_network(n_classes=n_classes), mask_values=list(range(n_classes)))
-    losses = nll_by_temperature(model, FixedLogits(stack=logits), image, target, "x")
+    losses = nll_by_temperature(StackUpsampler([LogitSamples(logits)], 128, 128), target)
     assert losses.shape == TEMPERATURES.shape
     assert minimising_temperature(losses) == pytest.approx(temperature, rel=0.05)
 
@@ -67,11 +51,11 @@ def test_minimum_between_the_temperatures():
 def test_one_temperature_per_method():
     image = torch.from_numpy(np.array(make_image(0, (32, 32))[0])).permute(2, 0, 1)
     dataset = [(image, (image[0] < 150).long())]
-    square = fit_temperatures(TrainedModel(lively_network(), (32, 32)), dataset)
+    square = calibrated_model(lively_network(), (32, 32), dataset).temperatures
     assert set(square) == {"softmax", "mc_dropout", "tta"}
     assert all(0.25 <= value <= 8 for value in square.values())
     wide = torch.cat([image, image], dim=2)
-    oblong = fit_temperatures(TrainedModel(lively_network(), (64, 32)), [(wide, (wide[0] < 150).long())])
+    oblong = calibrated_model(lively_network(), (64, 32), [(wide, (wide[0] < 150).long())]).temperatures
     assert set(oblong) == {"softmax", "mc_dropout"}
 
 
@@ -93,7 +77,7 @@ def test_a_fit_at_the_limit_warns(caplog: pytest.LogCaptureFixture):
         network.outc.conv.weight.zero_()
         network.outc.conv.bias.copy_(torch.tensor([0.0, 0.5]))
     dataset = [(torch.zeros(3, 32, 32, dtype=torch.uint8), torch.ones(32, 32).long())]
-    temperatures = fit_temperatures(TrainedModel(network, (32, 32)), dataset)
+    temperatures = calibrated_model(network, (32, 32), dataset).temperatures
     assert temperatures == {"softmax": 0.25, "mc_dropout": 0.25, "tta": 0.25}
     assert "0.25 of softmax, mc_dropout, tta is the limit" in caplog.text
 
@@ -103,7 +87,7 @@ def test_checkpoint_keeps_everything_else(tmp_path: Path):
     model = TrainedModel(lively_network(), epoch=3, settings={"seed": 7})
     write_checkpoint(path, checkpoint_content(model) | {"training": {"step": 5}})
     before = read_checkpoint(path)
-    save_temperatures(path, {"softmax": 1.25})
+    save_calibration(path, TrainedModel(lively_network(1), temperatures={"softmax": 1.25}))
     after = read_checkpoint(path)
     assert load_model(path).temperatures == {"softmax": 1.25}
     assert before.pop("temperatures") == {}
@@ -119,10 +103,8 @@ def test_format():
 
 
 def test_ignored_pixels_are_not_fitted():
-    logits, image = torch.randn(1, 2, 32, 32), torch.zeros(3, 32, 32, dtype=torch.uint8)
-    target = torch.randint(0, 2, (32, 32), dtype=torch.uint8)
-    model = TrainedModel(lively_network(), (32, 32))
+    logits, target = torch.randn(1, 2, 32, 32), torch.randint(0, 2, (32, 32), dtype=torch.uint8)
     target[:, 8:] = IGNORED_CLASS
-    first = nll_by_temperature(model, FixedLogits(stack=logits), image, target, "x")
+    first = nll_by_temperature(StackUpsampler([LogitSamples(logits)], 32, 32), target)
     logits[..., 9:] *= 7  # upsampling to the same size leaves the others as they are
-    assert nll_by_temperature(model, FixedLogits(stack=logits), image, target, "x") == pytest.approx(first, rel=1e-5)
+    assert nll_by_temperature(StackUpsampler([LogitSamples(logits)], 32, 32), target) == pytest.approx(first, rel=1e-5)

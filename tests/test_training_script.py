@@ -301,6 +301,7 @@ def test_overfit_one_image(tmp_path: Path):
     text = logged(tmp_path, *flags, "--validation", 0)
     assert "Training on 1 images and validating on the same ones" in text
     assert read_checkpoint(tmp_path / "checkpoints" / "best.pth")["validation"]["dice"] >= 0
+    assert not load_model(tmp_path / "checkpoints" / "best.pth").risk_curves  # nothing is known of other images
 
 
 def test_small_and_missing_lesions(tmp_path: Path):
@@ -337,4 +338,5 @@ def test_small_and_missing_lesions(tmp_path: Path):
 
 def test_temperatures(tmp_path: Path, small: list[object]):
     out = train(tmp_path, "--epochs", 1, "--batch-size", 4, *small, n=6)
-    assert set(load_model(out / "best.pth").temperatures) == {"softmax", "mc_dropout", "tta"}
+    model = load_model(out / "best.pth")
+    assert set(model.temperatures) == set(model.risk_curves) == {"softmax", "mc_dropout", "tta"}

@@ -8,6 +8,7 @@ from typing import Any
 from utils.data.cache import DEFAULT_CACHE_DIR
 from utils.inference.samplers import DEFAULT_BATCH_SIZE
 from utils.pairing_arguments import add_extensions, add_mask_suffix, add_pairing_flags, add_skip_existing
+from utils.result_arguments import add_result_flags
 from utils.training.tracking import MODES
 from utils.value_arguments import add_class_value_flags, add_value_flags
 
@@ -153,7 +154,7 @@ def image_parent() -> argparse.ArgumentParser:
 
 
 def probability_parent() -> argparse.ArgumentParser:
-    """--class-index, --save-entropy, --save-npy, --calibrated, --review."""
+    """--class-index, --save-entropy, --save-npy, --calibrated, --guarantee, --review."""
     parent = _parent()
     add_with_default(
         parent, "--class-index", type=integer(0, 255), default=1, metavar="K", help="class whose probability is saved"
@@ -165,7 +166,7 @@ def probability_parent() -> argparse.ArgumentParser:
         "and mutual information",
     )
     add_float_flags(parent)
-    _add_review(parent)
+    add_result_flags(parent)
     return parent
 
 
@@ -177,12 +178,8 @@ def add_float_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_review(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")
-
-
 def mask_parent() -> argparse.ArgumentParser:
-    """--mask-threshold, --no-save, --viz, --review."""
+    """--mask-threshold, --no-save, --viz, --guarantee, --review."""
     parent = _parent()
     add_with_default(
         parent,
@@ -195,7 +192,7 @@ def mask_parent() -> argparse.ArgumentParser:
     )
     parent.add_argument("--no-save", "-n", action="store_true", help="do not save masks, maps or scores")
     parent.add_argument("--viz", "-v", action="store_true", help="show each result in a window")
-    _add_review(parent)
+    add_result_flags(parent)
     return parent
 
 

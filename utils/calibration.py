@@ -1,14 +1,15 @@
-"""Fit the temperatures of an existing model on its validation images, and store them in its file or in a new one.
+"""Calibrate an existing model on labelled images: fit its temperatures, keep what a guarantee requires.
 
-`python -m utils.calibration -m MODEL` does what train_bayesian.py does at the end of training;
-`python -m utils.calibration -m A B C --output ENSEMBLE` calibrates a deep ensemble, and writes one file of all members,
-which is a model like any other.
+`python -m utils.calibration -m MODEL` does what train_bayesian.py does at the end of training, on the same validation
+images. With --output a new file is written, and --imgs-dir and --masks-dir may be images of your own, all of which are
+used; several models are a deep ensemble, whose file is a model like any other. A guarantee then holds on average over
+images like these: not for each image, and not for other sources.
 """
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from utils import arguments, cli, model_flags
@@ -18,7 +19,8 @@ from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_writable
-from utils.training.temperatures import fit_temperatures, format_temperatures, save_temperatures
+from utils.training.calibrator import calibrate, save_calibration
+from utils.training.temperatures import format_temperatures
 
 logger = logging.getLogger(__name__)
 
@@ -49,22 +51,48 @@ def main(args: argparse.Namespace) -> None:
     background = model.mask_values[0] if model.mask_values[0] > min(model.mask_values) else None
     decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing, model.white, background)
     images = [pair.image for pair in decoded.pairs]
-    if args.val_imgs_dir:
+    names = names_digest(images, folders[0])
+    own = args.val_imgs_dir or (args.output and not args.groups and are_other_images(model, len(images), names))
+    if own:
         indices: Sequence[int] = range(len(images))
     else:
         groups = read_groups(args.groups, images) if args.groups else None
-        indices = held_out_by_all(model, len(images), groups, names_digest(images, args.imgs_dir))
+        indices = held_out_by_all(model, len(images), groups, names)
     expected = MaskClasses(model.mask_values, model.ignore_value)
     mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=args.ignore_value), expected)
     dataset = SegmentationDataset(decoded, indices, mask_classes)
     logger.info("Fitting on %d images", len(dataset))
-    temperatures = fit_temperatures(model, dataset, args.batch_size, dtype)
+    trained_on = not own and 0 in [member.settings.get("validation") for member in model.members or (model,)]
+    calibrate(model, dataset, args.batch_size, dtype, trained_on)
     if args.output is None:
-        save_temperatures(args.model[0], temperatures)
+        save_calibration(args.model[0], model)
     else:
-        save_checkpoint(args.output, replace(model, temperatures=temperatures))
+        save_checkpoint(args.output, model)
     stored = args.output or args.model[0]
-    logger.info("Temperatures stored in %s: %s", stored, format_temperatures(temperatures))
+    logger.info("Temperatures stored in %s: %s", stored, format_temperatures(model.temperatures))
+    if model.risk_curves:
+        highest = math.floor(1000 * len(dataset) / (len(dataset) + 1)) / 1000
+        logger.info("Levels that %d images can guarantee: up to %g", len(dataset), highest)
+
+
+def are_other_images(model: TrainedModel, n_images: int, names: str) -> bool:
+    """Whether a folder has other images than that of the training, or of each member's; then a warning says so.
+
+    Args:
+        model: the model.
+        n_images: number of images of the folder.
+        names: their `names_digest`; files of earlier versions record the number only.
+    """
+    trained = [member.settings for member in model.members or (model,)]
+    for settings in trained:
+        if settings.get("images") in (None, n_images) and settings.get("image_names", names) == names:
+            return False
+    logger.warning(
+        "These are not the %s images of the training: all %d are used. If any of them was trained on, temperatures and "
+        "guarantees are wrong",
+        *(" or ".join(sorted({str(settings.get("images")) for settings in trained})), n_images),
+    )
+    return True
 
 
 def held_out_by_all(
@@ -127,7 +155,10 @@ def held_out_indices(
             "with the same --groups only"
         )
     if settings["validation"] == 0:
-        logger.warning("The model was validated on its training images: temperatures fitted on them are too low")
+        logger.warning(
+            "The model was validated on its training images: temperatures fitted on them are too low, and they give no "
+            "guarantee"
+        )
     return split_indices(n_images, settings["validation"], settings["seed"], groups)[1]
 
 

@@ -12,6 +12,7 @@ code:
     epoch         number of epochs trained
     validation    scores on the validation images, by name
     temperatures  divisors of the logits, by prediction method; empty before they are fitted
+    risk_curves   the losses of the calibration images, by prediction method: dicts of `RiskCurves`
     settings      how it was trained, by name
     training      only in last.pth: the training state, for resuming
 
@@ -32,6 +33,7 @@ import torch
 
 from unet.weights import from_another_project, rebuild_network
 from utils import RGB_OFFSET
+from utils.metrics.risk_control import RISK_THRESHOLDS, RiskCurves
 from utils.models import DEFAULT_INPUT_SIZE, TrainedModel, combine_models
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.device import copy_to_cpu
@@ -73,9 +75,23 @@ def checkpoint_content(model: TrainedModel) -> dict[str, Any]:
         "white": model.white,
         "epoch": model.epoch,
         "validation": dict(model.validation),
-        "temperatures": dict(model.temperatures),
         "settings": dict(model.settings),
+        **calibration_content(model),
     }
+
+
+def calibration_content(model: TrainedModel) -> dict[str, Any]:
+    """The part of a checkpoint that a calibration determines."""
+    curves = {
+        method: {
+            "images": one.images,
+            "settings": dict(one.settings),
+            "outer": torch.from_numpy(one.outer.copy()),
+            "inner": torch.from_numpy(one.inner.copy()),
+        }
+        for method, one in model.risk_curves.items()
+    }
+    return {"temperatures": dict(model.temperatures), "risk_curves": curves}
 
 
 def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:
@@ -191,6 +207,17 @@ def _recorded_options(content: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its temperatures are {temperatures}, positive numbers were expected")
     return {
         "temperatures": temperatures,
+        "risk_curves": {str(key): _rebuild_curves(one) for key, one in content.get("risk_curves", {}).items()},
         "ignore_value": None if content.get("ignore_value") is None else int(content["ignore_value"]),
         "white": None if content.get("white") is None else float(content["white"]),
     }
+
+
+def _rebuild_curves(content: Mapping[str, Any]) -> RiskCurves:
+    """The curves of one method, as `calibration_content` stores them."""
+    outer, inner = content["outer"].double().numpy(), content["inner"].double().numpy()
+    images, n = int(content["images"]), len(RISK_THRESHOLDS)
+    valid = all(curve.shape == (n,) and ((curve >= 0) & (curve <= 1)).all() for curve in (outer, inner))
+    if images < 1 or not valid:
+        raise ValueError(f"its risk curves are not losses of images in [0, 1] at {n} thresholds")
+    return RiskCurves(images, outer, inner, dict(content["settings"]))

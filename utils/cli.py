@@ -108,7 +108,7 @@ def mask_options(args: argparse.Namespace) -> MaskOptions:
 def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
     """The options that the flags of `arguments.probability_parent` and `arguments.folder_parent` give."""
     names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "ignore_value")
-    options = {name: getattr(args, name) for name in (*names, "skip_existing")}
+    options = {name: getattr(args, name) for name in (*names, "skip_existing", "guarantee")}
     return ProbabilityMapOptions(**options, model_name=join_names(args.model))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from unet import BayesianUNet
+from utils.metrics.risk_control import RiskCurves
 from utils.runtime.errors import InputError
 
 DEFAULT_INPUT_SIZE = (128, 128)
@@ -28,6 +29,7 @@ class TrainedModel:
         temperatures: divisors of the logits that calibrate the probabilities, by `Sampler.method`.
         ignore_value: the value in masks of pixels that do not count; None if there is none.
         white: the value of white in 16-bit images; None if it was trained on none.
+        risk_curves: the losses of the calibration images, by `Sampler.method`; empty before a calibration.
         members: of an ensemble, whose `network` is that of the first one; empty for a single network.
     """
 
@@ -40,6 +42,7 @@ class TrainedModel:
     temperatures: dict[str, float] = field(default_factory=dict)
     ignore_value: int | None = None
     white: float | None = None
+    risk_curves: dict[str, RiskCurves] = field(default_factory=dict)
     members: tuple["TrainedModel", ...] = ()
 
     @property
@@ -87,7 +90,7 @@ def combine_models(models: Mapping[str, TrainedModel]) -> TrainedModel:
         models: by the names of their files, for messages; of an ensemble among them all members are taken.
 
     Returns:
-        An ensemble without temperatures, which are not those of its members; a single model as it is.
+        An ensemble without temperatures and risk curves, which are not those of its members; a single model as it is.
 
     Raises:
         InputError: they differ in their classes, mask values or input size, or in what they record of ignored pixels

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,16 @@ from PIL import Image
 from utils import IGNORED_CLASS
 from utils.figures.environment import load_matplotlib
 from utils.figures.grid import Column, draw_grid, save_figure
-from utils.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, GROUND_TRUTH, PREDICTION, class_colour
+from utils.figures.palette import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    GROUND_TRUTH,
+    INNER_CONTOUR,
+    OUTER_CONTOUR,
+    PREDICTION,
+    class_colour,
+)
+from utils.inference.guarantees import INNER, OUTER
 from utils.inference.maps import ProbabilityMaps
 
 if TYPE_CHECKING:
@@ -26,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_SIDE = 768  # pixels of a panel's values; more cannot be seen
 _ERRORS = ((FALSE_NEGATIVE, "false negatives"), (FALSE_POSITIVE, "false positives"))
+
+_CONTOURS = ((OUTER, OUTER_CONTOUR, "outer mask"), (INNER, INNER_CONTOUR, "inner mask"))  # on the prediction
 
 Colour = tuple[int, int, int]
 
@@ -42,6 +53,7 @@ class FigureRow:
         classes: (h, w) predicted class indices, or None.
         n_classes: number of classes.
         caption: a line below the row.
+        regions: (h, w) bool, the outer and the inner mask if there is a guarantee, by `OUTER` and `INNER`.
     """
 
     image: np.ndarray
@@ -50,10 +62,16 @@ class FigureRow:
     classes: np.ndarray | None = None
     n_classes: int = 2
     caption: str = ""
+    regions: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def prediction_row(
-    image: Image.Image, classes: np.ndarray, maps: ProbabilityMaps, target: np.ndarray | None = None, caption: str = ""
+    image: Image.Image,
+    classes: np.ndarray,
+    maps: ProbabilityMaps,
+    target: np.ndarray | None = None,
+    caption: str = "",
+    regions: Mapping[str, np.ndarray] | None = None,
 ) -> FigureRow:
     """The row of an image and its prediction.
 
@@ -63,6 +81,7 @@ def prediction_row(
         maps: of the image, with `predictive_entropy`.
         target: (H, W) class indices of the ground truth.
         caption: a line below the row.
+        regions: (H, W) bool, the outer and the inner mask if there is a guarantee, by `OUTER` and `INNER`.
     """
     step = reduction(image.size)  # the slices are copied, so that nothing of full size is kept
     foreground, entropy = 1 - maps.probs[0][step].cpu().numpy(), maps.predictive_entropy[step].cpu().numpy().copy()
@@ -73,6 +92,7 @@ def prediction_row(
         classes[step].copy(),
         len(maps.probs),
         caption,
+        {name: region[step].copy() for name, region in (regions or {}).items()},
     )
 
 
@@ -81,6 +101,9 @@ def format_scores(name: str, scores: Mapping[str, Any]) -> str:
     parts = [name]
     if math.isfinite(scores.get("dice", math.nan)):
         parts.append(f"Dice {scores['dice']:.3f}, Jaccard {scores['jaccard']:.3f}")
+    if "outer_false_negative_rate" in scores:
+        parts.append(f"false negative rate of the outer mask {scores['outer_false_negative_rate']:.3f}")
+        parts.append(f"false discoveries of the inner mask {scores['inner_false_discovery_proportion']:.3f}")
     parts.append(f"soft Dice confidence {scores['soft_dice_confidence']:.3f}")
     if scores["pairwise_dice"] is not None:
         parts.append(f"pairwise Dice {scores['pairwise_dice']:.3f}")
@@ -107,11 +130,15 @@ def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure
     n_classes = max(row.n_classes for row in rows)
     labelled = any(row.target is not None for row in rows)
     legend = _class_legend(n_classes)
-    columns = [Column("Image"), *[Column("Ground truth")] * labelled, Column("Prediction", legend=legend)]
+    contours = tuple(entry for name, *entry in _CONTOURS if any(name in row.regions for row in rows))
+    columns = [Column("Image"), *[Column("Ground truth")] * labelled, Column("Prediction", legend=(*legend, *contours))]
     columns += [Column("Errors", legend=_ERRORS)] * labelled
     panels = []
     for row in rows:
         prediction = tint_classes(row.image, row.classes, row.n_classes, PREDICTION)
+        for name, colour, _ in _CONTOURS:
+            if name in row.regions:
+                prediction = tint_region(prediction, row.regions[name], colour, opacity=0)
         if row.target is not None:
             target = tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)
             errors = tint_errors(row.image, row.classes, row.target)

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from utils.checkpoint import TrainedModel
+from utils.inference.guarantees import INNER, OUTER, Guarantee
 from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, full_size_maps, predict_classes
 from utils.inference.samplers import Sampler, Softmax
-from utils.inference.upsampling import LogitSamples
+from utils.inference.upsampling import LogitSamples, StackUpsampler
 from utils.metrics.pixel_counts import PixelCounts, count_pixels
 from utils.metrics.uncertainty import ImageScores
 from utils.runtime.device import to_arrays, to_device
@@ -74,12 +75,14 @@ class MapOptions:
         statistics: which of `STATISTICS` it requires.
         keep: which of `STATISTICS` are kept as float32 maps of the whole image, together with the mean probabilities;
             without any no such maps are kept.
+        guarantee: whose masks are made, too, as greyscale maps.
     """
 
     threshold: float = 0.5
     greyscale_maps: Callable[[ProbabilityMaps], Mapping[str, Tensor]] = _no_greyscale_maps
     statistics: Collection[str] = ()
     keep: Collection[str] = ()
+    guarantee: Guarantee | None = None
 
 
 @dataclass
@@ -99,6 +102,11 @@ class Prediction:
     greyscale_maps: dict[str, np.ndarray] = field(default_factory=dict)
     maps: ProbabilityMaps | None = None
     counts: PixelCounts | None = None
+
+    @property
+    def regions(self) -> dict[str, np.ndarray]:
+        """The outer and the inner mask, (H, W) bool, by `OUTER` and `INNER`; none without a guarantee."""
+        return {name: self.greyscale_maps[name] > 0 for name in (OUTER, INNER) if name in self.greyscale_maps}
 
 
 @torch.inference_mode()
@@ -122,13 +130,22 @@ def predict_full_size(
     scores, images, maps = ImageScores(), {}, None
     keep = {*options.keep, *(() if target is None else ["predictive_entropy"])}
     statistics = {*options.statistics, *keep, "predictive_entropy", "overlaps"}
+    guarantee, uncalibrated = options.guarantee, None
+    if guarantee and guarantee.temperature != 1:
+        uncalibrated = StackUpsampler(samples, width, height, block_values)
     for rows, block in full_size_blocks(samples, size, statistics, options.threshold, block_values):
         # The mask and the scores of these rows.
         classes = predict_classes(block.probs, options.threshold)
         scores.add(block.probs, block.predictive_entropy, classes, block.overlaps)
 
         # The mask and the greyscale maps, and the float32 maps, of the whole image.
-        for name, values in {_MASK: classes, **options.greyscale_maps(block)}.items():
+        made = {_MASK: classes, **options.greyscale_maps(block)}
+        if guarantee:
+            probs = block.probs
+            if uncalibrated:
+                probs = uncalibrated.probs(rows, temperature=1 / guarantee.temperature).mean(dim=0)
+            made |= guarantee.masks(probs)
+        for name, values in made.items():
             if name not in images:
                 images[name] = values.new_empty(height, width)
             images[name][rows] = values

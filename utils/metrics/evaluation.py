@@ -11,6 +11,13 @@ from utils.metrics.segmentation import CHALLENGE_SCORES, segmentation_title
 from utils.metrics.selective import SELECTIVE_METRICS, augrc, aurc, risk_coverage_curve
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, score_title
 
+_GUARANTEE_TITLES = {
+    "outer_false_negative_rate": "Outer mask: false negative rate",
+    "inner_false_discovery_proportion": "Inner mask: false discoveries",
+    "outer_area_ratio": "Outer mask: area / predicted area",
+    "inner_area_ratio": "Inner mask: area / predicted area",
+}
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -30,8 +37,9 @@ def evaluate_set(
 
     Returns:
         `images`, `segmentation`, `selective` and `risk_coverage`; if the probabilities are evaluated also `pixels`,
-        `calibration`, `errors` and `reliability`. A metric is a dict of its `value`, `low` and `high` and, if it is a
-        mean over the images, their `median`; those of the `oracle` and the `random` ranking are plain numbers.
+        `calibration`, `errors` and `reliability`; of masks with a guarantee also `guarantee`. A metric is a dict of its
+        `value`, `low` and `high` and, if it is a mean over the images, their `median`; those of the `oracle` and the
+        `random` ranking are plain numbers.
     """
     n = len(rows)
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
@@ -40,6 +48,8 @@ def evaluate_set(
     result["segmentation"] = {name: _mean(rows, name, weights) for name in (*CHALLENGE_SCORES, *by_class)}
     if total is not None:
         result |= _evaluate_pixels(rows, counts, total, weights)
+    if "outer_area" in rows[0]:
+        result["guarantee"] = _evaluate_guarantee(rows, weights)
     return result | _evaluate_selection(rows, weights)
 
 
@@ -69,6 +79,19 @@ def _evaluate_pixels(
             for name in ("top_label", "foreground")
         },
     }
+
+
+def _evaluate_guarantee(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
+    """The mean losses of the masks with a guarantee, and their areas relative to those of the predicted masks."""
+    names = ("outer_false_negative_rate", "inner_false_discovery_proportion")
+    predicted = np.array([row["area"] for row in rows], dtype=np.float64)
+    areas = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for name in ("outer_area", "inner_area"):
+            values = np.array([row[name] for row in rows], dtype=np.float64)
+            resampled = (weights @ values) / (weights @ predicted)
+            areas[f"{name}_ratio"] = _interval(np.divide(values.sum(), predicted.sum()), resampled)
+    return {name: _mean(rows, name, weights) for name in names} | areas
 
 
 def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
@@ -121,6 +144,7 @@ def format_evaluation(result: Mapping[str, Any]) -> str:
         named += [
             (f"AURC of {score_title(name)}", selective[name]["aurc"]) for name in CONFIDENCE_SIGNS if name in selective
         ]
+    named += [(title, result["guarantee"][name]) for name, title in _GUARANTEE_TITLES.items() if "guarantee" in result]
     for title, one in named:
         defined = None not in (one["value"], one["low"], one["high"])
         text = f"{one['value']:.4f}   95 % CI {one['low']:.4f} to {one['high']:.4f}" if defined else "undefined"

@@ -10,6 +10,7 @@ from torch import Tensor
 from utils.checkpoint import TrainedModel
 from utils.data.images import save_png
 from utils.data.mask_classes import MaskClasses
+from utils.inference.guarantees import make_guarantee
 from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Sampler, calibrated
@@ -23,7 +24,8 @@ from utils.pipeline.report import write_tables
 from utils.pipeline.run_settings import run_settings
 from utils.runtime.errors import InputError
 
-_IN_METRICS = ("method", "temperature", "mask_values", "white", "ignore_value", "class_index", "save_entropy")
+_IN_METRICS = ("method", "temperature", "mask_values", "white", "ignore_value", "guarantee")
+_IN_METRICS += ("class_index", "save_entropy")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ProbabilityMapOptions:
         mask_suffix: how the masks are named, see `PairingOptions`.
         ignore_value: the value in masks of pixels that do not count, if not that of the model.
         skip_existing: resume an interrupted run, see `Journal`.
+        guarantee: also write the masks with a guarantee of this level, see `Guarantee`.
         model_name: name of the model file, recorded in metrics.json.
     """
 
@@ -50,6 +53,7 @@ class ProbabilityMapOptions:
     mask_suffix: str | None = None
     ignore_value: int | None = None
     skip_existing: bool = False
+    guarantee: float | None = None
     model_name: str = ""
 
 
@@ -69,10 +73,12 @@ def predict_probabilities(
         The exit code.
 
     Raises:
-        InputError: the model has no such class or no temperature, or no image has a ground-truth mask.
+        InputError: the model has no such class or no temperature, or cannot give the guarantee, or no image has a
+            ground-truth mask.
     """
     sampler = calibrated(sampler, model) if options.calibrated else sampler
     sampler.check(model)
+    guarantee = make_guarantee(model, sampler, options.guarantee)
     class_index = options.class_index
     if class_index >= model.n_classes:
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
@@ -82,7 +88,7 @@ def predict_probabilities(
         ground_truth = GroundTruth(items, options.mask_dir, recorded, options.ignore_value, options.mask_suffix)
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
-    settings = run_settings(model, sampler, ground_truth)
+    settings = run_settings(model, sampler, ground_truth, guarantee)
     settings |= {"class_index": class_index, "save_entropy": options.save_entropy}
     run = {name: settings[name] for name in _IN_METRICS}
     settings |= {"save_npy": options.save_npy, "mask_dir": str(options.mask_dir), "mask_suffix": options.mask_suffix}
@@ -102,7 +108,7 @@ def predict_probabilities(
         return files
 
     kept, statistics = (STATISTICS if saved else () for saved in (options.save_npy, options.save_entropy))
-    maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept)
+    maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept, guarantee=guarantee)
     outputs = {item.path: item.output(output_dir) for item in items}
     check_room_for_floats(output_dir, outputs, (2 * model.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing)

@@ -14,6 +14,7 @@ from utils.checkpoint import TrainedModel
 from utils.data.images import list_images, read_image, save_png
 from utils.data.masks import mask_to_image
 from utils.data.pairing import without_masks
+from utils.inference.guarantees import Guarantee
 from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
 from utils.inference.samplers import Sampler
@@ -29,7 +30,7 @@ MAX_FIGURE_ROWS = 50
 
 # The names of the results beside the mask NAME.png: NAME, and then this.
 _RESULT = (
-    r"(_(prob|std)(_c\d+)?|_((expected_)?entropy|mutual_information|figure)|_mc\d+_c\d+)\.png"
+    r"(_(prob|std)(_c\d+)?|_((expected_)?entropy|mutual_information|figure|outer|inner)|_mc\d+_c\d+)\.png"
     r"|_(mean|std|probs|(expected_)?entropy|mutual_information)\.npy"
 )
 
@@ -134,6 +135,7 @@ class SingleImageOptions:
         save_passes: write each pass, as `pass_writers` does.
         save_mean_std: write mean and standard deviation as float32 maps.
         save_npy: write all float32 maps.
+        guarantee: whose masks are written and drawn, too.
     """
 
     threshold: float = 0.5
@@ -141,6 +143,7 @@ class SingleImageOptions:
     save_passes: bool = False
     save_mean_std: bool = False
     save_npy: bool = False
+    guarantee: Guarantee | None = None
 
     @property
     def save_float(self) -> bool:
@@ -156,8 +159,8 @@ class SingleImageOptions:
         """What is computed at full size; the predictive entropy is kept for a figure."""
         keep = {*(STATISTICS if self.save_float else ()), "predictive_entropy"}
         if not self.save:
-            return MapOptions(self.threshold, keep=keep)
-        return MapOptions(self.threshold, make_greyscale_maps, STATISTICS, keep)
+            return MapOptions(self.threshold, keep=keep, guarantee=self.guarantee)
+        return MapOptions(self.threshold, make_greyscale_maps, STATISTICS, keep, self.guarantee)
 
 
 @dataclass

@@ -1,0 +1,31 @@
+"""The flags of what is written beside the masks and maps of every script that predicts."""
+
+import argparse
+
+_MAX_LEVEL = 0.999  # of which 999 calibration images are required
+
+
+def guarantee_level(text: str) -> float:
+    """An argparse type: the level of a guarantee."""
+    try:
+        level = float(text)
+        if not 0 < level <= _MAX_LEVEL:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a level such as 0.9, above 0 and up to {_MAX_LEVEL}, not {text!r}"
+        ) from None
+    return level
+
+
+def add_result_flags(parser: argparse._ActionsContainer) -> None:
+    """Add --guarantee, --review."""
+    parser.add_argument(
+        "--guarantee",
+        type=guarantee_level,
+        metavar="LEVEL",
+        help="such as 0.9: also save NAME_outer.png, in which at least 90 %% of the lesion lie, and NAME_inner.png, of "
+        "which at least 90 %% are lesion. On average over images like those of the calibration: not for each image, "
+        "and not for other sources without labelled images of theirs (python -m utils.calibration)",
+    )
+    parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")

@@ -1,0 +1,94 @@
+"""Calibrate a model on labelled images: its temperatures, and the losses that its masks with a guarantee require."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unet.mc_dropout import dropout_layers
+from utils.checkpoint import TrainedModel, calibration_content, read_checkpoint, write_checkpoint
+from utils.inference.guarantees import probability_settings
+from utils.inference.predictor import draw_samples
+from utils.inference.samplers import DEFAULT_BATCH_SIZE, MCDropout, Sampler, Softmax, TestTimeAugmentation
+from utils.inference.upsampling import StackUpsampler
+from utils.metrics.risk_control import RiskCurves, foreground_probability, image_losses
+from utils.runtime.console import progress
+from utils.runtime.device import to_device
+from utils.training.temperatures import minimising_temperature, nll_by_temperature, warn_of_limits
+
+
+def calibrate(
+    model: TrainedModel,
+    dataset: Dataset,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    dtype: torch.dtype | None = None,
+    trained_on: bool = False,
+) -> None:
+    """Fit the temperature and the risk curves of each prediction method.
+
+    Both are computed at the network's resolution, as the images are decoded for training: a guarantee is one of the
+    losses there, not of those at the images' own sizes.
+
+    Args:
+        model: to be calibrated; its `temperatures` and `risk_curves` are replaced.
+        dataset: of (3, h, w) uint8 images and (h, w) classes at the model's input size.
+        trained_on: whether the network was trained on these images; their losses then say nothing about others, and
+            there are no risk curves.
+        batch_size: maximum number of network inputs per batch on a GPU.
+        dtype: dtype of mixed precision; None for single precision.
+    """
+    samplers, n = _applicable_samplers(model, batch_size, dtype), len(dataset)
+    nll, losses = defaultdict(float), defaultdict(float)
+    for i in progress(range(n), desc="Calibration", unit="image", leave=False):
+        image, target = dataset[i]
+        for sampler in samplers:
+            upsampler = sample_at_own_size(model, sampler, image, name=str(i))
+            on_device = to_device(target, upsampler.device)
+            nll[sampler.method] += nll_by_temperature(upsampler, on_device)
+            losses[sampler.method] += foreground_losses(upsampler, on_device)
+    model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items()}
+    settings = {} if trained_on else {sampler.method: probability_settings(sampler) for sampler in samplers}
+    model.risk_curves = {method: RiskCurves(n, *(losses[method] / n), used) for method, used in settings.items()}
+    warn_of_limits(model.temperatures)
+
+
+def _applicable_samplers(model: TrainedModel, batch_size: int, dtype: torch.dtype | None) -> list[Sampler]:
+    """The methods that can be used with a model."""
+    options = {"batch_size": batch_size, "dtype": dtype}
+    samplers: list[Sampler] = [Softmax(**options)]
+    if all(dropout_layers(network) for network in model.networks):
+        samplers.append(MCDropout(**options))
+    if model.input_size[0] == model.input_size[1]:
+        samplers.append(TestTimeAugmentation(**options))
+    return [sampler.for_single_images() for sampler in samplers]
+
+
+def sample_at_own_size(model: TrainedModel, sampler: Sampler, image: Tensor, name: str) -> StackUpsampler:
+    """The samples of a (3, h, w) uint8 image, to be upsampled to its size."""
+    pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
+    return StackUpsampler(draw_samples(model, pil_image, sampler, name), *pil_image.size)
+
+
+@torch.inference_mode()
+def foreground_losses(upsampler: StackUpsampler, target: Tensor) -> np.ndarray:
+    """The losses of an image's outer and inner masks, (2, K), see `image_losses`.
+
+    Args:
+        upsampler, target: as for `nll_by_temperature`.
+    """
+    probs = upsampler.probs(slice(0, len(target))).mean(dim=0)  # (1 or C, h, w)
+    return np.stack(image_losses(foreground_probability(probs), target))
+
+
+def save_calibration(path: Path, model: TrainedModel) -> None:
+    """Write the temperatures and risk curves of a model into its checkpoint, and leave everything else in it unchanged.
+
+    Raises:
+        InputError: the file is not a checkpoint.
+        OSError: the file cannot be written; it is unchanged.
+    """
+    write_checkpoint(path, read_checkpoint(path) | calibration_content(model))
