@@ -138,6 +138,29 @@ def test_masks_as_they_are_written(values: list[int], tmp_path: Path):
             assert np.array_equal(decoded(maps["runs"][0][f"mask_c{k}"], maps), 255 * (classes == k))
 
 
+def test_masks_with_a_guarantee(tmp_path: Path):
+    """Of this run, not what another one has left in the folder; without the journal, what is there."""
+    imgs, regions = images_of(tmp_path / "imgs", "a.png"), np.zeros((2, 6, 8), np.uint8)
+    regions[0, 1:5], regions[1, 2:4] = 255, 255
+    layers = {"outer": regions[0], "inner": regions[1]}
+    guarantee = {"level": 0.9, "outer": 0.2, "inner": 0.8, "images": 37, "temperature": 1.0}
+    for settings, shown in (
+        ({"class_index": 1, "guarantee": guarantee}, {"level": 0.9, "images": 37}),
+        ({"threshold": 0.5, "guarantee": guarantee}, {"level": 0.9, "images": 37}),
+        ({}, None),
+        ({"class_index": 1, "guarantee": None}, None),
+    ):
+        run = write_run(tmp_path / f"run{len(settings)}{shown}", {"a.png": regions[0]}, settings, layers)
+        page, _ = write_review([run], imgs)
+        maps, data = maps_of(page, 0), data_of(page)
+        assert data["methods"][0]["guarantee"] == shown
+        assert ({"outer", "inner"} <= {*maps["runs"][0]}) == (shown is not None or not settings)
+        for name in ("outer", "inner") if "outer" in maps["runs"][0] else ():
+            assert np.array_equal(decoded(maps["runs"][0][name], maps), layers[name])
+        colours = data["colours"]
+        assert len({colours[name] for name in ("outer", "inner", "prediction", "truth")}) == 4
+
+
 def test_several_runs_side_by_side(tmp_path: Path):
     values = np.full((6, 8), 200, np.uint8)
     imgs = images_of(tmp_path / "imgs", "a.png", "sub/b.png")

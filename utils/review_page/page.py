@@ -15,7 +15,15 @@ from typing import Any
 from utils.data.images import list_images
 from utils.data.mask_classes import MaskClasses
 from utils.data.pairing import without_masks
-from utils.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, GROUND_TRUTH, PREDICTION, class_colour
+from utils.figures.palette import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    GROUND_TRUTH,
+    INNER_CONTOUR,
+    OUTER_CONTOUR,
+    PREDICTION,
+    class_colour,
+)
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES
 from utils.metrics.segmentation import CHALLENGE_SCORES, segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, score_title
@@ -122,15 +130,25 @@ def _run_data(runs: Sequence[PredictionRun], mask_values: Sequence[int]) -> dict
     """What the page knows of the runs, without the images."""
     colours = {"prediction": PREDICTION, "truth": GROUND_TRUTH}
     colours |= {"falseNegative": FALSE_NEGATIVE, "falsePositive": FALSE_POSITIVE}
+    colours |= {"outer": OUTER_CONTOUR, "inner": INNER_CONTOUR}
     classes = [_css_colour(class_colour(k)) for k in range(1, len(mask_values))]
     return {
         "fingerprint": fingerprint(runs),
-        "methods": [{"title": run.title, "threshold": run.settings.get("threshold", 0.5)} for run in runs],
+        "methods": [
+            {"title": run.title, "threshold": run.settings.get("threshold", 0.5), "guarantee": _guarantee_of(run)}
+            for run in runs
+        ],
         "classes": len(mask_values),
         "maxEntropy": math.log(len(mask_values)),
         "maxStd": MAX_STD,
         "colours": {**{name: _css_colour(colour) for name, colour in colours.items()}, "classes": classes},
     }
+
+
+def _guarantee_of(run: PredictionRun) -> dict[str, Any] | None:
+    """The level of a run's guarantee, and its number of calibration images."""
+    guarantee = run.settings.get("guarantee")
+    return guarantee and {name: guarantee[name] for name in ("level", "images")}
 
 
 def _css_colour(colour: tuple[int, int, int]) -> str:

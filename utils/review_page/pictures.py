@@ -104,7 +104,8 @@ class PictureMaker:
             classes = self._classes.of(mask.values)[mask.codes]
             _check_size(files.mask, classes.shape[::-1], full_size)
             maps |= {f"mask_c{k}": coverage for k, coverage in self._coverages(classes, size).items()}
-        named = {f"probability_c{k}": path for k, path in files.probs.items()} | dict(files.layers)
+        named = {f"probability_c{k}": path for k, path in files.probs.items()}
+        named |= {**files.layers, **files.regions}
         for name, path in named.items():
             grey = open_upright(path).convert("L")
             _check_size(path, grey.size, full_size)

@@ -20,6 +20,7 @@ from utils.pipeline.summary import read_summary
 from utils.runtime.errors import InputError
 
 LAYER_SUFFIXES = ("std", "entropy", "expected_entropy", "mutual_information")
+REGION_SUFFIXES = ("outer", "inner")  # of the masks with a guarantee
 _MAX_MASK_VALUES = 16  # a map with more grey values than this holds probabilities
 
 
@@ -31,11 +32,13 @@ class ResultFiles:
         mask: the predicted mask, if one was written.
         probs: the probability map of each class that has one.
         layers: the other greyscale maps, by the end of their names, such as entropy or std_c1.
+        regions: the masks with a guarantee, if the run has one, by `REGION_SUFFIXES`.
     """
 
     mask: Path | None
     probs: Mapping[int, Path]
     layers: Mapping[str, Path]
+    regions: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class PredictionRun:
     settings: Mapping[str, Any]
     holds_probs: bool
 
+    @property
+    def has_guarantee(self) -> bool:
+        """Whether masks with a guarantee are those of this run, rather than of an earlier one in the same folder."""
+        return not self.settings or self.settings.get("guarantee") is not None
+
     def files(self, name: str) -> ResultFiles:
         """The files of an image.
 
@@ -71,9 +79,11 @@ class PredictionRun:
                 probs[int(k or 1)] = path
             elif kind in LAYER_SUFFIXES:
                 layers[suffix] = path
+        regions = {suffix: sibling(base, f"_{suffix}.png") for suffix in REGION_SUFFIXES if self.has_guarantee}
+        others = (layers, {suffix: path for suffix, path in regions.items() if path.is_file()})
         if self.holds_probs and not probs:
-            return ResultFiles(None, {self.settings.get("class_index", 1): base}, layers)
-        return ResultFiles(base, probs, layers)
+            return ResultFiles(None, {self.settings.get("class_index", 1): base}, *others)
+        return ResultFiles(base, probs, *others)
 
     def mask_values(self) -> list[int]:
         """The mask value of class 0, 1, …, as recorded or, failing that, as the masks of the run show them.

@@ -66,7 +66,7 @@ const ON_IMAGE = {
   ArrowLeft: () => step(-1), ArrowRight: () => step(1), Escape: () => { location.hash = ""; },
   n: () => ui.comment.focus(), l: () => viewer.nextLayer(), "[": () => slide(ui.opacity, -10), "]": () => slide(ui.opacity, 10),
   ",": () => slide(ui.threshold, -1), ".": () => slide(ui.threshold, 1), p: () => ui.showPrediction.click(),
-  g: () => ui.showTruth.click(), m: () => nextMethod(), "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => zoom(0),
+  g: () => ui.showTruth.click(), o: () => ui.showRegions.click(), m: () => nextMethod(), "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => zoom(0),
 };
 const PANNING = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 

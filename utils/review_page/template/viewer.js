@@ -5,6 +5,19 @@ const LAYER_TITLES = {
   mutual_information: "Mutual information", std: "Standard deviation", errors: "Errors", difference: "Difference",
 };
 
+const REGIONS = ["outer", "inner"]; // the masks with a guarantee
+
+const isLayer = name => name.split("_c")[0] in LAYER_TITLES;
+
+/** What the outer and the inner mask promise; without its journal a run does not say the level. */
+function describeGuarantee(guarantee) {
+  const images = guarantee ? `the ${guarantee.images}` : "those";
+  const scope = `on average over images like ${images} of the calibration, not for each image, and not for images of other sources`;
+  if (!guarantee) return `What is guaranteed of them holds ${scope}.`;
+  const percent = `${Number((100 * guarantee.level).toFixed(1))} %`;
+  return `At least ${percent} of the lesion lie in the outer mask, and at least ${percent} of the inner mask are lesion: ${scope}.`;
+}
+
 class Viewer {
   constructor(data, elements, describeScores) {
     this.data = data;
@@ -19,7 +32,7 @@ class Viewer {
     elements.panes.append(this.panes[0].element);
     this.makeSelects();
     const redraw = () => this.draw();
-    for (const control of ["opacity", "threshold", "showPrediction", "showTruth"]) elements[control].addEventListener("input", redraw);
+    for (const control of ["opacity", "threshold", "showPrediction", "showTruth", "showRegions"]) elements[control].addEventListener("input", redraw);
   }
 
   makeSelects() {
@@ -30,6 +43,7 @@ class Viewer {
     e.methodSection.hidden = data.methods.length < 2;
     e.imageMethod.addEventListener("change", () => this.setMethod(Number(e.imageMethod.value)));
     e.beside.addEventListener("change", () => { this.beside = Number(e.beside.value); this.refresh(); });
+    for (const name of REGIONS) e[`${name}Key`].style.background = data.colours[name];
     if (data.classes === 2) {
       e.predictionKey.style.background = data.colours.prediction;
       e.truthKey.style.background = data.colours.truth;
@@ -95,7 +109,7 @@ class Viewer {
 
   layerNames() {
     const order = Object.keys(LAYER_TITLES);
-    const names = Object.keys(this.mapsOf(this.method)).filter(name => !name.startsWith("mask"));
+    const names = Object.keys(this.mapsOf(this.method)).filter(isLayer);
     if (this.maps?.truth.length) names.push("errors");
     if (this.canDiffer()) names.push("difference");
     return names.sort((a, b) => order.indexOf(a.split("_c")[0]) - order.indexOf(b.split("_c")[0]));
@@ -124,8 +138,10 @@ class Viewer {
     e.layerSection.hidden = names.length === 0;
     const { isLive } = this.predictionOf(this.method);
     e.thresholdLabel.hidden = e.thresholdNote.hidden = !isLive;
-    e.masksOnly.hidden = !this.maps || Object.keys(this.mapsOf(this.method)).some(name => !name.startsWith("mask"));
+    e.masksOnly.hidden = !this.maps || Object.keys(this.mapsOf(this.method)).some(isLayer);
     e.truthLabel.hidden = !this.maps?.truth.length;
+    e.regionsLabel.hidden = e.regionsNote.hidden = !REGIONS.some(name => this.mapsOf(this.method)[name]);
+    e.regionsNote.textContent = describeGuarantee(data.methods[this.method].guarantee);
     const methods = this.besideShown() ? [this.method, this.beside] : [this.method];
     e.scoreTable.replaceChildren(...this.describeScores(this.index));
     e.panes.replaceChildren(...methods.map((_, p) => this.panes[p].element));
@@ -223,6 +239,7 @@ class Viewer {
     const contours = [];
     const { regions, level } = this.predictionOf(method);
     if (e.showTruth.checked) maps.truth.forEach((values, i) => contours.push(line(values, 127.5, several ? data.colours.classes[i] : data.colours.truth, true)));
+    if (e.showRegions.checked) REGIONS.filter(name => this.mapsOf(method)[name]).forEach(name => contours.push(line(this.mapsOf(method)[name], 127.5, data.colours[name], false)));
     if (e.showPrediction.checked) regions.forEach(({ k, values }) => contours.push(line(values, level, several ? data.colours.classes[k - 1] : data.colours.prediction, false)));
     return contours;
   }
