@@ -37,7 +37,8 @@ QUICK_START = COMMANDS[:2]
 OWN_DATA = [block for block in STEPS if "--classes 3" in block[0]]
 COMPARISONS = [block for block in STEPS if "utils.compare" in block[-1]]
 REVIEWS = [block for block in STEPS if "utils.review" in block[-1]]
-IN_BLOCKS = (*OWN_DATA, *COMPARISONS, *REVIEWS)
+GUARANTEES = [block for block in STEPS if "--guarantee" in block[-1]]
+IN_BLOCKS = (*OWN_DATA, *COMPARISONS, *REVIEWS, *GUARANTEES)
 REMAINING = [c for block in STEPS if block not in IN_BLOCKS for c in block if c not in QUICK_START]
 PREDICTIONS = [c for c in REMAINING if re.match(r"python predict\w*\.py ", c)]
 TRAININGS = [c for c in REMAINING if "train_bayesian.py" in c]
@@ -81,6 +82,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
         (target / f"SKIN_000{suffix}").rename(target / f"ISIC_0000023{suffix}")
     shutil.copy(model_file, project / "pretrained_model.pth")
     make_folders(project / "clinic", 4, (64, 48))
+    shutil.copytree(project / "data" / "imgs_test", project / "clinic" / "new")
     for seed in (0, 1):  # the members of an ensemble
         (project / f"checkpoints/seed{seed}").mkdir(parents=True)
         shutil.copy(model_file, project / f"checkpoints/seed{seed}/best.pth")
@@ -209,6 +211,19 @@ def test_review(commands: list[str], project: Path):
     page = (project / "data" / "probs_direct" / "review.html").read_text()
     for title in ("softmax", "MC dropout, 50 passes", "test-time augmentation"):
         assert f'"{title}"' in page
+
+
+@pytest.mark.parametrize("commands", GUARANTEES)
+def test_guarantees(commands: list[str], project: Path):
+    """With the level that four images can give, and by the model of the recipe, which comes first."""
+    model, calibration = project / "clinic" / "model.pth", GUARANTEES[0][0]
+    if not model.exists():
+        run(calibration, project)
+    for command in commands:
+        if command != calibration:
+            run(command, project, "--guarantee", "0.8", "-m", str(model))
+            folder = project / re.search(r"--output-dir (\S+)", command)[1]
+            assert {path.name[-9:] for path in folder.glob("ISIC_0000023*er.png")} == {"outer.png", "inner.png"}
 
 
 @pytest.mark.parametrize("command", PASSES)
