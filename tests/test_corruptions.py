@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.benchmarks.corrupting import defocus, disc_blur, gaussian_blur, vignette
 from tests.benchmarks.corruptions import CLEAN, CORRUPTIONS, STRENGTHS, Results, Variant, rows, table, variants
 from tests.benchmarks.small_lesions import extrapolated, grown, largest_square, small_lesion, texture
+from utils.data.corruptions import defocus, lens_vignette
+from utils.data.spatial_filters import disc_blur, gaussian_blur
 from utils.metrics.pixel_counts import count_pixels
 from utils.metrics.uncertainty import entropy
 from utils.sample_data import make_sample
@@ -74,7 +75,7 @@ def test_small_lesion_without_skin_or_lesion():
 
 def test_lesions_end_at_the_vignette():
     image, classes = np.ones((64, 64, 3), dtype=np.float32), np.ones((64, 64), dtype=np.uint8)
-    changed, visible = vignette(image, classes, 5, np.random.default_rng(0))
+    changed, visible = lens_vignette(image, classes, 0.88, np.random.default_rng(0))
     assert 0.5 < visible.mean() < 0.7
     assert changed[visible == 0].max() < 0.6 < changed[32, 32].min()
 
@@ -88,7 +89,7 @@ def test_filters():
     assert gaussian_blur(point, 2.0)[16, 20] == pytest.approx(1 / (8 * np.pi), rel=0.01)
     assert disc_blur(point, 4.0)[16, 20] == pytest.approx(1 / (np.pi * 16), rel=0.1)
     constant = np.full((16, 17, 3), 0.3, dtype=np.float32)
-    assert np.allclose(defocus(constant, point, 5, np.random.default_rng(0))[0], 0.3, atol=1e-5)
+    assert np.allclose(defocus(constant, point, 9.0, np.random.default_rng(0))[0], 0.3, atol=1e-5)
 
 
 def test_skin():

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.benchmarks.corrupting import coordinates, gaussian_blur, unit
 from tests.benchmarks.small_lesions import grown
+from utils.data.spatial_filters import coordinates, gaussian_blur, unit
 
 _MAX_SCORE = 3.0  # of a standardised feature, so that a few outliers are no cluster of their own
 

@@ -21,10 +21,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import corrupting, overlays
-from tests.benchmarks.corrupting import STRENGTHS
+from tests.benchmarks.corrupting import STRENGTHS, at_levels
 from tests.benchmarks.small_lesions import small_lesion
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
+from utils.data import corruptions
 from utils.data.images import read_image, save_png
 from utils.data.mask_classes import MaskClasses
 from utils.data.masks import read_mask
@@ -44,12 +45,12 @@ logger = logging.getLogger(__name__)
 CORRUPTIONS: dict[str, Callable] = {
     "ruler": overlays.ruler,
     "ink": overlays.ink,
-    "hair": overlays.hair,
-    "JPEG": corrupting.jpeg,
+    "hair": at_levels(corruptions.hair, [(n, 0.8 + 0.12 * i) for i, n in enumerate((5, 12, 24, 42, 70), 1)]),
+    "JPEG": at_levels(corruptions.jpeg, (60, 35, 20, 10, 5)),
     "tone curve": corrupting.tone_curve,
     "skin colour": corrupting.skin_colour,
-    "defocus": corrupting.defocus,
-    "vignette": corrupting.vignette,
+    "defocus": at_levels(corruptions.defocus, (1.5, 3.0, 4.5, 6.5, 9.0)),
+    "vignette": at_levels(corruptions.lens_vignette, (1.35, 1.22, 1.1, 1.0, 0.88)),
     "small lesion": small_lesion,
 }
 CLEAN = "clean"

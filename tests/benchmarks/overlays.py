@@ -1,4 +1,4 @@
-"""Corruptions of dermoscopy images by what lies on the skin: rulers, ink, hair.
+"""Corruptions of dermoscopy images by what lies on the skin: rulers and ink.
 
 Everything is computed from distances and noise, so it does not look like what `utils.sample_data` draws. Functions as
 in `corrupting.py`.
@@ -6,12 +6,11 @@ in `corrupting.py`.
 
 import numpy as np
 
-from tests.benchmarks.corrupting import Corrupted, coordinates, gaussian_blur, noise, soft_step, unit
+from utils.data.corruptions import Corrupted
+from utils.data.spatial_filters import coordinates, gaussian_blur, smooth_noise, soft_step, unit
 
 _INKS = np.array([[0.42, 0.24, 0.62], [0.34, 0.22, 0.5], [0.2, 0.36, 0.7], [0.16, 0.44, 0.4], [0.2, 0.2, 0.26]])
 _INK_MARKS = (1, 2, 4, 6, 9)
-_HAIRS = (5, 12, 24, 42, 70)
-_HAIR_STEPS = 600
 
 
 # -- rulers ------------------------------------------------------------------------------------------------------------
@@ -31,7 +30,7 @@ def ruler(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.random.
     if printed:
         u, v = _along_border(image.shape, sides[0], tilts[0])
         paper = soft_step(1.5 * depth - v, 0.5)
-        texture = shade * (1 + 0.015 * noise(rng, image.shape, 1.0))
+        texture = shade * (1 + 0.015 * smooth_noise(rng, image.shape, 1.0))
         light = gaussian_blur(image.mean(axis=-1), 12 * unit(image.shape))  # the lamp of the image
         colour = np.array([1.0, 0.99, 0.95]) * np.clip(texture * (0.55 + 0.45 * light / light.max()), 0, 1)[..., None]
         shadow = 1 - 0.25 * np.exp(-np.clip(v - 1.5 * depth, 0, None) / 3) * (1 - paper)
@@ -78,9 +77,11 @@ def _ticks(u: np.ndarray, v: np.ndarray, spacing: float, length: float, width: f
 def ink(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.random.Generator) -> Corrupted:
     """Marks of a surgical pen around the lesion: arcs, strokes and dots, whose ink the furrows of the skin take up."""
     x, y = coordinates(image.shape)
-    x, y = x + 1.6 * noise(rng, image.shape, 9), y + 1.6 * noise(rng, image.shape, 9)
-    ragged = 0.5 * noise(rng, image.shape, 1.0) + 0.8 * noise(rng, image.shape, 5)
-    furrows = np.clip(0.72 + 0.2 * noise(rng, image.shape, 1.0) + 0.16 * noise(rng, image.shape, 6), 0.15, 1.1)
+    x, y = x + 1.6 * smooth_noise(rng, image.shape, 9), y + 1.6 * smooth_noise(rng, image.shape, 9)
+    ragged = 0.5 * smooth_noise(rng, image.shape, 1.0) + 0.8 * smooth_noise(rng, image.shape, 5)
+    furrows = np.clip(
+        0.72 + 0.2 * smooth_noise(rng, image.shape, 1.0) + 0.16 * smooth_noise(rng, image.shape, 6), 0.15, 1.1
+    )
     colour = _INKS[rng.integers(len(_INKS))] * rng.uniform(0.85, 1.2, 3)
     centre, radius = _lesion_circle(classes)
     density = np.zeros(classes.shape, dtype=np.float32)
@@ -122,48 +123,3 @@ def _mark_distance(
     if kind == 1:  # outwards, as the cross-hairs that mark where to cut
         return np.hypot(u - np.clip(u, start, start + 18 + 30 * size[1]), v)
     return np.clip(np.hypot(u - start - 6, v) - 14 * size[1] ** 2, 0, None)
-
-
-# -- hair --------------------------------------------------------------------------------------------------------------
-
-
-def hair(image: np.ndarray, classes: np.ndarray, strength: int, rng: np.random.Generator) -> Corrupted:
-    """Hairs as random walks with a slowly changing direction, mostly along a common one, dark or fair."""
-    n, steps = max(_HAIRS), _HAIR_STEPS
-    height, width = classes.shape
-    scale = unit(image.shape)
-    stride = 0.5 * scale
-    heading = rng.uniform(0, 2 * np.pi) + rng.normal(0, 0.45, n) + np.pi * (rng.random(n) < 0.2)
-    bend = rng.normal(0, 0.0035, (n, 1)) + 0.0018 * np.cumsum(rng.normal(0, 0.05, (n, steps)), axis=1)
-    angles = heading[:, None] + np.cumsum(bend, axis=1)
-    lengths = np.clip(rng.lognormal(5.2, 0.6, n), 60, steps)
-    starts = rng.uniform(-0.15, 1.05, (n, 2)) * (width, height)
-    xs = starts[:, :1] + stride * np.cumsum(np.cos(angles), axis=1)
-    ys = starts[:, 1:] + stride * np.cumsum(np.sin(angles), axis=1)
-    along = np.arange(steps) / lengths[:, None]
-    thickness = rng.uniform(0.35, 1.0, (n, 1)) * np.sqrt(np.clip(1 - along, 0, 1)) * (0.8 + 0.12 * strength)
-    shown = _HAIRS[strength - 1]
-    cover = np.zeros((height, width), dtype=np.float32)
-    for offset in (-0.45, 0.0, 0.45):  # across the hair
-        shift = offset * scale * thickness
-        points = xs - shift * np.sin(angles), ys + shift * np.cos(angles)
-        _splat(cover, *(p[:shown] for p in points), weights=thickness[:shown])
-    cover = 1 - np.exp(-1.3 * gaussian_blur(cover, 0.5 * scale) * 2 * stride / scale)
-    fair = rng.random() < 0.2
-    colour = np.array([0.86, 0.78, 0.62]) if fair else np.array([0.17, 0.11, 0.08]) * rng.uniform(0.5, 1.4)
-    shadow = gaussian_blur(np.roll(cover, (round(2 * scale), round(2 * scale)), (0, 1)), 1.5 * scale)
-    changed = image * (1 - 0.25 * shadow)[..., None]
-    return (changed + (colour - changed) * 0.93 * cover[..., None]).astype(np.float32), classes
-
-
-def _splat(cover: np.ndarray, xs: np.ndarray, ys: np.ndarray, weights: np.ndarray) -> None:
-    """Add weights to (H, W) values at positions between pixels, shared by the four nearest ones."""
-    height, width = cover.shape
-    left, top = np.floor(xs).astype(int), np.floor(ys).astype(int)
-    for dx in (0, 1):
-        for dy in (0, 1):
-            share = weights * np.abs(1 - dx - (xs - left)) * np.abs(1 - dy - (ys - top))
-            column, row = left + dx, top + dy
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = row[inside] * width + column[inside]
-            cover += np.bincount(index, share[inside], minlength=height * width).reshape(height, width)

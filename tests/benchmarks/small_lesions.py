@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from tests.benchmarks.corrupting import Corrupted, disc_blur, gaussian_blur, unit
+from utils.data.corruptions import Corrupted
+from utils.data.spatial_filters import disc_blur, gaussian_blur, unit
 
 _AREA = (0.1, 0.05, 0.025, 0.01, 0.005)  # of the image
 _MIN_SKIN = 0.02  # of the image, so that there is something to make the skin of
