@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted([*ROOT.glob("*.py"), *(ROOT / "unet").rglob("*.py"), *(ROOT / "utils").rglob("*.py")])
-COMMANDS = {"calibration", "compare", "download_isic", "passes", "review", "sample_data"}
+COMMANDS = {"calibration", "compare", "download_isic", "passes", "review", "sample_data", "shift"}
 
 # Each room may import from itself and from the rooms that are listed here.
 LAYERS: dict[str, set[str]] = {

@@ -42,15 +42,15 @@ IN_BLOCKS = (*OWN_DATA, *COMPARISONS, *REVIEWS, *GUARANTEES)
 REMAINING = [c for block in STEPS if block not in IN_BLOCKS for c in block if c not in QUICK_START]
 PREDICTIONS = [c for c in REMAINING if re.match(r"python predict\w*\.py ", c)]
 TRAININGS = [c for c in REMAINING if "train_bayesian.py" in c]
-DOWNLOADS, PASSES, CALIBRATIONS, SAMPLES = (
+DOWNLOADS, PASSES, SHIFTS, CALIBRATIONS, SAMPLES = (
     [c for c in REMAINING if c.startswith(f"python -m utils.{module}")]
-    for module in ("download_isic", "passes", "calibration", "sample_data")
+    for module in ("download_isic", "passes", "shift", "calibration", "sample_data")
 )
 
 
 def test_no_command_is_forgotten():
     of_blocks = [c for block in IN_BLOCKS for c in block]
-    single = [QUICK_START, PREDICTIONS, TRAININGS, DOWNLOADS, PASSES, CALIBRATIONS, SAMPLES]
+    single = [QUICK_START, PREDICTIONS, TRAININGS, DOWNLOADS, PASSES, SHIFTS, CALIBRATIONS, SAMPLES]
     assert sorted([*of_blocks, *(c for commands in single for c in commands)]) == sorted(COMMANDS)
 
 
@@ -230,6 +230,15 @@ def test_guarantees(commands: list[str], project: Path):
 def test_passes(command: str, project: Path):
     run(command, project)
     assert (project / re.search(r"--output-dir (\S+)", command)[1] / "passes.png").is_file()
+
+
+@pytest.mark.parametrize("command", SHIFTS)
+def test_shift(command: str, project: Path):
+    """In one strength of five."""
+    table = run(command, project, "--strengths", "5")
+    folder = project / re.search(r"--output-dir (\S+)", command)[1]
+    assert table.strip() in (folder / "shift.md").read_text()
+    assert (folder / "shift.png").is_file()
 
 
 @pytest.mark.parametrize("command", CALIBRATIONS)

@@ -1,8 +1,8 @@
-"""What happens to dermoscopy pictures: lens, motion, sensor, light, hair, angle and distance, in five strengths.
+"""What happens to dermoscopy images: lens, motion, sensor, light, hair, angle and distance, in five strengths.
 
 A corruption takes an (H, W, 3) float32 image in [0, 1], its (H, W) uint8 classes, a level and a random generator, and
 returns both as changed. With the same generator a higher strength is more of the same change. Lengths are for a shorter
-side of 256 pixels, so that a picture looks the same at every size; only JPEG compresses the pixels as they are.
+side of 256 pixels, so that a change looks the same at every size; only JPEG compresses the pixels as they are.
 """
 
 import io

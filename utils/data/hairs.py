@@ -1,4 +1,4 @@
-"""Hairs over a picture, as random walks: in no way as those of `artefacts.py`, with which networks are trained."""
+"""Hairs over an image, as random walks: in no way as those of `artefacts.py`, with which networks are trained."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Coordinates, blurs and smooth noise of pictures as arrays. Lengths are for a shorter side of 256 pixels."""
+"""Coordinates, blurs and smooth noise of images as arrays. Lengths are for a shorter side of 256 pixels."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,167 @@
+"""Which uncertainty still tells the truth when the images get worse: metrics under shift (Ovadia et al. 2019).
+
+`python -m utils.shift -m MODEL --imgs-dir … --masks-dir … --output-dir …` predicts labelled images as they are and with
+thirteen corruptions in five strengths, such as blur, noise, another lamp, hair, a rotated or more distant camera, and
+writes the metrics of each method as tables (shift.md), numbers (shift.json) and a figure (shift.png).
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils import arguments, cli, model_flags, pairing_arguments
+from utils.data.corruptions import SHIFT_STRENGTHS
+from utils.data.groups import names_digest
+from utils.data.images import IMAGE_EXTENSIONS
+from utils.data.mask_classes import MaskClasses
+from utils.figures.grid import save_figure
+from utils.figures.small_multiples import draw_small_multiples
+from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation, method_title
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item, find_items
+from utils.pipeline.run_settings import run_settings
+from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_panels
+from utils.pipeline.shifted_sets import ShiftEvaluation, list_shifts
+from utils.runtime.atomic_files import atomic_file, write_json
+from utils.runtime.console import progress
+from utils.runtime.errors import InputError
+
+METHODS = ("direct", "bayesian", "tta")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.shift", description=__doc__, parents=[arguments.model_parent()]
+    )
+    images = parser.add_argument_group("images")
+    images.add_argument("--imgs-dir", type=Path, required=True, metavar="DIR", help="folder of images")
+    images.add_argument("--masks-dir", type=Path, required=True, metavar="DIR", help="their ground-truth masks")
+    images.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
+    pairing_arguments.add_mask_suffix(images)
+    images.add_argument(
+        "--max-images", type=arguments.integer(1), metavar="N", help="fewer images, evenly spaced by name"
+    )
+    images.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="resume an interrupted run: keep finished corruptions and strengths",
+    )
+    methods = parser.add_argument_group("methods and corruptions")
+    methods.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=METHODS,
+        metavar="METHOD",
+        help=f"as the predict_prob scripts: {', '.join(METHODS)} (default: all)",
+    )
+    arguments.add_with_default(
+        methods, "--mc", type=arguments.integer(1), default=20, metavar="T", help="number of passes of bayesian"
+    )
+    lowest, highest = SHIFT_STRENGTHS[0], SHIFT_STRENGTHS[-1]
+    methods.add_argument(
+        "--strengths",
+        nargs="+",
+        type=arguments.integer(lowest, highest),
+        default=SHIFT_STRENGTHS,
+        metavar="S",
+        help=f"strengths of the corruptions, from {lowest} to {highest} (default: all)",
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    items = find_items(args.imgs_dir, args.output_dir, IMAGE_EXTENSIONS, False, args.masks_dir, args.mask_suffix)
+    model, dtype = model_flags.model_from_args(args, [item.path for item in items])
+    samplers = {method_title(sampler, model): sampler for sampler in samplers_from_args(args, dtype)}
+    for sampler in samplers.values():
+        sampler.check(model)
+    recorded = MaskClasses(model.mask_values, model.ignore_value)
+    ground_truth = GroundTruth(items, args.masks_dir, recorded, args.ignore_value, args.mask_suffix)
+    items = evenly_spaced([item for item in items if item.name in ground_truth.paths], args.max_images)
+
+    # What makes up a run, and what an interrupted one has finished.
+    run = {
+        "seed": args.seed,
+        "images": len(items),
+        "image_names": names_digest([item.path for item in items], args.imgs_dir),
+        "methods": [run_settings(model, sampler, ground_truth) for sampler in samplers.values()],
+    }
+    path = args.output_dir / "shift.json"
+    finished = read_finished(path, run) if args.skip_existing else []
+    results = [row for row in finished if row["strength"]]  # the images as they are come first and show which ones fail
+    done = {(row["corruption"], row["strength"]) for row in results}
+    shifts = [shift for shift in list_shifts(args.strengths) if shift not in done]
+
+    # One corruption and strength after the other; what is finished is kept.
+    evaluation = ShiftEvaluation(model, samplers, ground_truth, args.seed)
+    with progress(total=len(shifts) * len(items), unit="image") as bar:
+        for shift in shifts:
+            results += evaluation.evaluate(items, shift, bar.update)
+            if shift == shifts[0]:
+                ground_truth.fitter.log()
+            write_json(path, {"run": run, "results": results})
+    report = evaluation.report
+    failed = {name for name, _ in report.failures}
+    report.rows = [{"image": item.reported} for item in items if item.reported not in failed]
+    if any(row["strength"] for row in results):
+        write_results(args.output_dir, results)
+    return report.finish(f": {args.output_dir}")
+
+
+def samplers_from_args(args: argparse.Namespace, dtype: torch.dtype | None) -> list[Sampler]:
+    """The methods that --methods names, each once."""
+    samplers = {
+        "direct": Softmax(args.batch_size, dtype),
+        "bayesian": MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed),
+        "tta": TestTimeAugmentation(args.batch_size, dtype),
+    }
+    return [samplers[name].for_single_images() for name in dict.fromkeys(args.methods)]
+
+
+def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:
+    """As many of the images, at equal steps; all if there are no more, or without a number."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def read_finished(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results that an earlier run has written; none if there is no file.
+
+    Raises:
+        InputError: they were made with other settings, or the file is none of this command.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        earlier, results = dict(content["run"]), list(content["results"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} was not written by this command: choose another output folder") from error
+    changed = [name for name, value in json.loads(json.dumps(run)).items() if earlier.get(name) != value]
+    if changed:
+        raise InputError(
+            f"{path} has results with other {', '.join(changed).replace('_', ' ')}: choose another output folder, or "
+            "start over without skipping existing results"
+        )
+    return results
+
+
+def write_results(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write shift.md and shift.png, and print the means over the corruptions."""
+    means = format_shift_means(results)
+    with atomic_file(folder / "shift.md") as file:
+        file.write(f"## Means over the corruptions\n\n{means}\n\n{format_shift_tables(results)}\n".encode())
+    figure = draw_small_multiples(shift_panels(results), "strength of the corruption (0: unchanged images)")
+    save_figure(figure, folder / "shift.png", dpi=200)
+    print(means)
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())
