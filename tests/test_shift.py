@@ -18,12 +18,14 @@ from utils.data.corruptions import CORRUPTIONS, corrupt
 from utils.data.images import IMAGE_EXTENSIONS, read_image
 from utils.data.mask_classes import MaskClasses
 from utils.figures.small_multiples import draw_small_multiples
+from utils.inference.guarantees import Guarantee
+from utils.inference.predictor import predict
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_curves, shift_panels
-from utils.pipeline.shifted_sets import SHIFT_METRICS, UNCHANGED, Shift, ShiftEvaluation, list_shifts
+from utils.pipeline.shifted_sets import REGION_METRICS, SHIFT_METRICS, UNCHANGED, Shift, ShiftEvaluation, list_shifts
 from utils.runtime.errors import InputError
 
 SAMPLERS: dict[str, Sampler] = {"a": Softmax(), "b": MCDropout(num_samples=3, seed=4), "c": TestTimeAugmentation()}
@@ -94,6 +96,24 @@ def test_changed_images_have_the_metrics_of_the_scripts(model: TrainedModel, fol
     for row in evaluation.evaluate(items, one):
         expected = metrics_of_the_scripts(model, samplers[row["method"]], imgs, masks, tmp_path / row["method"])
         assert {name: row[name] for name in SHIFT_METRICS} == pytest.approx(expected, rel=1e-9)
+
+
+def test_losses_of_masks_with_a_guarantee(model: TrainedModel, folder: Path):
+    evaluation, items = evaluation_of(model, folder, {"a": Softmax(), "b": TestTimeAugmentation()})
+    maps = [predict(model, read_image(item.path)).probs[1].numpy() for item in items]
+    outer, inner = np.quantile(maps, 0.3), np.quantile(maps, 0.7)  # a third of the pixels is outside, a third inside
+    evaluation.guarantees = {"a": Guarantee(0.9, outer, inner, images=99)}
+    with_masks, without = evaluation.evaluate(items, Shift(UNCHANGED, 0))
+    lesions = [evaluation.ground_truth.read(item, (40, 48)) > 0 for item in items]
+    missed = [(p < outer)[lesion].mean() for p, lesion in zip(maps, lesions, strict=True)]
+    false = [1 - lesion[p > inner].mean() if (p > inner).any() else 0 for p, lesion in zip(maps, lesions, strict=True)]
+    assert with_masks["outer_false_negative_rate"] == pytest.approx(np.mean(missed), abs=0.002)
+    assert with_masks["inner_false_discovery_proportion"] == pytest.approx(np.mean(false), abs=0.002)
+    assert all(0.05 < np.mean(losses) < 0.95 for losses in (missed, false))
+    assert not REGION_METRICS.keys() & without.keys()
+    titles = "False negative rate, outer mask | False discovery, inner mask |"
+    assert titles in format_shift_means([with_masks, without])
+    assert titles not in format_shift_means([without])
 
 
 def test_order_and_threads_change_nothing(model: TrainedModel, folder: Path):

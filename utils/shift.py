@@ -21,12 +21,14 @@ from utils.data.images import IMAGE_EXTENSIONS
 from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.small_multiples import draw_small_multiples
+from utils.inference.guarantees import make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation, method_title
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.run_settings import run_settings
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_panels
 from utils.pipeline.shifted_sets import ShiftEvaluation, list_shifts
+from utils.result_arguments import guarantee_level
 from utils.runtime.atomic_files import atomic_file, write_json
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
@@ -72,6 +74,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="S",
         help=f"strengths of the corruptions, from {lowest} to {highest} (default: all)",
     )
+    methods.add_argument(
+        "--guarantee",
+        type=guarantee_level,
+        metavar="LEVEL",
+        help="such as 0.9: also what the masks with a guarantee reach, see the prediction scripts",
+    )
     return parser
 
 
@@ -81,6 +89,7 @@ def main(args: argparse.Namespace) -> int:
     samplers = {method_title(sampler, model): sampler for sampler in samplers_from_args(args, dtype)}
     for sampler in samplers.values():
         sampler.check(model)
+    guarantees = {name: make_guarantee(model, one, args.guarantee) for name, one in samplers.items() if args.guarantee}
     recorded = MaskClasses(model.mask_values, model.ignore_value)
     ground_truth = GroundTruth(items, args.masks_dir, recorded, args.ignore_value, args.mask_suffix)
     items = evenly_spaced([item for item in items if item.name in ground_truth.paths], args.max_images)
@@ -90,7 +99,9 @@ def main(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "images": len(items),
         "image_names": names_digest([item.path for item in items], args.imgs_dir),
-        "methods": [run_settings(model, sampler, ground_truth) for sampler in samplers.values()],
+        "methods": [
+            run_settings(model, sampler, ground_truth, guarantees.get(name)) for name, sampler in samplers.items()
+        ],
     }
     path = args.output_dir / "shift.json"
     finished = read_finished(path, run) if args.skip_existing else []
@@ -99,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
     shifts = [shift for shift in list_shifts(args.strengths) if shift not in done]
 
     # One corruption and strength after the other; what is finished is kept.
-    evaluation = ShiftEvaluation(model, samplers, ground_truth, args.seed)
+    evaluation = ShiftEvaluation(model, samplers, ground_truth, args.seed, guarantees)
     with progress(total=len(shifts) * len(items), unit="image") as bar:
         for shift in shifts:
             results += evaluation.evaluate(items, shift, bar.update)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from utils.data.corruptions import CORRUPTIONS
-from utils.pipeline.shifted_sets import SHIFT_METRICS
+from utils.pipeline.shifted_sets import REGION_METRICS, SHIFT_METRICS
 
 ShiftRows = Sequence[Mapping[str, Any]]  # rows of `ShiftEvaluation.evaluate`
 Curve = tuple[list[int], list[float]]  # strengths and values
@@ -28,7 +28,7 @@ def shift_curves(results: ShiftRows, corruptions: Collection[str], metric: str) 
     for row in sorted(results, key=lambda row: row["strength"]):
         if row["corruption"] in corruptions or row["strength"] == 0:
             of_strength = values.setdefault(row["method"], {}).setdefault(row["strength"], [])
-            of_strength += [] if row[metric] is None else [row[metric]]
+            of_strength += [] if row.get(metric) is None else [row[metric]]
     return {
         method: (list(curve), [float(np.mean(one)) if one else math.nan for one in curve.values()])
         for method, curve in values.items()
@@ -40,15 +40,15 @@ def shift_panels(results: ShiftRows) -> dict[str, dict[str, dict[str, Curve]]]:
     names = _corruptions(results)
     rows = {"mean of all": names, **{name: [name] for name in names}}
     return {
-        row: {title: shift_curves(results, corruptions, metric) for metric, title in SHIFT_METRICS.items()}
+        row: {title: shift_curves(results, corruptions, metric) for metric, title in _metrics(results).items()}
         for row, corruptions in rows.items()
     }
 
 
 def format_shift_means(results: ShiftRows) -> str:
     """The metrics of the unchanged images, and their means over all corruptions of each strength, as Markdown."""
-    curves = [shift_curves(results, _corruptions(results), metric) for metric in SHIFT_METRICS]
-    lines = [["strength", "method", *SHIFT_METRICS.values()]]
+    curves = [shift_curves(results, _corruptions(results), metric) for metric in _metrics(results)]
+    lines = [["strength", "method", *_metrics(results).values()]]
     for strength in sorted({row["strength"] for row in results}):
         for method in curves[0]:
             lines.append([str(strength), method, *(_format_values(one[method], [strength])[0] for one in curves)])
@@ -59,7 +59,7 @@ def format_shift_tables(results: ShiftRows) -> str:
     """A Markdown table for each metric: corruptions and methods by strength."""
     tables = []
     strengths = sorted({row["strength"] for row in results})
-    for metric, title in SHIFT_METRICS.items():
+    for metric, title in _metrics(results).items():
         lines = [["corruption", "method", *map(str, strengths)]]
         for corruption in _corruptions(results):
             for method, curve in shift_curves(results, [corruption], metric).items():
@@ -70,6 +70,12 @@ def format_shift_tables(results: ShiftRows) -> str:
 
 def _corruptions(results: ShiftRows) -> list[str]:
     return [name for name in CORRUPTIONS if name in {row["corruption"] for row in results}]
+
+
+def _metrics(results: ShiftRows) -> dict[str, str]:
+    """The metrics that the rows have, those of masks with a guarantee only with one, with their titles."""
+    titles = SHIFT_METRICS | REGION_METRICS
+    return {metric: titles[metric] for metric in titles if any(metric in row for row in results)}
 
 
 def _format_values(curve: Curve, strengths: Sequence[int]) -> list[str]:

@@ -12,10 +12,12 @@ import numpy as np
 from utils.checkpoint import TrainedModel
 from utils.data.corruptions import CORRUPTIONS, corrupt
 from utils.data.images import read_image
+from utils.inference.guarantees import INNER, OUTER, Guarantee
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES, PIXEL_METRICS
+from utils.metrics.risk_control import region_losses
 from utils.metrics.segmentation import segmentation_scores
 from utils.metrics.selective import aurc
 from utils.pipeline.ground_truth import GroundTruth
@@ -33,6 +35,12 @@ SHIFT_METRICS = {
     "nll": PIXEL_METRIC_TITLES["nll"],
     "aurc": "AURC, soft Dice confidence",
     "error_auroc": PIXEL_METRIC_TITLES["error_auroc"],
+}
+
+# Those of masks with a guarantee, if there is one.
+REGION_METRICS = {
+    "outer_false_negative_rate": "False negative rate, outer mask",
+    "inner_false_discovery_proportion": "False discovery, inner mask",
 }
 
 
@@ -60,6 +68,7 @@ class _SetScores:
         self._counts: PixelCounts | None = None
         self._dice: list[float] = []
         self._confidence: list[float] = []
+        self._regions: list[dict[str, float]] = []
 
     def add(self, prediction: Prediction, target: np.ndarray) -> None:
         """Add an image; one without any pixel that counts is left out."""
@@ -69,9 +78,11 @@ class _SetScores:
         self._counts = prediction.counts if self._counts is None else self._counts + prediction.counts
         self._dice.append(dice)
         self._confidence.append(prediction.scores["soft_dice_confidence"])
+        if regions := prediction.regions:
+            self._regions.append(region_losses(regions[OUTER], regions[INNER], target))
 
     def metrics(self) -> dict[str, Any]:
-        """The number of images, and the `SHIFT_METRICS`; None where one is undefined. Empty without images."""
+        """The number of images, and the metrics, None where one is undefined. Empty without images."""
         if self._counts is None:
             return {}
         dice = np.array(self._dice)
@@ -79,8 +90,9 @@ class _SetScores:
             "dice": dice.mean(),
             **{name: PIXEL_METRICS[name](self._counts) for name in SHIFT_METRICS if name in PIXEL_METRICS},
             "aurc": aurc(np.array(self._confidence), 1 - dice),
+            **{name: np.mean([one[name] for one in self._regions]) for name in REGION_METRICS if self._regions},
         }
-        numbers = {name: float(values[name]) for name in SHIFT_METRICS}
+        numbers = {name: float(value) for name, value in values.items()}
         return {"images": len(dice)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
 
 
@@ -96,6 +108,7 @@ class ShiftEvaluation:
         samplers: the methods by their display names.
         ground_truth: of the images.
         seed: from it and an image's name the corruption's random numbers are derived.
+        guarantees: of the methods whose masks with a guarantee are evaluated, too, by the same names.
         report: the failures.
     """
 
@@ -103,6 +116,7 @@ class ShiftEvaluation:
     samplers: Mapping[str, Sampler]
     ground_truth: GroundTruth
     seed: int = 0
+    guarantees: Mapping[str, Guarantee] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     _replicas: queue.SimpleQueue = field(init=False, default_factory=queue.SimpleQueue)
 
@@ -147,7 +161,8 @@ class ShiftEvaluation:
             for method, sampler in self.samplers.items():
                 inputs = [sampler.preprocess_image(image, self.model.input_size)]
                 (samples,) = sampler.sample(replica, inputs, [item.key])
-                predictions[method] = predict_full_size(samples, image.size, MapOptions(), target)
+                options = MapOptions(guarantee=self.guarantees.get(method))
+                predictions[method] = predict_full_size(samples, image.size, options, target)
         finally:
             self._replicas.put(replica)
         return predictions, target
