@@ -48,6 +48,11 @@ def test_help(script: str):
             ["-i", "a.jpg", "b.jpg", "-o", "c.png", "c.png"],
             "two images would have the same mask file c.png",
         ),
+        (
+            "predict_bayesian.py",
+            ["-i", "a.jpg", "b.jpg", "-o", "c.png", "c.PNG"],  # beside both, c_prob.png
+            "two images would have the same mask file c.PNG",
+        ),
         ("predict_bayesian.py", ["-i", "a.png", "b.png", "-o", "c.png"], "not 1 for 2 images"),
         ("predict_bayesian.py", ["-i", "a.png", "-m", "missing.pth"], "missing.pth: there is no such model file"),
         ("predict_bayesian.py", ["-i", "a.png", "--mc", "-1"], "--mc"),

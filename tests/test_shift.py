@@ -33,7 +33,7 @@ SAMPLERS: dict[str, Sampler] = {"a": Softmax(), "b": MCDropout(num_samples=3, se
 
 @pytest.fixture(scope="module")
 def model() -> TrainedModel:
-    return TrainedModel(lively_network(base_channels=4), (32, 32))
+    return TrainedModel(lively_network(2, base_channels=4), (32, 32))
 
 
 @pytest.fixture(scope="module")

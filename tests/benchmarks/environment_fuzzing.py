@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from unet import BayesianUNet  # noqa: E402
 from utils import cli  # noqa: E402
@@ -87,16 +88,22 @@ class Workplace:
         self.folder, self.out = folder, folder / "out"
         self.model = folder / "model.pth"
         torch.manual_seed(0)
-        save_checkpoint(self.model, TrainedModel(BayesianUNet(base_channels=1).eval(), (16, 16)))
-        for kind in ("imgs", "masks", "empty"):
-            (folder / kind).mkdir()
-        for name in ("a.jpg", "b$x$.jpg", "皮膚.png"):
-            Image.new("RGB", (20, 16), "pink").save(folder / "imgs" / name)
-            mask = Image.new("L", (20, 16))
-            mask.paste(255, (5, 5, 12, 12))
-            mask.save(folder / "masks" / f"{Path(name).stem}.png")
+        save_checkpoint(self.model, TrainedModel(BayesianUNet(base_channels=1).eval(), (32, 32)))
+        (folder / "empty").mkdir()
+        self.tidy()
         (folder / "broken.jpg").write_bytes(b"\xff\xd8 broken")
         (folder / "file").touch()
+
+    def tidy(self) -> None:
+        """Leave no results of earlier runs among the images, which later ones would only refuse."""
+        for kind in ("imgs", "masks"):
+            shutil.rmtree(self.folder / kind, ignore_errors=True)
+            (self.folder / kind).mkdir()
+        for name in ("a.jpg", "b$x$.jpg", "皮膚.png"):
+            Image.new("RGB", (20, 16), "pink").save(self.folder / "imgs" / name)
+            mask = Image.new("L", (20, 16))
+            mask.paste(255, (5, 5, 12, 12))
+            mask.save(self.folder / "masks" / f"{Path(name).stem}.png")
 
     def arguments(self, rng: random.Random) -> tuple[str, list[str]]:
         """A script with arguments, of which most are right."""
@@ -136,7 +143,7 @@ class Workplace:
         try:
             yield f"{path.name} {mode:o}" if path else ""
         finally:
-            if path:
+            if path and path.exists():
                 path.chmod(0o700)
 
 
@@ -167,6 +174,7 @@ def run_once(rng: random.Random, workplace: Workplace) -> tuple[str, object, str
     """A random run: what was run, its exit code (or what else it raised) and its standard error."""
     if rng.random() < 0.3:
         shutil.rmtree(workplace.out, ignore_errors=True)
+    workplace.tidy()
     script, words = workplace.arguments(rng)
     module, stderr = importlib.import_module(script), io.StringIO()
     argv, sys.argv = sys.argv, [f"{script}.py", *words]
@@ -206,7 +214,7 @@ def main() -> None:
         obey_permissions()
         workplace, rng = Workplace(Path(name)), random.Random(args.seed)
         os.chdir(name)
-        for i in range(args.runs):
+        for i in tqdm(range(args.runs), unit="run", mininterval=5):
             description, code, stderr = run_once(rng, workplace)
             codes[code if code in CODES else "other"] += 1
             if not is_documented(code, stderr):

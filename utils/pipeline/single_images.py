@@ -105,20 +105,25 @@ def _check_outputs(others: Sequence[Path], outputs: Sequence[Path]) -> None:
     names = defaultdict(Counter)  # by folder
     for path in (*others, *outputs):
         names[path.parent.resolve()][path.name] += 1
-    masks = Counter(path.resolve() for path in outputs)
+    masks: dict[tuple[Path, str], Path] = {}  # by folder and stem
     for path in outputs:
-        if masks[path.resolve()] > 1:
+        key = path.parent.resolve(), path.stem
+        if key in masks:
             raise InputError(f"two images would have the same mask file {path}: rename one of them")
+        masks[key] = path
         if path.suffix.lower() != ".png":
             raise InputError(f"output {path}: the name of a mask must end with .png (or give an output folder)")
         if path.is_dir():
             raise InputError(f"output {path} is a folder: a file was expected")
-        results = re.compile(re.escape(path.stem) + f"(?:{re.escape(path.suffix)}|{_RESULT})")
-        for name, count in names[path.parent.resolve()].items():
-            if results.fullmatch(name) and (name != path.name or count > 1):
-                other = path.with_name(name)
+    for folder, name in ((folder, name) for folder, in_folder in names.items() for name in in_folder):
+        for end in (match.start() for match in re.finditer(r"[._]", name)):  # of the stem whose result it may be
+            path, suffix = masks.get((folder, name[:end])), name[end:]
+            if path is None or not (suffix == path.suffix or re.fullmatch(_RESULT, suffix)):
+                continue
+            if name != path.name or names[folder][name] > 1:
                 raise InputError(
-                    f"output {path}: one of its results would overwrite {other}; choose another name or folder"
+                    f"output {path}: one of its results would overwrite {path.with_name(name)}; choose another name "
+                    "or folder"
                 )
 
 
