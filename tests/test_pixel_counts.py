@@ -93,3 +93,25 @@ def test_ignored_pixels_are_not_counted(n_classes: int):
     assert counts.pixels == 6 * 5
     for field in dataclasses.fields(PixelCounts):
         np.testing.assert_allclose(getattr(counts, field.name), getattr(expected, field.name), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 2, 20])
+def test_sums_by_bin_against_numpy(scale: float):
+    """Of confident models as of others, with probabilities at the edges of the bins."""
+    rng = np.random.default_rng(0)
+    p = torch.from_numpy(1 / (1 + np.exp(-scale * rng.normal(size=(50, 64))))).float()
+    p[0, :16] = torch.arange(16) / 15
+    target = torch.from_numpy(rng.random(p.shape) < p.numpy()).byte()
+    counts = counts_of(torch.stack([1 - p, p]), target)
+    q, p, y = (values.numpy().ravel() for values in (1 - p, p, target))
+    is_target = (p > q) == y
+    for found, probability, outcome in ((counts.top_label, np.maximum(p, q), is_target), (counts.foreground, p, y)):
+        index = np.clip(np.ceil(probability * np.float32(15)) - 1, 0, 14).astype(int)
+        weights = (np.ones(len(p)), probability.astype(np.float64), outcome)
+        expected = [np.bincount(index, one, 15) for one in weights]
+        np.testing.assert_array_equal(found[[0, 2]], [expected[0], expected[2]])
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-8)  # 1 - p is rounded
+    p_target = np.where(y, p, q).astype(np.float64)
+    assert counts.squared_error == pytest.approx(np.square(1 - p_target).sum(), rel=1e-6)
+    assert counts.log_loss == pytest.approx(-np.log(p_target.clip(1e-7)).sum(), rel=1e-6)
+    assert counts.by_confidence.sum(axis=1).tolist() == [(~is_target).sum(), is_target.sum()]

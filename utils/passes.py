@@ -118,7 +118,7 @@ def evaluate_passes(
             mean = total / t
             entropy_of_mean, classes, scores = entropy(mean), predict_classes(mean), ImageScores()
             scores.add(mean, entropy_of_mean, classes)
-            counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).coarse()
+            counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).read().coarse()
             dice = segmentation_scores(classes.cpu().numpy(), target, len(mean))["dice"]
             points.append(PassesPoint(counts, dice, scores.soft_dice_confidence))
     return points

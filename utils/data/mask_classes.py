@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from utils import IGNORED_CLASS, RGB_OFFSET
 from utils.data.mask_values import (
@@ -88,7 +89,14 @@ class MaskClasses:
 
     def unite(self, masks: Sequence[RawMask]) -> np.ndarray:
         """The (H, W) uint8 classes of an image that has these masks: of each pixel the highest."""
-        return np.maximum.reduce([self.of(mask.values)[mask.codes] for mask in masks])
+        return np.maximum.reduce([_classes_of(self.of(mask.values), mask.codes) for mask in masks])
+
+
+def _classes_of(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """`table[codes]` for a uint8 table; Pillow is several times as fast with uint8 codes."""
+    if codes.dtype != np.uint8 or not codes.size:
+        return table[codes]
+    return np.asarray(Image.fromarray(codes).point(np.resize(table, 256).tolist()))
 
 
 def decide_classes(

@@ -39,11 +39,26 @@ class RawMask(NamedTuple):
         return ValueCounts(self.values[found], pixels[found], solid[found])
 
     def _histogram(self, codes: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
-        """How often each code occurs; Pillow's histogram is several times as fast as `np.bincount`."""
-        if codes.dtype == np.uint8 and codes.size:
-            where = None if where is None else Image.fromarray(where.view(np.uint8))
-            return np.array(Image.fromarray(codes).histogram(where)[: len(self.values)])
-        return np.bincount(codes.ravel() if where is None else codes[where], minlength=len(self.values))
+        """How often each code occurs."""
+        if codes.dtype != np.uint8 or not codes.size:
+            return np.bincount(codes.ravel() if where is None else codes[where], minlength=len(self.values))
+        if where is None:
+            return _byte_histogram(codes)[: len(self.values)]
+        counts = _byte_histogram(codes * where)[: len(self.values)]
+        counts[0] -= where.size - np.count_nonzero(where)
+        return counts
+
+
+def _byte_histogram(values: np.ndarray) -> np.ndarray:
+    """How often each of 256 values occurs.
+
+    Pillow counts the four channels of an image in four tables. So equal neighbours, as most in a mask are, do not wait
+    for each other, and this is several times as fast as `np.bincount`.
+    """
+    values = values.ravel()
+    n = values.size // 1024 * 1024
+    in_channels = Image.fromarray(values[:n].reshape(-1, 256, 4)).histogram() if n else [0] * 1024
+    return np.reshape(in_channels, (4, 256)).sum(axis=0) + np.bincount(values[n:], minlength=256)
 
 
 def read_mask(path: Path | str) -> RawMask:

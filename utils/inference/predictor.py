@@ -127,9 +127,8 @@ def predict_full_size(
         block_values: as for `full_size_blocks`.
     """
     width, height = size
-    scores, images, maps = ImageScores(), {}, None
-    keep = {*options.keep, *(() if target is None else ["predictive_entropy"])}
-    statistics = {*options.statistics, *keep, "predictive_entropy", "overlaps"}
+    scores, images, maps, counts = ImageScores(), {}, None, None
+    statistics = {*options.statistics, *options.keep, "predictive_entropy", "overlaps"}
     guarantee, uncalibrated = options.guarantee, None
     if guarantee and guarantee.temperature != 1:
         uncalibrated = StackUpsampler(samples, width, height, block_values)
@@ -137,6 +136,10 @@ def predict_full_size(
         # The mask and the scores of these rows.
         classes = predict_classes(block.probs, options.threshold)
         scores.add(block.probs, block.predictive_entropy, classes, block.overlaps)
+        if target is not None:
+            on_device = to_device(torch.from_numpy(target[rows]), classes.device)
+            of_rows = count_pixels(block.probs, block.predictive_entropy, on_device)
+            counts = of_rows if counts is None else counts + of_rows
 
         # The mask and the greyscale maps, and the float32 maps, of the whole image.
         made = {_MASK: classes, **options.greyscale_maps(block)}
@@ -149,12 +152,8 @@ def predict_full_size(
             if name not in images:
                 images[name] = values.new_empty(height, width)
             images[name][rows] = values
-        if keep:
-            maps = maps or block.empty_like(height, keep)
+        if options.keep:
+            maps = maps or block.empty_like(height, options.keep)
             maps.put_rows(rows, block)
-    counts = None
-    if target is not None:
-        on_device = to_device(torch.from_numpy(target), maps.probs.device)
-        counts = count_pixels(maps.probs, maps.predictive_entropy, on_device)
     arrays = to_arrays(images)
-    return Prediction(arrays.pop(_MASK), scores.scores(), arrays, maps.cpu() if options.keep else None, counts)
+    return Prediction(arrays.pop(_MASK), scores.scores(), arrays, maps and maps.cpu(), counts and counts.read())

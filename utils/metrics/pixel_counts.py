@@ -18,12 +18,13 @@ from utils import IGNORED_CLASS
 
 N_BINS = 15  # bins of a reliability diagram
 MIN_PROBABILITY = 1e-7  # lower clamp of probabilities in the NLL
-CPU_BLOCK_SIZE, _GPU_BLOCK_SIZE = 2**19, 2**24  # pixels that are counted at a time
+CPU_BLOCK_SIZE, _GPU_BLOCK_SIZE = 2**18, 2**24  # pixels that are counted at a time
 
 _OCTAVES, _BINS_PER_OCTAVE = 24, 2**7  # of 1 - confidence; float32 has no smaller steps below 1
 _CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
 _ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
 _NOT_COUNTED = 2  # beside the outcomes 0 and 1 of a pixel
+_SURE_LOSS = 1 / 16  # 1 - the probability of the true class, below which that is in the last bin, from 14/15 on
 _MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
@@ -37,7 +38,7 @@ def confidence_bins(confidence: Tensor) -> Tensor:
     """
     lowest = (127 - _OCTAVES) * _BINS_PER_OCTAVE  # 127 is the biased exponent of 1
     bits = (1 - confidence).view(torch.int32) >> 16  # keeps 7 of the 23 bits of the mantissa
-    return (bits - lowest).clamp_(0, _CONFIDENCE_BINS - 1)
+    return bits.sub_(lowest).clamp_(0, _CONFIDENCE_BINS - 1)
 
 
 def confidence_bin_centres(n: int) -> np.ndarray:
@@ -70,7 +71,7 @@ _PACKED_SHAPES = ((3, N_BINS), (3, N_BINS), (), (), (2, _CONFIDENCE_BINS), (2, _
 
 @dataclass
 class PixelCounts:
-    """Sums over pixels. Leading dimensions stand for several images or sets.
+    """Sums over pixels: arrays, or tensors on a device until they are read. Leading dimensions: several images or sets.
 
     The confidence of a pixel is the probability of its most probable class; the pixel is correct if that is the class
     of the ground truth.
@@ -87,12 +88,16 @@ class PixelCounts:
             or merged ones.
     """
 
-    top_label: np.ndarray
-    foreground: np.ndarray
-    squared_error: np.ndarray
-    log_loss: np.ndarray
-    by_confidence: np.ndarray
-    by_entropy: np.ndarray
+    top_label: np.ndarray | Tensor
+    foreground: np.ndarray | Tensor
+    squared_error: np.ndarray | Tensor
+    log_loss: np.ndarray | Tensor
+    by_confidence: np.ndarray | Tensor
+    by_entropy: np.ndarray | Tensor
+
+    def read(self) -> "PixelCounts":
+        """The same as arrays; waits for the device."""
+        return PixelCounts(*(np.asarray(torch.as_tensor(getattr(self, f.name)).cpu()) for f in fields(self)))
 
     @property
     def pixels(self) -> np.ndarray:
@@ -130,7 +135,7 @@ class PixelCounts:
 def count_pixels(
     probs: Tensor, predictive_entropy: Tensor, target: Tensor, block_size: int | None = None
 ) -> PixelCounts:
-    """The counts of the pixels of one image.
+    """The counts of the pixels of one image, or of some of its rows: arrays; of a GPU tensors, to be read later.
 
     Args:
         probs: (C, H, W) float32.
@@ -148,7 +153,42 @@ def count_pixels(
         target.flatten().split(block_size),
         strict=True,
     )
-    return reduce(operator.add, (_count_block(*block) for block in blocks))
+    count = _count_two_classes if probs.is_cpu and len(probs) == 2 else _count_block
+    counts = reduce(operator.add, (count(*block) for block in blocks))
+    return counts.read() if probs.is_cpu else counts
+
+
+def _count_two_classes(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
+    """`_count_block` of two classes, several times as fast on a CPU: of most pixels only sums are required.
+
+    These are surely correct, and lie in the first or the last bin of a reliability diagram. The others are few.
+    """
+    if target.numpy().max(initial=0) == IGNORED_CLASS:
+        counted = target != IGNORED_CLASS
+        probs, entropy, target = probs[:, counted], entropy[counted], target[counted]
+    positive = target.to(probs.dtype)
+    loss = (probs[1] - positive).abs_()  # 1 - the probability of the true class
+    others = torch.from_numpy(np.flatnonzero(loss.numpy() >= _SURE_LOSS))
+    counts = _count_block(*(values.index_select(-1, others) for values in (probs, entropy, target))).read()
+    n = len(target) - len(others)
+    n_positive = np.count_nonzero(target.numpy()) - int(counts.foreground[2].sum())
+
+    # The sums over the sure pixels: the others are set to 0.
+    loss.index_fill_(0, others, 0)
+    counts.log_loss -= (1 - loss).log_().sum(dtype=torch.float64).item()
+    loss = loss.double()
+    counts.squared_error += loss.dot(loss).item()
+    total, of_positive = loss.sum().item(), loss.dot(positive.double()).item()
+    counts.foreground[:, 0] += n - n_positive, total - of_positive, 0
+    counts.foreground[:, -1] += n_positive, n_positive - of_positive, n_positive
+    counts.top_label[:, -1] += n, n - total, n
+
+    # The histograms: of all pixels, less those that are errors.
+    of_confidence, of_entropy = confidence_bins(torch.maximum(probs[0], probs[1])), entropy_bins(entropy, 2)
+    for errors_and_correct, index in ((counts.by_confidence, of_confidence), (counts.by_entropy, of_entropy)):
+        n_bins = errors_and_correct.shape[1]
+        errors_and_correct[1] = torch.bincount(index, minlength=n_bins).numpy() - errors_and_correct[0]
+    return counts
 
 
 def _count_block(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
@@ -164,25 +204,25 @@ def _count_block(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
         squared_error = 0.5 * (probs.square().sum(dim=0) - 2 * p_target + 1)
     correct = torch.where(counted, (predicted == target).int(), _NOT_COUNTED)
 
-    def errors_and_correct(index: Tensor, n: int) -> np.ndarray:
-        return torch.bincount(index + n * correct, minlength=3 * n).view(3, -1)[:2].cpu().numpy()
+    def errors_and_correct(index: Tensor, n: int) -> Tensor:
+        return torch.bincount(index + n * correct, minlength=3 * n).view(3, -1)[:2]
 
     return PixelCounts(
         top_label=_reliability(confidence, correct, counted),
         foreground=_reliability(foreground, torch.where(counted, (target > 0).int(), _NOT_COUNTED), counted),
-        squared_error=squared_error.mul_(counted).sum(dtype=torch.float64).cpu().numpy(),
-        log_loss=-p_target.clamp(min=MIN_PROBABILITY).log().mul_(counted).sum(dtype=torch.float64).cpu().numpy(),
+        squared_error=squared_error.mul_(counted).sum(dtype=torch.float64),
+        log_loss=-p_target.clamp(min=MIN_PROBABILITY).log().mul_(counted).sum(dtype=torch.float64),
         by_confidence=errors_and_correct(confidence_bins(confidence), _CONFIDENCE_BINS),
         by_entropy=errors_and_correct(entropy_bins(entropy, len(probs)), _ENTROPY_BINS),
     )
 
 
-def _reliability(probability: Tensor, outcome: Tensor, counted: Tensor) -> np.ndarray:
+def _reliability(probability: Tensor, outcome: Tensor, counted: Tensor) -> Tensor:
     """(3, N_BINS): pixels, sum of probabilities and positive outcomes in the bins (0, 1/15], (1/15, 2/15], ..."""
     index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).int()
     negatives, positives, _ = torch.bincount(index + N_BINS * outcome, minlength=3 * N_BINS).view(3, -1)
     total = torch.bincount(index, weights=probability.double().mul_(counted), minlength=N_BINS)
-    return torch.stack([negatives + positives, total, positives]).cpu().numpy()
+    return torch.stack([negatives + positives, total, positives]).double()
 
 
 def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray) -> PixelCounts:

@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
-from PIL import Image
 
 from utils import IGNORED_CLASS
 
 # The scores of the ISIC 2016 challenge, which ranks by the mean Jaccard index (Gutman et al., arXiv:1605.01397).
 CHALLENGE_SCORES = ("dice", "jaccard", "sensitivity", "specificity", "accuracy")
+
+_BLOCK_SIZE = 2**16  # pixels that are compared at a time
 
 
 def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: int = 2) -> dict[str, float]:
@@ -24,14 +25,10 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
         means over the classes, followed by those of each class (`dice_c1`, ...), and the accuracy is that of all
         classes.
     """
-    positives_of = _histogram(target)  # by class
-    n_ignored = positives_of[IGNORED_CLASS]
-    predicted_of = _histogram(predicted, target != IGNORED_CLASS if n_ignored else None)
-    correct_of = _histogram(target, target == predicted)
-    total = target.size - n_ignored
+    counts = _count_classes(predicted.ravel(), target.ravel(), n_classes)
+    total, correct = counts[:, 1].sum(), counts[:, 0].sum()
     by_class = []
-    for k in range(1, n_classes):
-        true_positives, positives, predicted_positives = correct_of[k], positives_of[k], predicted_of[k]
+    for true_positives, positives, predicted_positives in counts[1:]:
         true_negatives = total - positives - predicted_positives + true_positives
         by_class.append(
             {
@@ -42,16 +39,25 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
             }
         )
     scores = {name: float(np.mean([scores_k[name] for scores_k in by_class])) for name in by_class[0]}
-    scores["accuracy"] = _ratio(sum(correct_of), total)
+    scores["accuracy"] = _ratio(correct, total)
     if n_classes > 2:
         scores |= {f"{name}_c{k}": value for k, one in enumerate(by_class, 1) for name, value in one.items()}
     return scores if total else dict.fromkeys(scores, math.nan)
 
 
-def _histogram(classes: np.ndarray, where: np.ndarray | None = None) -> list[int]:
-    """The number of pixels of each of 256 classes; Pillow's is several times as fast as `np.bincount`."""
-    where = None if where is None else Image.fromarray(where.astype(np.uint8))
-    return Image.fromarray(classes.astype(np.uint8, copy=False)).histogram(where)
+def _count_classes(predicted: np.ndarray, target: np.ndarray, n_classes: int) -> np.ndarray:
+    """(C, 3): by class the true positives, the positives and the predicted positives among the (n,) pixels that count.
+
+    A block of pixels stays in the processor's cache, where comparisons are much faster than a histogram.
+    """
+    counts = np.zeros((n_classes, 3), np.int64)
+    for start in range(0, len(target), _BLOCK_SIZE):
+        predicted_classes, classes = predicted[start : start + _BLOCK_SIZE], target[start : start + _BLOCK_SIZE]
+        counted = classes != IGNORED_CLASS
+        for k in range(n_classes):
+            is_class, is_predicted = classes == k, (predicted_classes == k) & counted
+            counts[k] += [np.count_nonzero(mask) for mask in (is_class & is_predicted, is_class, is_predicted)]
+    return counts
 
 
 def _ratio(numerator: int, denominator: int) -> float:
