@@ -42,7 +42,7 @@ def opened(browser: "playwright.Browser") -> Iterator[Open]:
     def open_page(path: Path, address: str = "", context: "playwright.BrowserContext | None" = None, **options: object):
         if context is None:
             context = browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
-            context.set_default_timeout(10_000)
+            context.set_default_timeout(60_000)  # of a busy machine
             contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
@@ -458,7 +458,9 @@ def test_page_can_reach_nothing(samples: Path, browser: "playwright.Browser"):
         const inline = document.createElement("script");
         inline.textContent = "window.wasRun = true";
         document.body.append(inline);
-        await new Promise(resolve => setTimeout(resolve, 100));
+        for (let waited = 0; blocked.length < 5 && waited < 10000; waited += 50) {
+            await new Promise(resolve => setTimeout(resolve, 50));
+        }
         return [...blocked, Boolean(window.wasRun)];
     }""")
     context.close()
