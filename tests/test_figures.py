@@ -110,6 +110,14 @@ def test_tint_region():
     assert np.array_equal(tint_region(image, np.zeros_like(region), (0, 200, 0)), image)
 
 
+def test_width_of_an_outline():
+    region = np.zeros((7, 7), dtype=bool)
+    region[1:6, :6] = True  # up to the left border, where it is not outlined
+    outlined = tint_region(np.zeros((7, 7, 3), dtype=np.uint8), region, (0, 200, 0), opacity=0, width=2)[..., 1] == 200
+    region[3, :4] = False
+    assert np.array_equal(outlined, region)
+
+
 def test_tint_classes():
     image = np.full((3, 9, 3), 100, dtype=np.uint8)
     classes = np.repeat([[0, 1, 2]], 3, axis=0).repeat(3, axis=1)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_SIDE = 768  # pixels of a panel's values; more cannot be seen
+_CONTOUR_WIDTH = 1 / 160  # of those of the masks with a guarantee, relative to the image's longer side
 _ERRORS = ((FALSE_NEGATIVE, "false negatives"), (FALSE_POSITIVE, "false positives"))
 
 _CONTOURS = ((OUTER, OUTER_CONTOUR, "outer mask"), (INNER, INNER_CONTOUR, "inner mask"))  # on the prediction
@@ -138,7 +139,8 @@ def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure
         prediction = tint_classes(row.image, row.classes, row.n_classes, PREDICTION)
         for name, colour, _ in _CONTOURS:
             if name in row.regions:
-                prediction = tint_region(prediction, row.regions[name], colour, opacity=0)
+                width = math.ceil(max(row.image.shape) * _CONTOUR_WIDTH)
+                prediction = tint_region(prediction, row.regions[name], colour, opacity=0, width=width)
         if row.target is not None:
             target = tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)
             errors = tint_errors(row.image, row.classes, row.target)
@@ -219,7 +221,9 @@ def tint_errors(image: np.ndarray, classes: np.ndarray, target: np.ndarray) -> n
     return tint_region(grey, (target == 0) & (classes > 0), FALSE_POSITIVE, opacity=0.75)
 
 
-def tint_region(image: np.ndarray, region: np.ndarray, colour: Colour, opacity: float = 0.35) -> np.ndarray:
+def tint_region(
+    image: np.ndarray, region: np.ndarray, colour: Colour, opacity: float = 0.35, width: int = 1
+) -> np.ndarray:
     """An image with a region tinted and outlined.
 
     Args:
@@ -227,13 +231,16 @@ def tint_region(image: np.ndarray, region: np.ndarray, colour: Colour, opacity: 
         region: (H, W) bool.
         colour: red, green and blue, 0 to 255.
         opacity: of the tint, in [0, 1]; the outline is opaque.
+        width: of the outline, which is inside the region, in pixels.
 
     Returns:
         (H, W, 3) uint8.
     """
-    padded = np.pad(region, 1, mode="edge")
-    outline = region & ~(padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:])
-    alpha = (opacity * region + (1 - opacity) * outline)[..., None]
+    within = region
+    for _ in range(width):
+        padded = np.pad(within, 1, mode="edge")
+        within = within & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    alpha = (opacity * region + (1 - opacity) * (region & ~within))[..., None]
     return np.round(image * (1 - alpha) + np.array(colour) * alpha).astype(np.uint8)
 
 
