@@ -228,7 +228,8 @@ def test_two_processes_predict_like_one(script: str, launch, tmp_path: Path, mod
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     (imgs / "SKIN_004.jpg").write_bytes(b"broken")
-    results = launch(script, *common, "--output-dir", tmp_path / "three")
+    results = launch(script, *common, "--output-dir", tmp_path / "three", "--review")
+    assert (tmp_path / "three" / "review.html").is_file()  # by the first process alone
     assert any(result.returncode != 0 for result in results)
     assert printed(results)[1].count("SKIN_004.jpg: ") == 1
     assert len(list((tmp_path / "three").glob("*_OUT.png"))) == 6

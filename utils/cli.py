@@ -126,8 +126,9 @@ def review_from_args(args: argparse.Namespace, input_dir: Path, code: int) -> in
     """The exit code of a script that predicts; with --review, the page of its output folder is written before."""
     if not args.review or not distributed.is_main() or not (args.output_dir / "summary.csv").exists():
         return code
-    page, report = write_review([args.output_dir], input_dir, ReviewOptions(args.mask_dir, args.mask_suffix))
-    return report.finish(f" on the page {page}, to be opened in a browser") or code
+    with distributed.alone():  # the other processes are done
+        page, report = write_review([args.output_dir], input_dir, ReviewOptions(args.mask_dir, args.mask_suffix))
+        return report.finish(f" on the page {page}, to be opened in a browser") or code
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ Value = TypeVar("Value")
 # Where processes wait for others with more work, such as the one that decodes; None is the default group.
 _patient_group: "dist.ProcessGroup | None" = None  # quoted: some builds of PyTorch have no process groups
 
+_alone = False  # see `alone`
+
 
 # What torchrun gives each process. Some of these variables may be left over from something else, such as a job script.
 _COUNTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -80,14 +82,25 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process is as a single one: the others do not take part in it, and no collective waits."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
 def world_size() -> int:
     """The number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """The rank of this process, from 0 to `world_size()` - 1."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def local_rank() -> int:
