@@ -102,10 +102,16 @@ def test_file_keeps_the_curves(model: TrainedModel, tmp_path: Path):
     save_checkpoint(tmp_path / "e.pth", ensemble)
     assert load_model(tmp_path / "e.pth").risk_curves["softmax"].images == 40
     content = read_checkpoint(tmp_path / "m.pth")
-    for damage in ({"images": 0}, {"outer": torch.ones(3)}, {"inner": torch.full((1000,), 1.5)}):
+    falling, ones = torch.linspace(1, 0, 1000), torch.ones(1000)
+    short, nan = falling[-3:], torch.where(falling == 1, torch.nan, falling)
+    for damage in (
+        {"images": 0},
+        *({"outer": one} for one in (ones, falling)),
+        *({"inner": one} for one in (short, nan, 1.5 * falling, ones)),
+    ):
         broken = content["risk_curves"] | {"tta": content["risk_curves"]["tta"] | damage}
         torch.save(content | {"risk_curves": broken}, tmp_path / "bad.pth")
-        with pytest.raises(InputError, match=r"bad\.pth is not a checkpoint .* risk curves are not losses"):
+        with pytest.raises(InputError, match=r"bad\.pth is not a checkpoint .* risk curves are not monotone losses"):
             load_model(tmp_path / "bad.pth")
 
 

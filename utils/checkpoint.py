@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from unet.weights import from_another_project, rebuild_network
@@ -217,7 +218,8 @@ def _rebuild_curves(content: Mapping[str, Any]) -> RiskCurves:
     """The curves of one method, as `calibration_content` stores them."""
     outer, inner = content["outer"].double().numpy(), content["inner"].double().numpy()
     images, n = int(content["images"]), len(RISK_THRESHOLDS)
-    valid = all(curve.shape == (n,) and ((curve >= 0) & (curve <= 1)).all() for curve in (outer, inner))
+    rising = (outer, inner[::-1])  # from the mask of all pixels, and of none, which have no loss
+    valid = all(one.shape == (n,) and one[0] == 0 and one[-1] <= 1 and (np.diff(one) >= 0).all() for one in rising)
     if images < 1 or not valid:
-        raise ValueError(f"its risk curves are not losses of images in [0, 1] at {n} thresholds")
+        raise ValueError(f"its risk curves are not monotone losses of images in [0, 1] at {n} thresholds")
     return RiskCurves(images, outer, inner, dict(content["settings"]))
