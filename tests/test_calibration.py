@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.conftest import lively_network, make_folders, run_module, run_script
+from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script
 from utils.calibration import held_out_indices
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
 from utils.data.groups import groups_digest
@@ -94,3 +95,14 @@ def test_calibrated_requires_temperatures(tmp_path: Path):
     result = run_script("predict_prob_tta.py", *common)
     assert result.returncode == 2
     assert "no temperature for test-time augmentation" in result.stderr
+
+
+def test_file_of_another_project_is_not_changed(tmp_path: Path):
+    """Its readers would not know a calibration in it, and neither would this project."""
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    torch.save(lively_network(dropout=0.0).state_dict(), tmp_path / "m.pth")
+    before = (tmp_path / "m.pth").read_bytes()
+    flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+    result = run_module("utils.calibration", *flags)
+    assert_one_clear_line(result, "is a file of another project", "name a new one (see --output)")
+    assert (tmp_path / "m.pth").read_bytes() == before

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import arguments, cli, model_flags
-from utils.checkpoint import TrainedModel, save_checkpoint
+from utils.checkpoint import TrainedModel, is_of_this_project, read_checkpoint, save_checkpoint
 from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
@@ -45,6 +45,10 @@ def main(args: argparse.Namespace) -> None:
     if args.output and args.output.resolve() in [path.resolve() for path in args.model]:
         raise InputError(f"output {args.output} is one of the model files: it would be lost. Choose another name")
     model, dtype = model_flags.model_from_args(args)
+    if args.output is None and not is_of_this_project(read_checkpoint(args.model[0])):
+        raise InputError(
+            f"{args.model[0]} is a file of another project, which cannot keep a calibration: name a new one", "output"
+        )
     check_writable((args.output or args.model[0]).parent)
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)

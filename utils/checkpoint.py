@@ -149,6 +149,11 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return content
 
 
+def is_of_this_project(content: Mapping[str, Any]) -> bool:
+    """Whether a file records its network or its members, as those of this project do."""
+    return "members" in content or {"network", "architecture"} <= content.keys()
+
+
 def model_from_checkpoint(
     content: Mapping[str, Any], name: Path | str, default_input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
 ) -> TrainedModel:
@@ -167,7 +172,7 @@ def model_from_checkpoint(
             parts = {f"{name}, member {i}": one for i, one in enumerate(content["members"], start=1)}
             ensemble = combine_models({part: model_from_checkpoint(one, part) for part, one in parts.items()})
             return replace(ensemble, **_recorded_options(content))
-        if not {"network", "architecture"} <= content.keys():
+        if not is_of_this_project(content):
             content = from_another_project(content, name, default_input_size)
         network = rebuild_network(content["network"], content["architecture"])
         default_values = [0, 255] if network.n_classes <= 2 else list(range(network.n_classes))
