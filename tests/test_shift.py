@@ -269,6 +269,8 @@ def test_results_of_other_settings_are_not_resumed(folder: Path, tmp_path: Path)
     assert shift.read_finished(path, run) == [{"dice": 0.5}]
     with pytest.raises(InputError, match="results with other seed, methods: choose another output folder"):
         shift.read_finished(path, {**run, "seed": 1, "methods": []})
+    with pytest.raises(InputError, match="results with other temperature, guarantee: choose another output folder"):
+        shift.read_finished(path, {**run, "methods": [{"temperature": 2.0, "guarantee": {"level": 0.9}}]})
     for content in ("[]", "nothing", '{"run": {}}'):
         path.write_text(content)
         with pytest.raises(InputError, match="was not written by this command"):

@@ -155,7 +155,12 @@ def read_finished(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} was not written by this command: choose another output folder") from error
-    changed = [name for name, value in json.loads(json.dumps(run)).items() if earlier.get(name) != value]
+    run = json.loads(json.dumps(run))
+    changed = [name for name, value in run.items() if earlier.get(name) != value]
+    titles = [[method.get("method") for method in one.get("methods", ())] for one in (earlier, run)]
+    if changed == ["methods"] and titles[0] == titles[1]:  # their settings differ
+        pairs = zip(earlier["methods"], run["methods"], strict=True)
+        changed = list(dict.fromkeys(key for a, b in pairs for key in a | b if a.get(key) != b.get(key)))
     if changed:
         raise InputError(
             f"{path} has results with other {', '.join(changed).replace('_', ' ')}: choose another output folder, or "
