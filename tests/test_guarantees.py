@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, make_image, run_module, run_script
+from utils import IGNORED_CLASS
 from utils.calibration import are_other_images
 from utils.checkpoint import load_model, read_checkpoint, save_checkpoint
 from utils.data.images import IMAGE_EXTENSIONS, read_image, save_png
@@ -67,7 +68,8 @@ def dataset(n: int, size: tuple[int, int] = (32, 32)) -> list[tuple[torch.Tensor
 def test_curves_are_the_mean_losses_of_the_images(trained: TrainedModel):
     """Exactly those of `predict`, by each method with its default settings."""
     model, images = replace(trained), dataset(3, (128, 128))
-    calibrate(model, images)
+    without_any_pixel = (images[0][0], torch.full_like(images[0][1], IGNORED_CLASS))
+    calibrate(model, [*images, without_any_pixel])
     assert {key: one.settings for key, one in model.risk_curves.items()} == SETTINGS
     for sampler in SAMPLERS:
         losses = []

@@ -75,8 +75,8 @@ def main(args: argparse.Namespace) -> None:
     stored = args.output or args.model[0]
     logger.info("Temperatures stored in %s: %s", stored, format_temperatures(model.temperatures))
     if model.risk_curves:
-        highest = math.floor(1000 * len(dataset) / (len(dataset) + 1)) / 1000
-        logger.info("Levels that %d images can guarantee: up to %g", len(dataset), highest)
+        n = next(iter(model.risk_curves.values())).images
+        logger.info("Levels that %d images can guarantee: up to %g", n, math.floor(1000 * n / (n + 1)) / 1000)
 
 
 def are_other_images(model: TrainedModel, n_images: int, names: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unet.mc_dropout import dropout_layers
+from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel, calibration_content, read_checkpoint, write_checkpoint
 from utils.inference.guarantees import probability_settings
 from utils.inference.predictor import draw_samples
@@ -41,17 +42,18 @@ def calibrate(
         batch_size: maximum number of network inputs per batch on a GPU.
         dtype: dtype of mixed precision; None for single precision.
     """
-    samplers, n = _applicable_samplers(model, batch_size, dtype), len(dataset)
+    samplers, n = _applicable_samplers(model, batch_size, dtype), 0
     nll, losses = defaultdict(float), defaultdict(float)
-    for i in progress(range(n), desc="Calibration", unit="image", leave=False):
+    for i in progress(range(len(dataset)), desc="Calibration", unit="image", leave=False):
         image, target = dataset[i]
         for sampler in samplers:
             upsampler = sample_at_own_size(model, sampler, image, name=str(i))
             on_device = to_device(target, upsampler.device)
             nll[sampler.method] += nll_by_temperature(upsampler, on_device)
             losses[sampler.method] += foreground_losses(upsampler, on_device)
+        n += bool((target != IGNORED_CLASS).any())  # an image without pixels that count has no loss: it proves nothing
     model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items()}
-    settings = {} if trained_on else {sampler.method: probability_settings(sampler) for sampler in samplers}
+    settings = {} if trained_on or not n else {sampler.method: probability_settings(sampler) for sampler in samplers}
     model.risk_curves = {method: RiskCurves(n, *(losses[method] / n), used) for method, used in settings.items()}
     warn_of_limits(model.temperatures)
 
