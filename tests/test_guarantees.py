@@ -152,10 +152,10 @@ def test_guarantee_is_that_of_the_same_probabilities(model: TrainedModel, caplog
         make_guarantee(model, TestTimeAugmentation(shrink=0.7), 0.9)
     with caplog.at_level(logging.INFO):
         make_guarantee(model, MCDropout(num_samples=20, seed=3, dtype=torch.bfloat16), 0.9)
-    assert "Guarantee of 0.9 by 99 calibration images" in caplog.text
+    assert "MC dropout, 20 passes: guarantee of 0.9 by 99 calibration images" in caplog.text
     assert "outer mask from a probability of 5.235e-05, inner mask above 0.9999; on average" in caplog.text
     assert "on average over images like those, not for each" in caplog.text
-    same = "by 9 calibration images: one mask, above a probability of 0.5, is outer and inner mask; on average"
+    same = "by 9 calibration images: one mask, from a probability of 0.5, is outer and inner mask; on average"
     assert same in str(Guarantee(0.9, 0.5, 0.5, 9))
 
 
@@ -226,7 +226,7 @@ def test_folder_with_ground_truth(spread: TrainedModel, tmp_path: Path, capsys: 
         assert interval == pytest.approx(np.percentile(resampled, [2.5, 97.5]).tolist())
         assert interval[0] < reached[name]["value"] < interval[1]
     assert result["run"]["guarantee"]["level"] == 0.52
-    assert f"Outer mask: false negative rate      {mean_losses[0]:.4f}   95 % CI" in capsys.readouterr().out
+    assert f"False negative rate, outer mask      {mean_losses[0]:.4f}   95 % CI" in capsys.readouterr().out
     assert "Outer mask" not in format_evaluation({name: one for name, one in result.items() if name != "guarantee"})
     with open(out / "metrics.csv", newline="") as file:
         table = [float(row["inner_false_discovery_proportion"]) for row in csv.DictReader(file)]
@@ -241,7 +241,7 @@ def test_scripts_write_the_masks(model: TrainedModel, tmp_path: Path):
     flags = ["-m", tmp_path / "m.pth", "--mask-dir", masks, "--guarantee", 0.6]
     result = run_script("predict.py", "--input-dir", imgs, "--output-dir", tmp_path / "p", *flags)
     assert result.returncode == 0, result.stderr
-    assert "Inner mask: false discoveries" in result.stdout
+    assert "False discoveries, inner mask" in result.stdout
     names = {f"SKIN_00{i}_OUT{suffix}.png" for i in range(2) for suffix in ("", "_outer", "_inner")}
     assert {path.name for path in (tmp_path / "p").glob("*.png")} == names
     result = run_script("predict_bayesian.py", "-i", imgs, "--output-dir", tmp_path / "b", *flags)

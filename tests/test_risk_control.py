@@ -58,6 +58,8 @@ def test_losses_by_hand():
         "outer_area": 2,
         "inner_area": 4,
     }
+    ignored = region_losses(outer, inner, np.full_like(target, IGNORED_CLASS))
+    assert np.isnan([ignored["outer_false_negative_rate"], ignored["inner_false_discovery_proportion"]]).all()
     nothing = region_losses(~outer, np.zeros_like(inner), np.zeros_like(target))
     assert (nothing["outer_false_negative_rate"], nothing["inner_false_discovery_proportion"]) == (0, 0)
 

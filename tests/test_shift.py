@@ -21,11 +21,12 @@ from utils.figures.small_multiples import draw_small_multiples
 from utils.inference.guarantees import Guarantee
 from utils.inference.predictor import predict
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
+from utils.metrics.risk_control import REGION_LOSS_TITLES
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_curves, shift_panels
-from utils.pipeline.shifted_sets import REGION_METRICS, SHIFT_METRICS, UNCHANGED, Shift, ShiftEvaluation, list_shifts
+from utils.pipeline.shifted_sets import SHIFT_METRICS, UNCHANGED, Shift, ShiftEvaluation, list_shifts
 from utils.runtime.errors import InputError
 
 SAMPLERS: dict[str, Sampler] = {"a": Softmax(), "b": MCDropout(num_samples=3, seed=4), "c": TestTimeAugmentation()}
@@ -110,8 +111,8 @@ def test_losses_of_masks_with_a_guarantee(model: TrainedModel, folder: Path):
     assert with_masks["outer_false_negative_rate"] == pytest.approx(np.mean(missed), abs=0.002)
     assert with_masks["inner_false_discovery_proportion"] == pytest.approx(np.mean(false), abs=0.002)
     assert all(0.05 < np.mean(losses) < 0.95 for losses in (missed, false))
-    assert not REGION_METRICS.keys() & without.keys()
-    titles = "False negative rate, outer mask | False discovery, inner mask |"
+    assert not REGION_LOSS_TITLES.keys() & without.keys()
+    titles = "False negative rate, outer mask | False discoveries, inner mask |"
     assert titles in format_shift_means([with_masks, without])
     assert titles not in format_shift_means([without])
 

@@ -26,6 +26,7 @@ def add_result_flags(parser: argparse._ActionsContainer) -> None:
         metavar="LEVEL",
         help="such as 0.9: also save NAME_outer.png, in which at least 90 %% of the lesion lie, and NAME_inner.png, of "
         "which at least 90 %% are lesion. On average over images like those of the calibration: not for each image, "
-        "and not for other sources without labelled images of theirs (python -m utils.calibration)",
+        "and not for other sources without labelled images of theirs (python -m utils.calibration). MC dropout with "
+        "as many passes as in the calibration, 20",
     )
     parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")

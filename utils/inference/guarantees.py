@@ -49,9 +49,9 @@ class Guarantee:
     def __str__(self) -> str:
         thresholds = f"outer mask from a probability of {self.outer:.4g}, inner mask above {self.inner:.4g}"
         if self.outer == self.inner:
-            thresholds = f"one mask, above a probability of {self.outer:.4g}, is outer and inner mask"
+            thresholds = f"one mask, from a probability of {self.outer:.4g}, is outer and inner mask"
         return (
-            f"Guarantee of {self.level:g} by {self.images} calibration images: {thresholds}; on average over images "
+            f"guarantee of {self.level:g} by {self.images} calibration images: {thresholds}; on average over images "
             "like those, not for each"
         )
 
@@ -91,7 +91,7 @@ def make_guarantee(model: TrainedModel, sampler: Sampler, level: float | None) -
             "guarantee",
         )
     guarantee = Guarantee(level, *controlling_thresholds(curves, level), curves.images, sampler.temperature)
-    logger.info("%s", guarantee)
+    logger.info("%s: %s", method, guarantee)
     return guarantee
 
 

@@ -7,15 +7,14 @@ import numpy as np
 
 from utils.metrics.pixel_counts import PixelCounts, sum_counts
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES, PIXEL_METRICS
+from utils.metrics.risk_control import REGION_LOSS_TITLES
 from utils.metrics.segmentation import CHALLENGE_SCORES, segmentation_title
 from utils.metrics.selective import SELECTIVE_METRICS, augrc, aurc, risk_coverage_curve
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, score_title
 
-_GUARANTEE_TITLES = {
-    "outer_false_negative_rate": "Outer mask: false negative rate",
-    "inner_false_discovery_proportion": "Inner mask: false discoveries",
-    "outer_area_ratio": "Outer mask: area / predicted area",
-    "inner_area_ratio": "Inner mask: area / predicted area",
+_GUARANTEE_TITLES = REGION_LOSS_TITLES | {
+    "outer_area_ratio": "Area, outer / predicted mask",
+    "inner_area_ratio": "Area, inner / predicted mask",
 }
 
 Rows = Sequence[Mapping[str, Any]]
@@ -83,7 +82,6 @@ def _evaluate_pixels(
 
 def _evaluate_guarantee(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
     """The mean losses of the masks with a guarantee, and their areas relative to those of the predicted masks."""
-    names = ("outer_false_negative_rate", "inner_false_discovery_proportion")
     predicted = np.array([row["area"] for row in rows], dtype=np.float64)
     areas = {}
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -91,7 +89,7 @@ def _evaluate_guarantee(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
             values = np.array([row[name] for row in rows], dtype=np.float64)
             resampled = (weights @ values) / (weights @ predicted)
             areas[f"{name}_ratio"] = _interval(np.divide(values.sum(), predicted.sum()), resampled)
-    return {name: _mean(rows, name, weights) for name in names} | areas
+    return {name: _mean(rows, name, weights) for name in REGION_LOSS_TITLES} | areas
 
 
 def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:

@@ -29,6 +29,12 @@ RISK_THRESHOLDS = torch.cat(
     ]
 )
 
+# The losses of the outer and the inner mask, with their titles.
+REGION_LOSS_TITLES = {
+    "outer_false_negative_rate": "False negative rate, outer mask",
+    "inner_false_discovery_proportion": "False discoveries, inner mask",
+}
+
 
 @dataclass(frozen=True)
 class RiskCurves:
@@ -85,16 +91,19 @@ def image_losses(foreground: Tensor, target: Tensor) -> tuple[np.ndarray, np.nda
 
 
 def region_losses(outer: np.ndarray, inner: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """The losses of an image's outer and inner mask, and their areas in pixels, by name.
+    """The losses of an image's outer and inner mask, NaN if no pixel counts, and their areas in pixels, by name.
 
     Args:
         outer, inner: (H, W) bool.
         target: (H, W) class indices of the ground truth; pixels of `IGNORED_CLASS` are not counted.
     """
-    lesion, counted_inner = (target > 0) & (target != IGNORED_CLASS), inner & (target != IGNORED_CLASS)
+    counted = target != IGNORED_CLASS
+    lesion, within = (target > 0) & counted, inner & counted
+    losses = [(lesion & ~outer).sum() / max(lesion.sum(), 1), (within & ~lesion).sum() / max(within.sum(), 1)]
+    if not counted.any():
+        losses = [math.nan, math.nan]
     return {
-        "outer_false_negative_rate": float((lesion & ~outer).sum() / max(lesion.sum(), 1)),
-        "inner_false_discovery_proportion": float((counted_inner & ~lesion).sum() / max(counted_inner.sum(), 1)),
+        **{name: float(loss) for name, loss in zip(REGION_LOSS_TITLES, losses, strict=True)},
         "outer_area": int(outer.sum()),
         "inner_area": int(inner.sum()),
     }

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from utils.data.corruptions import CORRUPTIONS
-from utils.pipeline.shifted_sets import REGION_METRICS, SHIFT_METRICS
+from utils.metrics.risk_control import REGION_LOSS_TITLES
+from utils.pipeline.shifted_sets import SHIFT_METRICS
 
 ShiftRows = Sequence[Mapping[str, Any]]  # rows of `ShiftEvaluation.evaluate`
 Curve = tuple[list[int], list[float]]  # strengths and values
@@ -74,7 +75,7 @@ def _corruptions(results: ShiftRows) -> list[str]:
 
 def _metrics(results: ShiftRows) -> dict[str, str]:
     """The metrics that the rows have, those of masks with a guarantee only with one, with their titles."""
-    titles = SHIFT_METRICS | REGION_METRICS
+    titles = SHIFT_METRICS | REGION_LOSS_TITLES
     return {metric: titles[metric] for metric in titles if any(metric in row for row in results)}
 
 

@@ -17,7 +17,7 @@ from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES, PIXEL_METRICS
-from utils.metrics.risk_control import region_losses
+from utils.metrics.risk_control import REGION_LOSS_TITLES, region_losses
 from utils.metrics.segmentation import segmentation_scores
 from utils.metrics.selective import aurc
 from utils.pipeline.ground_truth import GroundTruth
@@ -35,12 +35,6 @@ SHIFT_METRICS = {
     "nll": PIXEL_METRIC_TITLES["nll"],
     "aurc": "AURC, soft Dice confidence",
     "error_auroc": PIXEL_METRIC_TITLES["error_auroc"],
-}
-
-# Those of masks with a guarantee, if there is one.
-REGION_METRICS = {
-    "outer_false_negative_rate": "False negative rate, outer mask",
-    "inner_false_discovery_proportion": "False discovery, inner mask",
 }
 
 
@@ -90,7 +84,7 @@ class _SetScores:
             "dice": dice.mean(),
             **{name: PIXEL_METRICS[name](self._counts) for name in SHIFT_METRICS if name in PIXEL_METRICS},
             "aurc": aurc(np.array(self._confidence), 1 - dice),
-            **{name: np.mean([one[name] for one in self._regions]) for name in REGION_METRICS if self._regions},
+            **{name: np.mean([one[name] for one in self._regions]) for name in REGION_LOSS_TITLES if self._regions},
         }
         numbers = {name: float(value) for name, value in values.items()}
         return {"images": len(dice)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
