@@ -9,7 +9,7 @@ import torch
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script
 from utils.calibration import held_out_indices
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
-from utils.data.groups import groups_digest
+from utils.data.groups import groups_digest, names_digest
 from utils.data_loading import split_indices
 from utils.runtime.errors import InputError
 
@@ -80,6 +80,10 @@ def test_validation_images_of_another_folder(tmp_path: Path):
     result = run_module("utils.calibration", *flags)
     assert result.returncode == 0, result.stderr
     assert "Fitting on 3 images" in result.stderr
+    assert "names of those of the training" not in result.stderr
+    model.settings["image_names"] = names_digest(sorted(imgs.iterdir()), imgs)
+    save_checkpoint(tmp_path / "m.pth", model)
+    assert "names of those of the training: if they are the same" in run_module("utils.calibration", *flags).stderr
 
 
 def test_training_images_as_validation_images(caplog: pytest.LogCaptureFixture):

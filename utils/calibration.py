@@ -57,6 +57,11 @@ def main(args: argparse.Namespace) -> None:
     images = [pair.image for pair in decoded.pairs]
     names = names_digest(images, folders[0])
     own = args.val_imgs_dir or (args.output and not args.groups and are_other_images(model, len(images), names))
+    if args.val_imgs_dir and names in [one.settings.get("image_names") for one in model.members or (model,)]:
+        logger.warning(
+            "These images have the names of those of the training: if they are the same ones, temperatures and "
+            "guarantees are wrong"
+        )
     if own:
         indices: Sequence[int] = range(len(images))
     else:
