@@ -37,7 +37,7 @@ QUICK_START = COMMANDS[:2]
 OWN_DATA = [block for block in STEPS if "--classes 3" in block[0]]
 COMPARISONS = [block for block in STEPS if "utils.compare" in block[-1]]
 REVIEWS = [block for block in STEPS if "utils.review" in block[-1]]
-GUARANTEES = [block for block in STEPS if "--guarantee" in block[-1]]
+GUARANTEES = [block for block in STEPS if re.match(r"python predict.* --guarantee ", block[-1])]
 IN_BLOCKS = (*OWN_DATA, *COMPARISONS, *REVIEWS, *GUARANTEES)
 REMAINING = [c for block in STEPS if block not in IN_BLOCKS for c in block if c not in QUICK_START]
 PREDICTIONS = [c for c in REMAINING if re.match(r"python predict\w*\.py ", c)]
@@ -213,15 +213,18 @@ def test_review(commands: list[str], project: Path):
         assert f'"{title}"' in page
 
 
+@pytest.fixture(scope="module")
+def guaranteeing(project: Path) -> tuple[str, ...]:
+    """The model of the recipe, which comes first, and the level that four images can give."""
+    run(GUARANTEES[0][0], project)
+    return "-m", str(project / "clinic" / "model.pth"), "--guarantee", "0.8"
+
+
 @pytest.mark.parametrize("commands", GUARANTEES)
-def test_guarantees(commands: list[str], project: Path):
-    """With the level that four images can give, and by the model of the recipe, which comes first."""
-    model, calibration = project / "clinic" / "model.pth", GUARANTEES[0][0]
-    if not model.exists():
-        run(calibration, project)
+def test_guarantees(commands: list[str], project: Path, guaranteeing: tuple[str, ...]):
     for command in commands:
-        if command != calibration:
-            run(command, project, "--guarantee", "0.8", "-m", str(model))
+        if command != GUARANTEES[0][0]:
+            run(command, project, *guaranteeing)
             folder = project / re.search(r"--output-dir (\S+)", command)[1]
             assert {path.name[-9:] for path in folder.glob("ISIC_0000023*er.png")} == {"outer.png", "inner.png"}
 
@@ -233,9 +236,9 @@ def test_passes(command: str, project: Path):
 
 
 @pytest.mark.parametrize("command", SHIFTS)
-def test_shift(command: str, project: Path):
+def test_shift(command: str, project: Path, guaranteeing: tuple[str, ...]):
     """In one strength of five."""
-    table = run(command, project, "--strengths", "5")
+    table = run(command, project, "--strengths", "5", *guaranteeing)
     folder = project / re.search(r"--output-dir (\S+)", command)[1]
     assert table.strip() in (folder / "shift.md").read_text()
     assert (folder / "shift.png").is_file()

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Inches; a figure of 9 inches is shown 900 pixels wide.
-_WIDTH, _ROW, _TITLES, _BOTTOM, _RIGHT = 9.0, 0.68, 0.48, 0.42, 0.08
+_WIDTH, _ROW, _TITLES, _BOTTOM, _RIGHT = 9.0, 0.68, 0.62, 0.42, 0.08
 _ROW_LABELS = 1.38  # for the names of the rows, and the numbers of the first column
 _TEXT = 9  # points
+_COLUMN_LETTERS = 100  # of all titles of the columns in a line
 _LINE, _LINE_LENGTH = 0.22, 100  # of the legend: inches, characters
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y of each line, by its name
@@ -41,15 +42,15 @@ def draw_small_multiples(panels: Mapping[str, Mapping[str, Curves]], x_label: st
     height = top + _ROW * len(panels) + _BOTTOM
     figure = Figure(figsize=(_WIDTH, height))
     edges = {"left": _ROW_LABELS / _WIDTH, "right": 1 - _RIGHT / _WIDTH, "top": 1 - top / height}
-    edges |= {"bottom": _BOTTOM / height, "wspace": 0.3, "hspace": 0.2}
+    edges |= {"bottom": _BOTTOM / height, "wspace": 0.36, "hspace": 0.2}
     axes = figure.subplots(len(panels), len(columns), sharex=True, sharey="col", squeeze=False, gridspec_kw=edges)
     for row, (name, by_column) in zip(axes, panels.items(), strict=True):
         label = textwrap.fill(name, 14, break_long_words=False)
-        row[0].text(-0.29, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=_TEXT)
+        row[0].text(-0.34, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=_TEXT)
         for ax, curves in zip(row, by_column.values(), strict=True):
             _draw_panel(ax, curves)
     for ax, column in zip(axes[0], columns, strict=True):
-        ax.set_title(textwrap.fill(column, 18), fontsize=_TEXT, pad=5)
+        ax.set_title(textwrap.fill(column, _COLUMN_LETTERS // len(columns)), fontsize=_TEXT, pad=5)
     middle = (_ROW_LABELS + _WIDTH - _RIGHT) / 2 / _WIDTH
     figure.text(middle, 0.06 / height, x_label, ha="center", va="bottom", fontsize=_TEXT)
     prop = {"size": _TEXT, "family": font_families("".join(names))}
@@ -64,6 +65,7 @@ def _draw_panel(ax: Axes, curves: Curves) -> None:
     ax.grid(alpha=0.3, linewidth=0.6)
     ax.tick_params(labelsize=_TEXT - 2, length=2, pad=1.5, width=0.6)
     ax.locator_params(axis="y", nbins=3)
+    ax.yaxis.set_major_formatter(lambda value, position: f"{value:g}".replace("0.", ".", 1))
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
