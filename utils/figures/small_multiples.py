@@ -65,8 +65,14 @@ def _draw_panel(ax: Axes, curves: Curves) -> None:
     ax.grid(alpha=0.3, linewidth=0.6)
     ax.tick_params(labelsize=_TEXT - 2, length=2, pad=1.5, width=0.6)
     ax.locator_params(axis="y", nbins=3)
-    ax.yaxis.set_major_formatter(lambda value, position: f"{value:g}".replace("0.", ".", 1))
+    ax.yaxis.set_major_formatter(lambda value, position: format_tick(value))
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_linewidth(0.6)
+
+
+def format_tick(value: float) -> str:
+    """A number as short as it can be read: .05 for 0.05."""
+    text = f"{value:g}"
+    return text[1:] if text.startswith("0.") else text
