@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
 
     # Loop over the images, report
     options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else (), guarantee=guarantee)
-    predictor = FolderPredictor(model, sampler, save, options, ground_truth, show if args.viz else None)
+    predictor = FolderPredictor(model, sampler, save, options, ground_truth, show if args.viz else None, args.compile)
     write_rows = (lambda rows: None) if args.no_save else partial(write_tables, args.output_dir)
     report = predictor.run(Batch(items, ground_truth, journal, write_rows))
     run = {"guarantee": asdict(guarantee)} if guarantee else None

@@ -15,6 +15,7 @@ from utils.checkpoint import TrainedModel
 from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
+from utils.inference.compiled import compile_model
 from utils.inference.guarantees import INNER, OUTER, Guarantee, make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, calibrated
 from utils.metrics.risk_control import region_losses
@@ -116,6 +117,7 @@ def main(args: argparse.Namespace) -> int:
                 if args.viz:
                     show_predictions([row])
 
+    model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     report = batch.run(predict)
 
     # The summary of each output folder; the figure of all images

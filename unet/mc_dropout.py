@@ -1,6 +1,6 @@
 """Monte Carlo dropout: a context manager that keeps dropout active and everything else in evaluation mode."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -15,6 +15,11 @@ def dropout_layers(model: nn.Module) -> list[_DropoutNd]:
     return [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
 
 
+def split_masks(layers: Sequence[ChannelDropout], masks: Tensor) -> tuple[Tensor, ...]:
+    """The (N, C, 1, 1) mask of each layer, of (N, D) masks from `draw_dropout_masks`."""
+    return masks[:, :, None, None].split([layer.channels for layer in layers], dim=1)
+
+
 @contextmanager
 def use_dropout_masks(model: nn.Module, masks: Tensor) -> Iterator[None]:
     """Have the dropout layers apply given masks within the `with` block.
@@ -25,8 +30,7 @@ def use_dropout_masks(model: nn.Module, masks: Tensor) -> Iterator[None]:
     """
     layers = dropout_layers(model)
     try:
-        parts = masks[:, :, None, None].split([layer.channels for layer in layers], dim=1)
-        for layer, mask in zip(layers, parts, strict=True):
+        for layer, mask in zip(layers, split_masks(layers, masks), strict=True):
             layer.mask = mask
         yield
     finally:

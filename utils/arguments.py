@@ -154,7 +154,7 @@ def image_parent() -> argparse.ArgumentParser:
 
 
 def probability_parent() -> argparse.ArgumentParser:
-    """--class-index, --save-entropy, --save-npy, --calibrated, --guarantee, --review."""
+    """--class-index, --save-entropy, --save-npy, --calibrated, --guarantee, --review, --compile."""
     parent = _parent()
     add_with_default(
         parent, "--class-index", type=integer(0, 255), default=1, metavar="K", help="class whose probability is saved"
@@ -179,7 +179,7 @@ def add_float_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def mask_parent() -> argparse.ArgumentParser:
-    """--mask-threshold, --no-save, --viz, --guarantee, --review."""
+    """--mask-threshold, --no-save, --viz, --guarantee, --review, --compile."""
     parent = _parent()
     add_with_default(
         parent,

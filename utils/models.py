@@ -2,13 +2,15 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from unet import BayesianUNet
+from unet import BayesianUNet, mc_dropout
 from utils.metrics.risk_control import RiskCurves
 from utils.runtime.errors import InputError
 
@@ -31,6 +33,7 @@ class TrainedModel:
         white: the value of white in 16-bit images; None if it was trained on none.
         risk_curves: the losses of the calibration images, by `Sampler.method`; empty before a calibration.
         members: of an ensemble, whose `network` is that of the first one; empty for a single network.
+        compiled: computes `forward`, if the network is compiled, see `utils.inference.compiled`.
     """
 
     network: BayesianUNet
@@ -44,6 +47,7 @@ class TrainedModel:
     white: float | None = None
     risk_curves: dict[str, RiskCurves] = field(default_factory=dict)
     members: tuple["TrainedModel", ...] = ()
+    compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     @property
     def networks(self) -> list[BayesianUNet]:
@@ -64,6 +68,13 @@ class TrainedModel:
     def one_class(self) -> bool:
         """Whether the network, or each member, has a single sigmoid output."""
         return self.network.n_classes == 1
+
+    def forward(self, inputs: Tensor, masks: Tensor | None = None) -> Tensor:
+        """The network's output, (N, C, h, w), of (N, 3, h, w) inputs; with the dropout masks (N, D), if given."""
+        if self.compiled is not None:
+            return self.compiled(inputs, masks)
+        with nullcontext() if masks is None else mc_dropout(self.network, masks):
+            return self.network(inputs)
 
     def replica(self) -> "TrainedModel":
         """The same model for another thread: it shares the weights, but not the modes and masks of the layers."""

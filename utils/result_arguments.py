@@ -1,4 +1,4 @@
-"""The flags of what is written beside the masks and maps of every script that predicts."""
+"""The flags that every script that predicts has beside those of its images and its model."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def guarantee_level(text: str) -> float:
 
 
 def add_result_flags(parser: argparse._ActionsContainer) -> None:
-    """Add --guarantee, --review."""
+    """Add --guarantee, --review, --compile."""
     parser.add_argument(
         "--guarantee",
         type=guarantee_level,
@@ -30,3 +30,8 @@ def add_result_flags(parser: argparse._ActionsContainer) -> None:
         "as many passes as in the calibration, 20",
     )
     parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network: faster for hundreds of images or more, but the first start takes a minute or more",
+    )

@@ -8,7 +8,6 @@ stack to the image's own size.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unet import class_logits, draw_dropout_masks, mc_dropout
+from unet import class_logits, draw_dropout_masks
 from unet.mc_dropout import dropout_layers
 from utils.checkpoint import TrainedModel
 from utils.data.preprocessing import downscale_and_pad, preprocess, to_network_input
@@ -132,9 +131,8 @@ class Sampler(ABC):
 
         def compute(batch: slice) -> Tensor:
             x = to_network_input(inputs[batch], device)
-            dropout = nullcontext() if masks is None else mc_dropout(model.network, masks[batch])
-            with dropout, torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                output = model.network(x)
+            with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                output = model.forward(x, None if masks is None else masks[batch])
             return class_logits(output).float() / self.temperature
 
         return in_batches(compute, len(inputs), size)[:n]

@@ -55,8 +55,7 @@ class Batch:
                 of images that are handled, and returns whether to stop.
         """
         # What an interrupted run has finished, and this process's share of the rest.
-        self._rows |= self._finished_rows()
-        remaining = [item for item in self.items if item.reported not in self._rows]
+        remaining = self.remaining()
         if self._rows:
             logger.info("%d of %d images are already done", len(self.items) - len(remaining), len(self.items))
         share = remaining[distributed.rank() :: distributed.world_size()]
@@ -79,6 +78,11 @@ class Batch:
             self._write_rows_of_all()
             raise
         return self._merged_report()
+
+    def remaining(self) -> list[Item]:
+        """The images that are left to predict, by all processes together."""
+        self._rows |= self._finished_rows()
+        return [item for item in self.items if item.reported not in self._rows]
 
     def finish(
         self, item: Item, scores: Mapping[str, Any], files: Collection[Path], packed: bytes | None = None

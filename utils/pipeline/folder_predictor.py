@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.data.images import read_image
+from utils.inference.compiled import compile_model
 from utils.inference.guarantees import INNER, OUTER
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
@@ -54,6 +55,7 @@ class FolderPredictor:
         options: what else is computed of each image.
         ground_truth: with which the predictions are compared.
         show: called in the main thread, in the order of the images, with the same arguments as `save`.
+        compile: compile the network first, if there is an image to predict.
     """
 
     model: TrainedModel
@@ -62,6 +64,7 @@ class FolderPredictor:
     options: MapOptions = field(default_factory=MapOptions)
     ground_truth: GroundTruth | None = None
     show: Callable[[Item, Prediction], None] | None = None
+    compile: bool = False
     _batch: Batch = field(init=False)
     _replicas: queue.SimpleQueue = field(init=False, default_factory=queue.SimpleQueue)
 
@@ -73,6 +76,9 @@ class FolderPredictor:
         """
         self.sampler.check(self.model)
         self._batch = batch
+        if self.compile and batch.remaining():
+            with one_torch_thread(self.model.device):
+                self.model = compile_model(self.model, self.sampler)
         return batch.run(self._predict_share)
 
     def _predict_share(self, share: Sequence[Item], handled: Callable[[int], bool]) -> None:

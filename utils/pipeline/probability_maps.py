@@ -42,6 +42,7 @@ class ProbabilityMapOptions:
         ignore_value: the value in masks of pixels that do not count, if not that of the model.
         skip_existing: resume an interrupted run, see `Journal`.
         guarantee: also write the masks with a guarantee of this level, see `Guarantee`.
+        compile: compile the network.
         model_name: name of the model file, recorded in metrics.json.
     """
 
@@ -54,6 +55,7 @@ class ProbabilityMapOptions:
     ignore_value: int | None = None
     skip_existing: bool = False
     guarantee: float | None = None
+    compile: bool = False
     model_name: str = ""
 
 
@@ -113,6 +115,6 @@ def predict_probabilities(
     check_room_for_floats(output_dir, outputs, (2 * model.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing)
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
-    report = FolderPredictor(model, sampler, save, maps, ground_truth).run(batch)
+    report = FolderPredictor(model, sampler, save, maps, ground_truth, compile=options.compile).run(batch)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})
     return report.finish(f": {output_dir}")

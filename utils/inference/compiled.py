@@ -1,0 +1,112 @@
+"""A model whose networks are compiled by `torch.compile`, for faster forward passes."""
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unet import BayesianUNet
+from unet.mc_dropout import dropout_layers, split_masks
+from utils.checkpoint import TrainedModel
+from utils.data.cache import DEFAULT_CACHE_DIR
+from utils.inference.samplers import MCDropout, Sampler
+from utils.runtime.errors import OUT_OF_MEMORY, InputError, first_line
+from utils.runtime.output_folder import check_writable
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_COMPILER_CACHE = DEFAULT_CACHE_DIR.with_name(".compiled")
+
+
+def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAULT_COMPILER_CACHE) -> TrainedModel:
+    """The same model with compiled networks, for predictions by a method; as it is where there is no compiler.
+
+    All compilation takes place here: batches are padded to one size, and threads share what is compiled. Call it with
+    as many PyTorch threads as the predictions.
+
+    Args:
+        model: the model.
+        sampler: the method.
+        cache_dir: where the code is kept, unless TORCHINDUCTOR_CACHE_DIR is set; if it cannot be written, PyTorch keeps
+            the code in a temporary folder of its own.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        with suppress(InputError):
+            check_writable(cache_dir)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
+    logger.info("Compiling the network, which takes a minute or more the first time")
+    dropout = isinstance(sampler, MCDropout)
+    members = tuple(replace(member, compiled=_compile(member.network, dropout)) for member in model.members)
+    compiled = replace(model, members=members, compiled=None if members else _compile(model.network, dropout))
+    inputs = sampler.preprocess_image(Image.new("RGB", model.input_size), model.input_size)
+    n_images = 1 if model.device.type == "cpu" else sampler.images_per_batch
+    try:
+        with constant_weights(model.device):
+            sampler.sample(compiled, [inputs] * n_images, ["compilation"] * n_images)
+    except OUT_OF_MEMORY:
+        raise
+    except Exception as error:  # whatever the compilers raise
+        logger.debug("", exc_info=True)
+        logger.warning("The network cannot be compiled here (%s): continuing without", first_line(error))
+        return model
+    return compiled
+
+
+def constant_weights(device: torch.device) -> AbstractContextManager:
+    """For a CPU, have networks compiled in the `with` block with constant weights, in the layout of its convolutions.
+
+    The option of the same name of `torch.compile` comes too late: the weights are inputs of the graph by then.
+    """
+    import torch._inductor.config
+
+    return torch._inductor.config.patch(freezing=device.type == "cpu")
+
+
+class _Norm(nn.Module):
+    """Batch norm in evaluation mode, as a scale and a shift of each channel."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", (norm.bias - norm.running_mean * scale)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale + self.shift).to(x.dtype)
+
+
+@torch.no_grad()
+def _compile(network: BayesianUNet, dropout: bool) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """The network, to be compiled when it is called, as a function of inputs and, with dropout, of (N, D) masks.
+
+    Scales and shifts of batch norm are inputs, as the masks are: constant ones would be folded into the weights, whose
+    rounding to bfloat16 then moves the maps by up to 17 grey levels.
+    """
+    own = copy.deepcopy(network).eval()
+    for module in [*own.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, _Norm(child))
+    norms = {name: buffer.clone() for name, buffer in own.named_buffers()}
+    layers = dropout_layers(own) if dropout else []
+    for layer in layers:
+        layer.train()
+
+    def forward(x: Tensor, masks: Sequence[Tensor], norms: Mapping[str, Tensor]) -> Tensor:
+        for layer, mask in zip(layers, masks, strict=True):
+            layer.mask = mask
+        logits = functional_call(own, norms, x)
+        for layer in layers:
+            layer.mask = None
+        return logits
+
+    compiled = torch.compile(forward, fullgraph=True, dynamic=False)
+    return lambda x, masks: compiled(x, split_masks(layers, masks) if dropout else (), norms)
