@@ -33,5 +33,6 @@ def add_result_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the network: faster for hundreds of images or more, but the first start takes a minute or more",
+        help="compile the network, with a C++ compiler; it takes ten seconds, half a minute or more the first time, "
+        "and pays for hundreds of images with many passes each, or thousands with one",
     )

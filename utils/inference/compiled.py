@@ -42,7 +42,7 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
         with suppress(InputError):
             check_writable(cache_dir)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
-    logger.info("Compiling the network, which takes a minute or more the first time")
+    logger.info("Compiling the network, which takes ten seconds, and half a minute or more the first time")
     dropout = isinstance(sampler, MCDropout)
     members = tuple(replace(member, compiled=_compile(member.network, dropout)) for member in model.members)
     compiled = replace(model, members=members, compiled=None if members else _compile(model.network, dropout))
