@@ -30,6 +30,11 @@ def add_result_flags(parser: argparse._ActionsContainer) -> None:
         "as many passes as in the calibration, 20",
     )
     parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")
+    add_compile(parser)
+
+
+def add_compile(parser: argparse._ActionsContainer) -> None:
+    """Add --compile."""
     parser.add_argument(
         "--compile",
         action="store_true",

@@ -28,7 +28,7 @@ from utils.pipeline.items import Item, find_items
 from utils.pipeline.run_settings import run_settings
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_panels
 from utils.pipeline.shifted_sets import ShiftEvaluation, list_shifts
-from utils.result_arguments import guarantee_level
+from utils.result_arguments import add_compile, guarantee_level
 from utils.runtime.atomic_files import atomic_file, write_json
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
@@ -80,6 +80,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="LEVEL",
         help="such as 0.9: also what the masks with a guarantee reach, see the prediction scripts",
     )
+    add_compile(methods)
     return parser
 
 
@@ -110,7 +111,7 @@ def main(args: argparse.Namespace) -> int:
     shifts = [shift for shift in list_shifts(args.strengths) if shift not in done]
 
     # One corruption and strength after the other; what is finished is kept.
-    evaluation = ShiftEvaluation(model, samplers, ground_truth, args.seed, guarantees)
+    evaluation = ShiftEvaluation(model, samplers, ground_truth, args.seed, guarantees, args.compile)
     with progress(total=len(shifts) * len(items), unit="image") as bar:
         for shift in shifts:
             results += evaluation.evaluate(items, shift, bar.update)

@@ -12,6 +12,7 @@ import numpy as np
 from utils.checkpoint import TrainedModel
 from utils.data.corruptions import CORRUPTIONS, corrupt
 from utils.data.images import read_image
+from utils.inference.compiled import compile_model
 from utils.inference.guarantees import INNER, OUTER, Guarantee
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
@@ -103,6 +104,7 @@ class ShiftEvaluation:
         ground_truth: of the images.
         seed: from it and an image's name the corruption's random numbers are derived.
         guarantees: of the methods whose masks with a guarantee are evaluated, too, by the same names.
+        compile: compile the network for each method first.
         report: the failures.
     """
 
@@ -111,7 +113,9 @@ class ShiftEvaluation:
     ground_truth: GroundTruth
     seed: int = 0
     guarantees: Mapping[str, Guarantee] = field(default_factory=dict)
+    compile: bool = False
     report: Report = field(default_factory=Report)
+    _models: dict[str, TrainedModel] = field(init=False, default_factory=dict)  # of each method
     _replicas: queue.SimpleQueue = field(init=False, default_factory=queue.SimpleQueue)
 
     def evaluate(
@@ -132,8 +136,11 @@ class ShiftEvaluation:
             one_torch_thread(self.model.device) as threads,
             closing(map_ahead(lambda item: self._predict(item, shift), remaining, threads, threads)) as predictions,
         ):
+            if not self._models:
+                compiled = compile_model if self.compile else lambda model, sampler: model
+                self._models = {method: compiled(self.model, sampler) for method, sampler in self.samplers.items()}
             for _ in range(threads - self._replicas.qsize()):
-                self._replicas.put(self.model.replica())
+                self._replicas.put({method: model.replica() for method, model in self._models.items()})
             for item, future in predictions:
                 with self.report.isolating(item.reported):
                     by_method, target = future.result()
@@ -150,13 +157,13 @@ class ShiftEvaluation:
         if target is None:
             raise InputError("it has no mask")
         image, target = corrupt(image, target, *shift, (self.seed, item.key))
-        predictions, replica = {}, self._replicas.get()
+        predictions, replicas = {}, self._replicas.get()
         try:
             for method, sampler in self.samplers.items():
                 inputs = [sampler.preprocess_image(image, self.model.input_size)]
-                (samples,) = sampler.sample(replica, inputs, [item.key])
+                (samples,) = sampler.sample(replicas[method], inputs, [item.key])
                 options = MapOptions(guarantee=self.guarantees.get(method))
                 predictions[method] = predict_full_size(samples, image.size, options, target)
         finally:
-            self._replicas.put(replica)
+            self._replicas.put(replicas)
         return predictions, target
