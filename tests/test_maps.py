@@ -121,6 +121,23 @@ def test_overlaps_count_the_pixels_of_each_pair_of_samples(c: int):
                 assert maps.overlaps[k - 1, i, j] == ((a == k) & (b == k)).sum()
 
 
+@settings(max_examples=60)
+@given(
+    st.integers(0, 999), st.integers(2, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 60), st.integers(1, 60)
+)
+def test_overlaps_of_areas(seed: int, c: int, h: int, w: int, width: int, height: int):
+    """Samples that agree about most cells of the network's grid, whose pixels are not looked at."""
+    generator = torch.Generator().manual_seed(seed)
+    areas = 9.0 * torch.randint(-1, 2, (c, h, w), generator=generator)
+    noise, some = torch.rand(2, 5, c, h, w, generator=generator)
+    logits = areas + noise + 9 * (some < 0.1)
+    samples = [LogitSamples(logits[:3]), LogitSamples(logits[3:], 1.25)]
+    maps = full_size_maps(samples, (width, height), threshold=0.3, block_values=20 * width)
+    masks = [predict_classes(probs, 0.3) for probs in probs_of_each(samples, (width, height))]
+    for k in range(1, c):
+        assert maps.overlaps[k - 1].tolist() == [[int(((a == k) & (b == k)).sum()) for b in masks] for a in masks]
+
+
 def test_nan_pixels_do_not_change_the_overlaps_of_others():
     samples = random_samples(t=4, c=2)
     before = full_size_maps(samples, (8, 8)).overlaps

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from utils.inference.overlaps import OverlapCounter
 from utils.inference.upsampling import LogitSamples, StackUpsampler
 from utils.metrics.uncertainty import entropy
 
@@ -95,9 +96,12 @@ def full_size_blocks(
     """
     width, height = size
     stack = StackUpsampler(samples, width, height, block_values)
+    overlaps = OverlapCounter(stack, threshold) if "overlaps" in statistics and stack.n_samples > 1 else None
     for begin in range(0, height, stack.block_rows):
         rows = slice(begin, min(begin + stack.block_rows, height))
-        yield rows, _summarise(stack.probs(rows), stack.n_classes, statistics, threshold)
+        probs = stack.probs(rows)
+        maps = _summarise(probs, stack.n_classes, statistics)
+        yield rows, replace(maps, overlaps=overlaps.count(rows, probs)) if overlaps else maps
 
 
 @torch.inference_mode()
@@ -116,8 +120,8 @@ def full_size_maps(
     return whole
 
 
-def _summarise(probs: Tensor, n_classes: int, statistics: Collection[str], threshold: float) -> ProbabilityMaps:
-    """The requested statistics of (T, 1 or C, rows, W) probabilities; of two classes there is the second one only."""
+def _summarise(probs: Tensor, n_classes: int, statistics: Collection[str]) -> ProbabilityMaps:
+    """The requested statistics of each pixel, of (T, 1 or C, rows, W) probabilities; of two classes the second's."""
     n_samples, channels = probs.shape[:2]
     mean = probs.new_empty(n_classes, *probs.shape[2:])  # (C, rows, W)
     mean[-channels:] = probs.mean(dim=0) if n_samples > 1 else probs[0]
@@ -132,35 +136,7 @@ def _summarise(probs: Tensor, n_classes: int, statistics: Collection[str], thres
         predictive_entropy=entropy(mean) if "predictive_entropy" in statistics else None,
         expected_entropy=entropy(probs).mean(dim=0) if "expected_entropy" in statistics else None,
         std=None if std is None else std.expand(n_classes, -1, -1),  # two classes share one
-        overlaps=_overlaps(probs, threshold) if "overlaps" in statistics and n_samples > 1 else None,
     )
-
-
-def _overlaps(probs: Tensor, threshold: float) -> Tensor:
-    """The pixels that pairs of samples assign to one class, (C - 1, T, T), of (T, 1 or C, rows, W) probabilities."""
-    if probs.shape[1] == 1:
-        return _overlaps_above(probs[:, 0], threshold)[None]
-    predicted = probs.argmax(dim=1)
-    return torch.stack([_overlaps_above((predicted == k).float(), 0.5) for k in range(1, probs.shape[1])])
-
-
-def _overlaps_above(values: Tensor, threshold: float) -> Tensor:
-    """The pixels above the threshold in both of each pair of samples, (T, T) int64, of (T, rows, W) values."""
-    if values.is_cpu:
-        return _overlaps_of_disputed_pixels(values, threshold)
-    above = (values > threshold).float().transpose(0, 1)  # (rows, T, W)
-    return (above @ above.mT).sum(dim=0, dtype=torch.int64)  # each below 2^24, so exact
-
-
-def _overlaps_of_disputed_pixels(values: Tensor, threshold: float) -> Tensor:
-    """The same, faster on a CPU: most pixels are above the threshold in all samples or in none."""
-    in_any = values.amax(dim=0) > threshold  # (rows, W)
-    if not in_any.any():
-        return torch.zeros(len(values), len(values), dtype=torch.int64)
-    in_all = values.amin(dim=0) > threshold
-    disputed = (in_any ^ in_all).flatten().nonzero()[:, 0]
-    above = (values[:, disputed // values.shape[2], disputed % values.shape[2]] > threshold).float()  # (T, n)
-    return in_all.count_nonzero() + (above @ above.T).long()  # below 2^24, so exact
 
 
 def split_samples(samples: Sequence[LogitSamples]) -> list[LogitSamples]:

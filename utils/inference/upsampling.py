@@ -104,8 +104,15 @@ class StackUpsampler:
             torch.mm(*stack.factors(rows), out=block)
         if temperature != 1:
             values /= temperature
-        values = values.view(len(values), self.n_samples, self.channels, self.width)
-        return (values.sigmoid_() if self.channels == 1 else values.softmax(dim=2)).permute(1, 2, 0, 3)
+        return self._to_probs(values.view(len(values), self.n_samples, self.channels, self.width)).permute(1, 2, 0, 3)
+
+    def corner_probs(self) -> list[Tensor]:
+        """The (h, T, 1 or C, w) probabilities at the network's resolution, of each zoom."""
+        return [self._to_probs(stack.values.clone()) for stack in self.stacks]
+
+    def _to_probs(self, values: Tensor) -> Tensor:
+        """Of (rows, T, 1 or C, W) logits, which are overwritten."""
+        return values.sigmoid_() if self.channels == 1 else values.softmax(dim=2)
 
 
 class _ZoomStack:
@@ -119,9 +126,13 @@ class _ZoomStack:
         *self.neighbours, self.weight = _column_weights(values.shape[3], width, zoom, logits.device)  # each (W,)
         self.begin, self.band = 0, values.new_empty(0, self.columns)  # input rows at full width, from `begin` on
 
+    def input_rows(self, rows: slice) -> tuple[int, int]:
+        """The first and the last (excluded) row of the network's resolution between which these rows lie."""
+        return self.first[rows.start], min(self.first[rows.stop - 1] + 2, len(self.values))
+
     def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Two matrices whose product is (rows, T C W)."""
-        first, last = self.first[rows.start], min(self.first[rows.stop - 1] + 2, len(self.values))
+        first, last = self.input_rows(rows)
         if not self.begin <= first <= last <= self.begin + len(self.band):
             self.begin = first
             enough = max(last, first + min(_BAND_ROWS, _BAND_ROWS * CPU_BLOCK_VALUES // self.columns))
