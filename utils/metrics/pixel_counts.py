@@ -8,13 +8,14 @@ import operator
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
+from functools import cache, reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utils import IGNORED_CLASS
+from utils.metrics.uncertainty import entropy
 
 N_BINS = 15  # bins of a reliability diagram
 MIN_PROBABILITY = 1e-7  # lower clamp of probabilities in the NLL
@@ -25,6 +26,7 @@ _CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
 _ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
 _NOT_COUNTED = 2  # beside the outcomes 0 and 1 of a pixel
 _SURE_LOSS = 1 / 16  # 1 - the probability of the true class, below which that is in the last bin, from 14/15 on
+_SUMMED = 256  # values at a time in single precision
 _MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
@@ -36,8 +38,13 @@ def confidence_bins(confidence: Tensor) -> Tensor:
     Args:
         confidence: float32 in (0, 1].
     """
+    return _doubt_bins(1 - confidence)
+
+
+def _doubt_bins(doubt: Tensor) -> Tensor:
+    """`confidence_bins` of 1 - confidence."""
     lowest = (127 - _OCTAVES) * _BINS_PER_OCTAVE  # 127 is the biased exponent of 1
-    bits = (1 - confidence).view(torch.int32) >> 16  # keeps 7 of the 23 bits of the mantissa
+    bits = doubt.view(torch.int32) >> 16  # keeps 7 of the 23 bits of the mantissa
     return bits.sub_(lowest).clamp_(0, _CONFIDENCE_BINS - 1)
 
 
@@ -49,20 +56,27 @@ def confidence_bin_centres(n: int) -> np.ndarray:
     return 1 - (values[:-1] + values[1:]) / 2
 
 
-def entropy_bins(entropy: Tensor, n_classes: int) -> Tensor:
+def entropy_bins(values: Tensor, n_classes: int) -> Tensor:
     """The fine bin of each entropy, int32: equal-width bins of the logit of entropy / ln C.
 
     So the bins are narrow near 0, where most pixels are, and near ln C, where most errors are.
 
     Args:
-        entropy: float32 of any shape in [0, ln C], in nats.
+        values: float32 of any shape in [0, ln C], in nats.
         n_classes: number of classes C.
 
     Returns:
         The bin of each, of the same shape.
     """
-    logit = (entropy / math.log(n_classes)).logit_(eps=1e-7)
+    logit = (values / math.log(n_classes)).logit_(eps=1e-7)
     return logit.add_(_MAX_LOGIT).mul_(_ENTROPY_BINS / (2 * _MAX_LOGIT)).clamp_(0, _ENTROPY_BINS - 1).int()
+
+
+@cache
+def _entropy_bins_of_confidence() -> np.ndarray:
+    """With two classes, the entropy bin of the centre of each confidence bin, (n,)."""
+    confidence = torch.from_numpy(confidence_bin_centres(_CONFIDENCE_BINS)).float()
+    return entropy_bins(entropy(confidence[None, None])[0], 2).numpy()
 
 
 _PACKED_DTYPES = ("<f8", "<f8", "<f8", "<f8", "<i4", "<i4")  # of the fields of PixelCounts
@@ -158,40 +172,46 @@ def count_pixels(
     return counts.read() if probs.is_cpu else counts
 
 
-def _count_two_classes(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
+def _count_two_classes(probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> PixelCounts:
     """`_count_block` of two classes, several times as fast on a CPU: of most pixels only sums are required.
 
     These are surely correct, and lie in the first or the last bin of a reliability diagram. The others are few.
     """
     if target.numpy().max(initial=0) == IGNORED_CLASS:
         counted = target != IGNORED_CLASS
-        probs, entropy, target = probs[:, counted], entropy[counted], target[counted]
+        probs, predictive_entropy, target = probs[:, counted], predictive_entropy[counted], target[counted]
     positive = target.to(probs.dtype)
-    loss = (probs[1] - positive).abs_()  # 1 - the probability of the true class
+    loss = (probs[1] - positive).abs_()  # 1 - the probability of the true class; of a sure pixel 1 - confidence
     others = torch.from_numpy(np.flatnonzero(loss.numpy() >= _SURE_LOSS))
-    counts = _count_block(*(values.index_select(-1, others) for values in (probs, entropy, target))).read()
+    values = (probs, predictive_entropy, target)
+    counts = _count_block(*(value.index_select(-1, others) for value in values)).read()
     n = len(target) - len(others)
     n_positive = np.count_nonzero(target.numpy()) - int(counts.foreground[2].sum())
 
     # The sums over the sure pixels: the others are set to 0.
     loss.index_fill_(0, others, 0)
-    counts.log_loss -= (1 - loss).log_().sum(dtype=torch.float64).item()
-    loss = loss.double()
-    counts.squared_error += loss.dot(loss).item()
-    total, of_positive = loss.sum().item(), loss.dot(positive.double()).item()
+    total, of_positive = _sum(loss), _sum(positive.mul_(loss))
+    counts.squared_error += _sum(loss.square())
     counts.foreground[:, 0] += n - n_positive, total - of_positive, 0
     counts.foreground[:, -1] += n_positive, n_positive - of_positive, n_positive
     counts.top_label[:, -1] += n, n - total, n
 
-    # The histograms: of all pixels, less those that are errors.
-    of_confidence, of_entropy = confidence_bins(torch.maximum(probs[0], probs[1])), entropy_bins(entropy, 2)
-    for errors_and_correct, index in ((counts.by_confidence, of_confidence), (counts.by_entropy, of_entropy)):
-        n_bins = errors_and_correct.shape[1]
-        errors_and_correct[1] = torch.bincount(index, minlength=n_bins).numpy() - errors_and_correct[0]
+    # Their histograms: the entropy is a function of the confidence.
+    correct = torch.bincount(_doubt_bins(loss), minlength=_CONFIDENCE_BINS).numpy()
+    correct[0] -= len(others)
+    counts.by_confidence[1] += correct
+    np.add.at(counts.by_entropy[1], _entropy_bins_of_confidence(), correct)
+    counts.log_loss -= _sum(loss.neg_().log1p_())
     return counts
 
 
-def _count_block(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
+def _sum(values: Tensor) -> float:
+    """The sum of float32 values: in single precision of a few hundred each, of these in double precision."""
+    n = len(values) // _SUMMED * _SUMMED
+    return (values[:n].view(-1, _SUMMED).sum(dim=1).sum(dtype=torch.float64) + values[n:].sum()).item()
+
+
+def _count_block(probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> PixelCounts:
     """`count_pixels` of (C, n), (n,) and (n,)."""
     counted = target != IGNORED_CLASS
     if len(probs) == 2:
@@ -213,7 +233,7 @@ def _count_block(probs: Tensor, entropy: Tensor, target: Tensor) -> PixelCounts:
         squared_error=squared_error.mul_(counted).sum(dtype=torch.float64),
         log_loss=-p_target.clamp(min=MIN_PROBABILITY).log().mul_(counted).sum(dtype=torch.float64),
         by_confidence=errors_and_correct(confidence_bins(confidence), _CONFIDENCE_BINS),
-        by_entropy=errors_and_correct(entropy_bins(entropy, len(probs)), _ENTROPY_BINS),
+        by_entropy=errors_and_correct(entropy_bins(predictive_entropy, len(probs)), _ENTROPY_BINS),
     )
 
 
