@@ -13,6 +13,7 @@ from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, as_colours, colo
 from utils.runtime.errors import InputError
 
 _MAX_INDEXED = 16  # mask values below this look black in every viewer, unless a palette shows them
+_STRIP = 100  # rows that are counted at a time
 _MAX_NOISE = 256, 0.25  # more values than this, with less of the pixels in areas of one value: a photograph
 
 
@@ -30,13 +31,19 @@ class RawMask(NamedTuple):
 
     def count(self) -> ValueCounts:
         """The values that occur."""
-        codes, inner = self.codes, self.codes[1:-1, 1:-1]
-        runs = (codes[:, 1:-1] == codes[:, :-2]) & (codes[:, 1:-1] == codes[:, 2:])  # three equal ones side by side
-        solid = runs[:-2] & runs[1:-1] & runs[2:] & (inner == codes[:-2, 1:-1]) & (inner == codes[2:, 1:-1])
-        pixels, solid = self._histogram(codes), self._histogram(inner, solid)
+        pixels, solid = self._histogram(self.codes), np.zeros(len(self.values), np.int64)
+        for top in range(0, len(self.codes) - 2, _STRIP):  # stays in the processor's cache
+            solid += self._count_solid(self.codes[top : top + _STRIP + 2])
         found = np.flatnonzero(pixels)
         found = found[np.argsort(self.values[found])]
         return ValueCounts(self.values[found], pixels[found], solid[found])
+
+    def _count_solid(self, codes: np.ndarray) -> np.ndarray:
+        """How many pixels of each code lie in the middle of 3x3 pixels of that code."""
+        inner = codes[1:-1, 1:-1]
+        runs = (codes[:, 1:-1] == codes[:, :-2]) & (codes[:, 1:-1] == codes[:, 2:])  # three equal ones side by side
+        solid = runs[:-2] & runs[1:-1] & runs[2:] & (inner == codes[:-2, 1:-1]) & (inner == codes[2:, 1:-1])
+        return self._histogram(inner, solid)
 
     def _histogram(self, codes: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         """How often each code occurs."""
