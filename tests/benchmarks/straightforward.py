@@ -1,11 +1,12 @@
 """The straightforward implementation: what one would write with the trained network and an afternoon.
 
-`python tests/benchmarks/straightforward.py TASK IMGS OUT` predicts a folder, one image after the other, one pass or
-view at a time, each at full size; `speed.py` times it.
+`python tests/benchmarks/straightforward.py TASK IMGS OUT` predicts a folder, or its first images, one image after the
+other, one pass or view at a time, each at full size; `speed.py` times it.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,8 +26,8 @@ PASSES = 20
 TASKS = ("tta", "mc", "direct", "mask", "single")
 
 
-def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) -> None:
-    """What a script does; `single` is predict_bayesian.py with --save-prob."""
+def straightforward(task: str, paths: Sequence[Path], out: Path, device: str, amp: bool) -> None:
+    """What a script does with some images; `single` is predict_bayesian.py with --save-prob."""
     network = load_model(ROOT / "pretrained_model.pth", device).network.to(memory_format=torch.contiguous_format)
     precision = torch.autocast(device, dtype=torch.bfloat16) if amp else nullcontext()
     out.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ def straightforward(task: str, imgs: Path, out: Path, device: str, amp: bool) ->
         with precision:
             return network_probability(network, image, device).float().cpu()
 
-    for path in sorted(imgs.iterdir()):
+    for path in paths:
         image = Image.open(path).convert("RGB")
         if task == "tta":
             probs = tta_probability(probability, image)
@@ -97,7 +98,8 @@ if __name__ == "__main__":
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("imgs", type=Path, help="folder of images")
     parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     args = parser.parse_args()
-    straightforward(args.task, args.imgs, args.out, args.device, args.amp)
+    straightforward(args.task, sorted(args.imgs.iterdir())[: args.first], args.out, args.device, args.amp)
