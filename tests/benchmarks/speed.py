@@ -135,7 +135,7 @@ def compare(tasks: dict[str, Path], work: Path, flags: list[str], own_flags: lis
         own_flags: of the scripts only.
         repeats: how often each is measured.
     """
-    base = statistics.median(run([sys.executable, "-c", "import torch"])[1] for _ in range(3))
+    _, base = run([sys.executable, "-c", "import torch"])
     print(HEADER)
     for task, imgs in tasks.items():
         before, now, measured = work / f"{task}_before", work / f"{task}_now", []
@@ -216,12 +216,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the scripts' network, before the measurement")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for both implementations")
     parser.add_argument("--repeats", type=int, help="pairs of runs (3, with --quick 1)")
-    parser.add_argument("--images", type=int, help="images per folder (100, with --quick 4)")
+    parser.add_argument("--images", type=int, help="images per folder (100, with --quick 2)")
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="only these comparisons")
     args = parser.parse_args()
     flags, own_flags = ["--device", args.device, *["--amp"] * args.amp], ["--compile"] * args.compile
     repeats = args.repeats or (1 if args.quick else 3)
-    n, megapixels = args.images or (4 if args.quick else 100), 1.0 if args.quick else 6.0
+    n, megapixels = args.images or (2 if args.quick else 100), 1.0 if args.quick else 6.0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
 
@@ -237,7 +237,7 @@ def main() -> None:
 
         machine = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {processor(args.device)}"
         print(f"{machine}, torch {torch.__version__}")
-        print(f"{' '.join([*flags, *own_flags])}; {n} JPEGs of {megapixels:g} megapixels; {repeats} runs\n{CAPTION}")
+        print(f"{' '.join([*flags, *own_flags])}; {n} JPEGs of {megapixels:g} megapixels; runs: {repeats}\n{CAPTION}")
         tasks = {task: make(1 if task == "single" else n, megapixels) for task in args.only or SCRIPTS}
         compare(tasks, work, flags, own_flags, repeats)
         if args.only or args.quick:
