@@ -1,8 +1,9 @@
 """The forward passes of a prediction and nothing else: the limit of every implementation that calls the network.
 
 `python tests/benchmarks/network_alone.py TASK IMGS` prints the seconds that the forward passes of the task take for all
-images of a folder: first as PyTorch runs them, then compiled (`nan` without a compiler). Batches, dropout masks,
-precision and threads are those of the scripts; start-up, compilation and a first image are not counted.
+images of a folder: as PyTorch runs them and, with `--compile`, compiled (`nan` otherwise, and without a compiler).
+Batches, dropout masks, precision and threads are those of the scripts; start-up, compilation and a first image are not
+counted.
 """
 
 import argparse
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("imgs", type=Path, help="folder of images")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--compile", action="store_true", help="also measure the compiled network")
     args = parser.parse_args()
     limit_torch_threads()
     device = choose_device(args.device)
@@ -94,7 +96,7 @@ def main() -> None:
         batches = record_batches(model, sampler, images[0], per_batch)
         times = math.ceil(len(images) / per_batch)
         seconds = seconds_alone(model, sampler, batches, times, threads)
-        compiled = compile_model(model, sampler)
+        compiled = compile_model(model, sampler) if args.compile else model
         of_compiled = math.nan if compiled is model else seconds_alone(compiled, sampler, batches, times, threads)
     print(seconds, of_compiled)
 

@@ -125,14 +125,22 @@ class Measured(NamedTuple):
     memory: float
 
 
-def compare(tasks: dict[str, Path], work: Path, flags: list[str], own_flags: list[str], repeats: int) -> None:
+def compare(
+    tasks: dict[str, Path],
+    work: Path,
+    flags: list[str],
+    own_flags: list[str],
+    network_flags: list[str],
+    repeats: int,
+) -> None:
     """Run both implementations and the network alone in turn for each task.
 
     Args:
         tasks: with the folder of images of each.
         work: folder for the results.
-        flags: of both implementations.
-        own_flags: of the scripts only.
+        flags: of all processes.
+        own_flags: further ones of the scripts.
+        network_flags: further ones of the network alone.
         repeats: how often each is measured.
     """
     _, base = run([sys.executable, "-c", "import torch"])
@@ -144,7 +152,7 @@ def compare(tasks: dict[str, Path], work: Path, flags: list[str], own_flags: lis
             run(script)  # fills the compiler's cache
         for _ in range(repeats):
             seconds, memory = zip(run_straightforward(task, imgs, before, flags), run(script), strict=True)
-            measured.append(Measured(*seconds, *run_network_alone(task, imgs, flags), *memory))
+            measured.append(Measured(*seconds, *run_network_alone(task, imgs, [*flags, *network_flags]), *memory))
         differs, tolerance = difference(before, now), MAX_DIFFERENCE_AMP if "--amp" in flags else MAX_DIFFERENCE[task]
         if not differs <= tolerance:
             raise WrongResult(f"{task}: the results differ by {differs:.3f} grey levels, more than {tolerance}")
@@ -211,7 +219,11 @@ def starts(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few small images, and the first table only: a minute")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few small images, the first table: about a minute",
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision, for both implementations")
     parser.add_argument("--compile", action="store_true", help="compile the scripts' network, before the measurement")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for both implementations")
@@ -220,6 +232,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="only these comparisons")
     args = parser.parse_args()
     flags, own_flags = ["--device", args.device, *["--amp"] * args.amp], ["--compile"] * args.compile
+    network_flags = [] if args.quick and not args.compile else ["--compile"]  # which takes several seconds every time
     repeats = args.repeats or (1 if args.quick else 3)
     n, megapixels = args.images or (2 if args.quick else 100), 1.0 if args.quick else 6.0
     with tempfile.TemporaryDirectory() as folder:
@@ -239,7 +252,7 @@ def main() -> None:
         print(f"{machine}, torch {torch.__version__}")
         print(f"{' '.join([*flags, *own_flags])}; {n} JPEGs of {megapixels:g} megapixels; runs: {repeats}\n{CAPTION}")
         tasks = {task: make(1 if task == "single" else n, megapixels) for task in args.only or SCRIPTS}
-        compare(tasks, work, flags, own_flags, repeats)
+        compare(tasks, work, flags, own_flags, network_flags, repeats)
         if args.only or args.quick:
             return
         growth(make, work, flags)
