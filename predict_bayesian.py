@@ -98,6 +98,8 @@ def main(args: argparse.Namespace) -> int:
             settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
             settings |= run_settings(model, sampler, ground_truth, options.guarantee)
             batch.journal = Journal(args.output_dir, settings, items, args.skip_existing)
+    if args.compile and batch.remaining():
+        model = compile_model(model, sampler)
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
     # Loop over the images: predict, compare, save, show
@@ -117,7 +119,6 @@ def main(args: argparse.Namespace) -> int:
                 if args.viz:
                     show_predictions([row])
 
-    model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     report = batch.run(predict)
 
     # The summary of each output folder; the figure of all images

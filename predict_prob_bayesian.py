@@ -22,8 +22,7 @@ def main(args: argparse.Namespace) -> int:
     items = cli.items_from_args(args)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
-    with cli.suggesting_compile(args, model, sampler):
-        code = predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
+    code = predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
     return cli.review_from_args(args, args.input_dir, code)
 
 

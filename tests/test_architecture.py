@@ -35,7 +35,7 @@ LAYERS: dict[str, set[str]] = {
     "result_arguments": set(),
     "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments", "result_arguments"},
     "model_flags": {"unet", "runtime", "models", "checkpoint", "data", "arguments"},
-    "cli": {"runtime", "checkpoint", "data", "inference", "pipeline", "review_page", "arguments", "model_flags"},
+    "cli": {"runtime", "data", "pipeline", "review_page", "arguments", "model_flags"},
 }
 EVERYTHING = {*LAYERS}
 

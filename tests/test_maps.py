@@ -123,17 +123,17 @@ def test_overlaps_count_the_pixels_of_each_pair_of_samples(c: int):
 
 @settings(max_examples=60)
 @given(
-    st.integers(0, 999), st.integers(2, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 60), st.integers(1, 60)
+    st.integers(0, 999), st.integers(2, 3), *[st.integers(1, n) for n in (9, 9, 60, 60)], st.sampled_from([0, 0.3, 1])
 )
-def test_overlaps_of_areas(seed: int, c: int, h: int, w: int, width: int, height: int):
+def test_overlaps_of_areas(seed: int, c: int, h: int, w: int, width: int, height: int, threshold: float):
     """Samples that agree about most cells of the network's grid, whose pixels are not looked at."""
     generator = torch.Generator().manual_seed(seed)
     areas = 9.0 * torch.randint(-1, 2, (c, h, w), generator=generator)
     noise, some = torch.rand(2, 5, c, h, w, generator=generator)
     logits = areas + noise + 9 * (some < 0.1)
-    samples = [LogitSamples(logits[:3]), LogitSamples(logits[3:], 1.25)]
-    maps = full_size_maps(samples, (width, height), threshold=0.3, block_values=20 * width)
-    masks = [predict_classes(probs, 0.3) for probs in probs_of_each(samples, (width, height))]
+    samples = [LogitSamples(logits[:2]), LogitSamples(logits[2:4], 1.25), LogitSamples(logits[4:], 3.0)]
+    maps = full_size_maps(samples, (width, height), threshold=threshold, block_values=20 * width)
+    masks = [predict_classes(probs, threshold) for probs in probs_of_each(samples, (width, height))]
     for k in range(1, c):
         assert maps.overlaps[k - 1].tolist() == [[int(((a == k) & (b == k)).sum()) for b in masks] for a in masks]
 

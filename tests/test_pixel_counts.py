@@ -95,6 +95,19 @@ def test_ignored_pixels_are_not_counted(n_classes: int):
         np.testing.assert_allclose(getattr(counts, field.name), getattr(expected, field.name), rtol=1e-6)
 
 
+def test_saturated_probabilities_do_not_rank_errors():
+    """Right and wrong pixels of probability 1 tie: the entropy of both is 0."""
+    probs, target = torch.zeros(2, 4, 6), torch.zeros(4, 6, dtype=torch.uint8)
+    probs[0], target[:2] = 1, 1
+    assert pixel_metrics(counts_of(probs, target))["error_auroc"] == 0.5
+
+
+def test_probabilities_that_are_no_numbers_are_not_counted_as_correct():
+    probs, target = torch.full((2, 4, 6), math.nan), torch.zeros(4, 6, dtype=torch.uint8)
+    with pytest.raises(RuntimeError):
+        counts_of(probs, target)
+
+
 @pytest.mark.parametrize("scale", [0.1, 2, 20])
 def test_sums_by_bin_against_numpy(scale: float):
     """Of confident models as of others, with probabilities at the edges of the bins."""

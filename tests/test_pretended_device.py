@@ -22,6 +22,8 @@ from tests.device_costs import costs, marginal_costs, total
 from tests.pretended_device import AVAILABLE, KINDS, NAME, PretendedDevice, format_counts, install, on_pretended_device
 from tests.test_training_script import training_flags
 from utils.checkpoint import load_model, read_checkpoint
+from utils.inference.maps import full_size_blocks
+from utils.inference.upsampling import LogitSamples
 from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary
 
 pytestmark = pytest.mark.skipif(
@@ -340,3 +342,14 @@ def test_budget_of_an_image(name: str, greyscale_maps: int):
     image = costs(name, 3)
     n_scores = len(SUMMARY_COLUMNS) - 1  # but for the image's name
     assert total(image, "read") <= 1 + n_scores + greyscale_maps, format_counts(image)
+
+
+def test_blocks_of_an_image_wait_for_nothing():
+    """Not even before the first one: what a GPU computes is read at the end."""
+
+    def work(device: PretendedDevice) -> float:
+        logits = torch.randn(4, 2, 8, 8).to(NAME)
+        assert len([*full_size_blocks([LogitSamples(logits)], (16, 16))]) == 1
+        return sum(n for (kind, _), n in device.counts.items() if kind == "read")
+
+    assert on_pretended_device(work) == 0

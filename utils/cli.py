@@ -6,34 +6,27 @@ Imported by scripts and commands only. The layers below raise errors that name v
 import argparse
 import errno
 import logging
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from utils.checkpoint import TrainedModel
 from utils.data.images import DEFAULT_MAX_MEGAPIXELS, limit_image_size
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
-from utils.inference.samplers import Sampler
 from utils.model_flags import join_names
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.review_page.page import ReviewOptions, write_review
 from utils.runtime import distributed
-from utils.runtime.console import ConsoleHandler, format_duration, lasting_streams, set_log_level
+from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
 from utils.runtime.errors import OUT_OF_MEMORY, InputError, first_line, is_gpu_error
 from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.signals import exit_on_termination
 from utils.runtime.threads import limit_torch_threads
 
 logger = logging.getLogger(__name__)
-
-_MANY_PASSES = 10
-_LONG_RUN = 1200  # seconds
-
 
 # -- from the flags to what they name ----------------------------------------------------------------------------------
 
@@ -135,22 +128,6 @@ def review_from_args(args: argparse.Namespace, input_dir: Path, code: int) -> in
     with distributed.alone():  # the other processes are done
         page, report = write_review([args.output_dir], input_dir, ReviewOptions(args.mask_dir, args.mask_suffix))
         return report.finish(f" on the page {page}, to be opened in a browser") or code
-
-
-@contextmanager
-def suggesting_compile(args: argparse.Namespace, model: TrainedModel, sampler: Sampler) -> Iterator[None]:
-    """After the `with` block, in which images were predicted, say so in a line if --compile would surely have paid.
-
-    It has been measured on CPUs: with many passes per image most of the time is the network's, and of that of a long
-    run it saves several times what the compilation takes.
-    """
-    started = time.monotonic()
-    yield
-    seconds = time.monotonic() - started
-    many_passes = sampler.passes_per_image >= _MANY_PASSES and model.device.type == "cpu"
-    if not args.compile and many_passes and seconds >= _LONG_RUN:
-        words = "%d passes per image took %s: another run of this length is shorter with --compile"
-        logger.info(words, sampler.passes_per_image, format_duration(seconds))
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true", help="mixed precision, for both implementations")
     parser.add_argument("--compile", action="store_true", help="compile the scripts' network, before the measurement")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for both implementations")
-    parser.add_argument("--repeats", type=int, help="pairs of runs (3, with --quick 1)")
+    parser.add_argument("--repeats", type=int, help="runs of each (3, with --quick 1)")
     parser.add_argument("--images", type=int, help="images per folder (100, with --quick 2)")
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="only these comparisons")
     args = parser.parse_args()

@@ -3,8 +3,8 @@
 import copy
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +23,15 @@ from utils.runtime.output_folder import check_writable
 
 logger = logging.getLogger(__name__)
 
+_MAX_NETWORKS = 1000
+_SURELY_PAYS = 10_000  # forward passes of each core
 DEFAULT_COMPILER_CACHE = DEFAULT_CACHE_DIR.with_name(".compiled")
 
 
 def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAULT_COMPILER_CACHE) -> TrainedModel:
     """The same model with compiled networks, for predictions by a method; as it is where there is no compiler.
 
-    All compilation takes place here: batches are padded to one size, and threads share what is compiled. Call it with
+    All compilation takes place here: batches have one size, and threads share what is compiled. Call it with
     as many PyTorch threads as the predictions.
 
     Args:
@@ -42,14 +44,16 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
         with suppress(InputError):
             check_writable(cache_dir)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
-    logger.info("Compiling the network, which takes ten seconds, and half a minute or more the first time")
-    dropout = isinstance(sampler, MCDropout)
-    members = tuple(replace(member, compiled=_compile(member.network, dropout)) for member in model.members)
-    compiled = replace(model, members=members, compiled=None if members else _compile(model.network, dropout))
+    n = len(model.networks)
+    networks = "the network" if n == 1 else f"{n} networks, each of"
+    logger.info("Compiling %s, which takes ten seconds, and half a minute or more the first time", networks)
     inputs = sampler.preprocess_image(Image.new("RGB", model.input_size), model.input_size)
     n_images = 1 if model.device.type == "cpu" else sampler.images_per_batch
     try:
-        with constant_weights(model.device):
+        with compiler_settings(model.device):
+            dropout = isinstance(sampler, MCDropout)
+            members = tuple(replace(member, compiled=_compile(member.network, dropout)) for member in model.members)
+            compiled = replace(model, members=members, compiled=None if members else _compile(model.network, dropout))
             sampler.sample(compiled, [inputs] * n_images, ["compilation"] * n_images)
     except OUT_OF_MEMORY:
         raise
@@ -60,14 +64,28 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
     return compiled
 
 
-def constant_weights(device: torch.device) -> AbstractContextManager:
-    """For a CPU, have networks compiled in the `with` block with constant weights, in the layout of its convolutions.
+def compiling_pays(n_passes: int, device: torch.device, cores: int) -> bool:
+    """Whether so many forward passes, by so many cores, are surely faster with a compiled network; known of CPUs only.
 
-    The option of the same name of `torch.compile` comes too late: the weights are inputs of the graph by then.
+    Each pass of an input of 128x128 becomes about 7 ms faster, and the first compilation takes half a minute.
     """
+    return device.type == "cpu" and n_passes >= _SURELY_PAYS * cores
+
+
+@contextmanager
+def compiler_settings(device: torch.device) -> Iterator[None]:
+    """In the `with` block any number of networks can be compiled; for a CPU their weights are constants of the code.
+
+    The option `freezing` of `torch.compile` itself comes too late: the weights are inputs of the graph by then.
+    """
+    import torch._dynamo.config
     import torch._inductor.config
 
-    return torch._inductor.config.patch(freezing=device.type == "cpu")
+    with (
+        torch._inductor.config.patch(freezing=device.type == "cpu"),
+        torch._dynamo.config.patch(recompile_limit=_MAX_NETWORKS),  # all networks count as one function
+    ):
+        yield
 
 
 class _Norm(nn.Module):

@@ -19,10 +19,14 @@ class OverlapCounter:
 
     def __init__(self, stack: StackUpsampler, threshold: float) -> None:
         self._stack, self._threshold = stack, threshold
+        if stack.device.type != "cpu":  # a GPU would have to wait to know which pixels are at borders
+            return
         # Neighbouring columns of the image that lie in the same column of cells, in each zoom, are counted together.
         cells = torch.stack([zoom.neighbours[0] for zoom in stack.stacks])  # (Z, W)
         cells, self._group, self._widths = cells.unique_consecutive(return_inverse=True, return_counts=True, dim=1)
-        self._zooms = [self._settle(probs, cells_z) for probs, cells_z in zip(stack.corner_probs(), cells, strict=True)]
+        self._zooms = [
+            self._find_uniform(probs, cells_z) for probs, cells_z in zip(stack.corner_probs(), cells, strict=True)
+        ]
 
     def count(self, rows: slice, probs: Tensor) -> Tensor:
         """(C - 1, T, T) int64: for each class but the background the pixels that both of two samples assign to it.
@@ -32,30 +36,30 @@ class OverlapCounter:
             probs: (T, 1 or C, rows, W), their probabilities.
         """
         lines = probs.permute(2, 0, 1, 3)  # (rows, T, 1 or C, W), as they lie in memory
-        if not probs.is_cpu:  # a GPU would have to wait to know which pixels are at borders
+        if not probs.is_cpu:
             return self._pairs(self._assign(lines))
-        settled, classes = torch.ones(len(self._widths), dtype=torch.bool), []
-        for zoom, (alike, corners) in zip(self._stack.stacks, self._zooms, strict=True):
+        uniform, classes = torch.ones(len(self._widths), dtype=torch.bool), []
+        for zoom, (uniform_cells, corners) in zip(self._stack.stacks, self._zooms, strict=True):
             first, last = zoom.input_rows(rows)
-            settled &= alike[first : max(first + 1, last - 1)].all(dim=0)
+            uniform &= uniform_cells[first : max(first + 1, last - 1)].all(dim=0)
             classes.append(corners[first])
-        columns = settled.logical_not()[self._group].nonzero()[:, 0]
+        columns = uniform.logical_not()[self._group].nonzero()[:, 0]
         borders = lines.reshape(-1, lines.shape[-1]).index_select(1, columns).view(*lines.shape[:3], -1)
-        pixels = (rows.stop - rows.start) * settled * self._widths  # of each group of columns
+        pixels = (rows.stop - rows.start) * uniform * self._widths  # of each group of columns
         return self._pairs(self._assign(borders)) + self._pairs(torch.cat(classes)[None], pixels)
 
     def _assign(self, probs: Tensor) -> Tensor:
         """The class to which each sample assigns each pixel, (rows, T, W) of (rows, T, 1 or C, W) probabilities."""
-        return probs[:, :, 0] > self._threshold if probs.shape[2] == 1 else probs.argmax(dim=2)
+        return probs[:, :, 0] > self._threshold if probs.shape[2] == 1 else probs.argmax(dim=2).byte()
 
-    def _settle(self, corner_probs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def _find_uniform(self, corner_probs: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Which cells have no border between classes in any sample, (h, G) bool, and their (h, T, G) classes."""
         corners = self._assign(corner_probs)
         corners = torch.cat([corners, corners[-1:]])  # (h + 1, T, w): below the last row lies the same
         right = corners.index_select(2, (cells + 1).clamp_(max=corners.shape[2] - 1))
         left = corners.index_select(2, cells)
-        alike = (left[1:] == left[:-1]) & (right[1:] == right[:-1]) & (left[1:] == right[1:])
-        return alike.all(dim=1), left[:-1]
+        uniform = (left[1:] == left[:-1]) & (right[1:] == right[:-1]) & (left[1:] == right[1:])
+        return uniform.all(dim=1), left[:-1]
 
     def _pairs(self, classes: Tensor, weights: Tensor | None = None) -> Tensor:
         """(C - 1, T, T) int64 of (B, T, n) classes, of pixels that count (n,) times."""
@@ -63,5 +67,5 @@ class OverlapCounter:
         for k in range(1, self._stack.n_classes):
             is_class = (classes if classes.dtype == torch.bool else classes == k).float()
             weighted = is_class if weights is None else is_class * weights
-            pairs.append((weighted @ is_class.mT).sum(dim=0, dtype=torch.int64))  # each below 2^24, so exact
+            pairs.append((weighted @ is_class.mT).sum(dim=0, dtype=torch.int64))  # of a block below 2^24: exact
         return torch.stack(pairs)

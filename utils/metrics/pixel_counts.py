@@ -26,7 +26,7 @@ _CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
 _ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
 _NOT_COUNTED = 2  # beside the outcomes 0 and 1 of a pixel
 _SURE_LOSS = 1 / 16  # 1 - the probability of the true class, below which that is in the last bin, from 14/15 on
-_SUMMED = 256  # values at a time in single precision
+_PIECE = 256  # values that are summed in single precision
 _MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
@@ -76,6 +76,7 @@ def entropy_bins(values: Tensor, n_classes: int) -> Tensor:
 def _entropy_bins_of_confidence() -> np.ndarray:
     """With two classes, the entropy bin of the centre of each confidence bin, (n,)."""
     confidence = torch.from_numpy(confidence_bin_centres(_CONFIDENCE_BINS)).float()
+    confidence[0] = 1  # as that of errors in this bin, whose entropy is 0
     return entropy_bins(entropy(confidence[None, None])[0], 2).numpy()
 
 
@@ -182,7 +183,7 @@ def _count_two_classes(probs: Tensor, predictive_entropy: Tensor, target: Tensor
         probs, predictive_entropy, target = probs[:, counted], predictive_entropy[counted], target[counted]
     positive = target.to(probs.dtype)
     loss = (probs[1] - positive).abs_()  # 1 - the probability of the true class; of a sure pixel 1 - confidence
-    others = torch.from_numpy(np.flatnonzero(loss.numpy() >= _SURE_LOSS))
+    others = torch.from_numpy(np.flatnonzero(~(loss.numpy() < _SURE_LOSS)))  # NaN, too
     values = (probs, predictive_entropy, target)
     counts = _count_block(*(value.index_select(-1, others) for value in values)).read()
     n = len(target) - len(others)
@@ -207,8 +208,8 @@ def _count_two_classes(probs: Tensor, predictive_entropy: Tensor, target: Tensor
 
 def _sum(values: Tensor) -> float:
     """The sum of float32 values: in single precision of a few hundred each, of these in double precision."""
-    n = len(values) // _SUMMED * _SUMMED
-    return (values[:n].view(-1, _SUMMED).sum(dim=1).sum(dtype=torch.float64) + values[n:].sum()).item()
+    n = len(values) // _PIECE * _PIECE
+    return (values[:n].view(-1, _PIECE).sum(dim=1).sum(dtype=torch.float64) + values[n:].sum()).item()
 
 
 def _count_block(probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> PixelCounts:

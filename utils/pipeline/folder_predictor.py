@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.data.images import read_image
-from utils.inference.compiled import compile_model
+from utils.inference.compiled import compile_model, compiling_pays
 from utils.inference.guarantees import INNER, OUTER
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
@@ -24,7 +24,14 @@ from utils.pipeline.batch import Batch
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.report import Report
-from utils.runtime.threads import BackgroundWriter, cores_per_process, in_groups, map_ahead, one_torch_thread
+from utils.runtime.threads import (
+    BackgroundWriter,
+    cores_per_process,
+    in_groups,
+    map_ahead,
+    one_torch_thread,
+    usable_cores,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +83,14 @@ class FolderPredictor:
         """
         self.sampler.check(self.model)
         self._batch = batch
-        if self.compile and batch.remaining():
+        n_passes = len(batch.remaining()) * self.sampler.passes_per_image * len(self.model.networks)
+        if self.compile and n_passes:
             with one_torch_thread(self.model.device):
                 self.model = compile_model(self.model, self.sampler)
-        return batch.run(self._predict_share)
+        report = batch.run(self._predict_share)
+        if not self.compile and compiling_pays(n_passes, self.model.device, usable_cores()):
+            logger.info("A run of so many forward passes, %d, is shorter with a compiled network", n_passes)
+        return report
 
     def _predict_share(self, share: Sequence[Item], handled: Callable[[int], bool]) -> None:
         """Read, predict and save images in threads, and show them in the main thread."""

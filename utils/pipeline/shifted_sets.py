@@ -137,8 +137,7 @@ class ShiftEvaluation:
             closing(map_ahead(lambda item: self._predict(item, shift), remaining, threads, threads)) as predictions,
         ):
             if not self._models:
-                compiled = compile_model if self.compile else lambda model, sampler: model
-                self._models = {method: compiled(self.model, sampler) for method, sampler in self.samplers.items()}
+                self._models = self._compile() if self.compile else dict.fromkeys(self.samplers, self.model)
             for _ in range(threads - self._replicas.qsize()):
                 self._replicas.put({method: model.replica() for method, model in self._models.items()})
             for item, future in predictions:
@@ -149,6 +148,15 @@ class ShiftEvaluation:
                 handled(1)
         rows = {method: one.metrics() for method, one in scores.items()}
         return [{**shift._asdict(), "method": method, **metrics} for method, metrics in rows.items() if metrics]
+
+    def _compile(self) -> dict[str, TrainedModel]:
+        """The model compiled for each method; as it is from the first one on for which it cannot be compiled."""
+        models = dict.fromkeys(self.samplers, self.model)
+        for method, sampler in self.samplers.items():
+            models[method] = compile_model(self.model, sampler)
+            if models[method] is self.model:
+                break
+        return models
 
     def _predict(self, item: Item, shift: Shift) -> tuple[dict[str, Prediction], np.ndarray]:
         """The predictions of a changed image by each method, and its (H, W) ground truth."""
