@@ -39,5 +39,5 @@ def add_compile(parser: argparse._ActionsContainer) -> None:
         "--compile",
         action="store_true",
         help="compile the network, with a C++ compiler; it takes ten seconds, half a minute or more the first time, "
-        "and pays for hundreds of images with many passes each, or thousands with one",
+        "and pays on a CPU for hundreds of images with many passes each, or thousands with one",
     )

@@ -72,7 +72,7 @@ def seconds_alone(model: TrainedModel, sampler: Sampler, batches: list[Batch], t
 
     replicas = [model.replica() for _ in range(threads)]
     with torch_thread_pool(threads) as pool:
-        list(pool.map(work, replicas, [range(1)] * threads))  # the first time of each thread takes longer
+        list(pool.map(work, replicas, [range(1)] * threads))  # the first time takes longer
         started = time.perf_counter()
         list(pool.map(work, replicas, [iter(range(times))] * threads))  # the threads share one iterator
         return time.perf_counter() - started

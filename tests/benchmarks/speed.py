@@ -129,9 +129,9 @@ def compare(
     tasks: dict[str, Path],
     work: Path,
     flags: list[str],
-    own_flags: list[str],
-    network_flags: list[str],
     repeats: int,
+    compile_scripts: bool,
+    compile_network: bool,
 ) -> None:
     """Run both implementations and the network alone in turn for each task.
 
@@ -139,20 +139,22 @@ def compare(
         tasks: with the folder of images of each.
         work: folder for the results.
         flags: of all processes.
-        own_flags: further ones of the scripts.
-        network_flags: further ones of the network alone.
         repeats: how often each is measured.
+        compile_scripts: measure the scripts with --compile, after a run that fills the compiler's cache.
+        compile_network: also measure the compiled network alone.
     """
     _, base = run([sys.executable, "-c", "import torch"])
+    network_flags = [*flags, *["--compile"] * compile_network]
     print(HEADER)
     for task, imgs in tasks.items():
         before, now, measured = work / f"{task}_before", work / f"{task}_now", []
-        script = ours(task, imgs, now, [*flags, *own_flags])
-        if own_flags:
-            run(script)  # fills the compiler's cache
+        script = ours(task, imgs, now, flags)
+        if compile_scripts:
+            script.append("--compile")
+            run(script)
         for _ in range(repeats):
             seconds, memory = zip(run_straightforward(task, imgs, before, flags), run(script), strict=True)
-            measured.append(Measured(*seconds, *run_network_alone(task, imgs, [*flags, *network_flags]), *memory))
+            measured.append(Measured(*seconds, *run_network_alone(task, imgs, network_flags), *memory))
         differs, tolerance = difference(before, now), MAX_DIFFERENCE_AMP if "--amp" in flags else MAX_DIFFERENCE[task]
         if not differs <= tolerance:
             raise WrongResult(f"{task}: the results differ by {differs:.3f} grey levels, more than {tolerance}")
@@ -219,20 +221,15 @@ def starts(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a few small images, the first table: about a minute",
-    )
+    parser.add_argument("--quick", action="store_true", help="two small images, the first table: about a minute")
     parser.add_argument("--amp", action="store_true", help="mixed precision, for both implementations")
-    parser.add_argument("--compile", action="store_true", help="compile the scripts' network, before the measurement")
+    parser.add_argument("--compile", action="store_true", help="the scripts with --compile; the first table only")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for both implementations")
     parser.add_argument("--repeats", type=int, help="runs of each (3, with --quick 1)")
     parser.add_argument("--images", type=int, help="images per folder (100, with --quick 2)")
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="only these comparisons")
     args = parser.parse_args()
-    flags, own_flags = ["--device", args.device, *["--amp"] * args.amp], ["--compile"] * args.compile
-    network_flags = [] if args.quick and not args.compile else ["--compile"]  # which takes several seconds every time
+    flags = ["--device", args.device, *["--amp"] * args.amp]
     repeats = args.repeats or (1 if args.quick else 3)
     n, megapixels = args.images or (2 if args.quick else 100), 1.0 if args.quick else 6.0
     with tempfile.TemporaryDirectory() as folder:
@@ -250,10 +247,12 @@ def main() -> None:
 
         machine = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {processor(args.device)}"
         print(f"{machine}, torch {torch.__version__}")
-        print(f"{' '.join([*flags, *own_flags])}; {n} JPEGs of {megapixels:g} megapixels; runs: {repeats}\n{CAPTION}")
+        shown = " ".join([*flags, *["--compile"] * args.compile])
+        print(f"{shown}; {n} JPEGs of {megapixels:g} megapixels; runs: {repeats}\n{CAPTION}")
         tasks = {task: make(1 if task == "single" else n, megapixels) for task in args.only or SCRIPTS}
-        compare(tasks, work, flags, own_flags, network_flags, repeats)
-        if args.only or args.quick:
+        compare_network = args.compile or not args.quick  # to compile takes several seconds every time
+        compare(tasks, work, flags, repeats, args.compile, compare_network)
+        if args.only or args.quick or args.compile:
             return
         growth(make, work, flags)
         starts(3)
