@@ -98,8 +98,7 @@ def main(args: argparse.Namespace) -> int:
             settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
             settings |= run_settings(model, sampler, ground_truth, options.guarantee)
             batch.journal = Journal(args.output_dir, settings, items, args.skip_existing)
-    if args.compile and batch.remaining():
-        model = compile_model(model, sampler)
+    model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
     # Loop over the images: predict, compare, save, show
