@@ -70,6 +70,26 @@ def metrics_of_the_scripts(
     }
 
 
+@pytest.mark.parametrize(("works", "n_compiled"), [(True, 3), (False, 1)])
+def test_the_network_is_compiled_for_each_method(
+    works: bool, n_compiled: int, model: TrainedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the first one cannot be compiled, the others are not tried."""
+    tried = []
+    marked = TrainedModel(model.network, (32, 32), compiled=lambda x, masks: model.forward(x, masks))
+    monkeypatch.setattr(
+        "utils.pipeline.shifted_sets.compile_model",
+        lambda model, sampler: tried.append(sampler.method) or (marked if works else model),
+    )
+    evaluation, items = evaluation_of(model, folder)
+    expected = evaluation.evaluate(items, Shift("gamma", 1))
+    evaluation, items = evaluation_of(model, folder)
+    evaluation.compile = True
+    assert evaluation.evaluate(items, Shift("gamma", 1)) == expected
+    assert evaluation.evaluate(items, Shift("gamma", 1)) == expected
+    assert tried == ["softmax", "mc_dropout", "tta"][:n_compiled]
+
+
 def test_unchanged_images_have_the_metrics_of_the_scripts(model: TrainedModel, folder: Path, tmp_path: Path):
     evaluation, items = evaluation_of(model, folder)
     rows = evaluation.evaluate(items, Shift(UNCHANGED, 0))
