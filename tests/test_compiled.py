@@ -4,7 +4,6 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from utils.models import combine_models
 from utils.pipeline.items import find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.runtime.errors import InputError
+from utils.runtime.threads import one_torch_thread, torch_thread_pool
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def test_a_network_is_traced_once_for_all_threads(tmp_path: Path):
     assert result.returncode == 0, result.stderr
 
 
+@one_torch_thread(torch.device("cpu"))  # a graph is for one number of threads
 def check_tracing() -> None:
     traced = []  # the number of inputs of each graph
 
@@ -62,7 +63,7 @@ def check_tracing() -> None:
     def sample(i: int) -> torch.Tensor:
         return sampler.sample(compiled.replica(), [inputs[i]], [f"{i}.jpg"])[0][0].logits
 
-    with ThreadPoolExecutor(2, initializer=torch.get_num_threads) as pool:
+    with torch_thread_pool(2) as pool:
         results = list(pool.map(sample, range(2)))
     assert len(traced) == 2
     for i, found in enumerate(results):
