@@ -28,6 +28,7 @@ from utils.runtime.threads import limit_torch_threads
 
 logger = logging.getLogger(__name__)
 
+
 # -- from the flags to what they name ----------------------------------------------------------------------------------
 
 

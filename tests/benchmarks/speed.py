@@ -250,8 +250,8 @@ def main() -> None:
         shown = " ".join([*flags, *["--compile"] * args.compile])
         print(f"{shown}; {n} JPEGs of {megapixels:g} megapixels; runs: {repeats}\n{CAPTION}")
         tasks = {task: make(1 if task == "single" else n, megapixels) for task in args.only or SCRIPTS}
-        compare_network = args.compile or not args.quick  # to compile takes several seconds every time
-        compare(tasks, work, flags, repeats, args.compile, compare_network)
+        compile_network = args.compile or not args.quick  # to compile takes several seconds every time
+        compare(tasks, work, flags, repeats, args.compile, compile_network)
         if args.only or args.quick or args.compile:
             return
         growth(make, work, flags)
