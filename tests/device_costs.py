@@ -77,7 +77,7 @@ def full_size_blocks(options: MapOptions, n: int) -> None:
     """Take an image to its full size in n blocks of rows."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(4, 2, SIDE, SIDE)
-    predict_full_size([LogitSamples(logits.to(NAME))], (64, 32 * n), options, block_values=BLOCK_VALUES)
+    predict_full_size([LogitSamples(logits.to(NAME))], (64, 32 * n), options, max_values=BLOCK_VALUES)
 
 
 WORK: dict[str, Callable[[int], object]] = {

@@ -170,13 +170,13 @@ def test_masks_are_those_of_the_thresholds(spread: TrainedModel, sampler: Sample
         samples = draw_samples(spread, image, sampler, str(i))
         p = full_size_maps(samples, size, statistics=()).probs[1].numpy()
         expected = {"_outer": p >= np.float32(guarantee.outer), "_inner": p > np.float32(guarantee.inner)}
-        made = predict_full_size(samples, size, MapOptions(guarantee=guarantee), block_values=2**16)
+        made = predict_full_size(samples, size, MapOptions(guarantee=guarantee), max_values=2**16)
         assert 0 < expected["_inner"].sum() < expected["_outer"].sum() < p.size
         for name, region in expected.items():
             assert np.array_equal(made.greyscale_maps[name], np.where(region, 255, 0))
             assert np.array_equal(made.regions[name], region)
         samples = draw_samples(spread, image, calibrated(sampler, spread), str(i))
-        made = predict_full_size(samples, size, MapOptions(guarantee=of_calibrated), block_values=2**16)
+        made = predict_full_size(samples, size, MapOptions(guarantee=of_calibrated), max_values=2**16)
         for name, threshold in (("_outer", guarantee.outer), ("_inner", guarantee.inner)):
             decided = abs(p - threshold) > 1e-6  # the logits were divided and multiplied by the temperature
             assert decided.mean() > 0.999

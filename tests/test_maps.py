@@ -50,7 +50,7 @@ def probs_of_each(samples: Sequence[LogitSamples], size: tuple[int, int]) -> lis
 @pytest.mark.parametrize("c", [2, 3])
 def test_statistics_against_numpy_and_scipy(c: int):
     samples = [*random_samples(1, 5, c), LogitSamples(random_samples(2, 3, c)[0].logits, 1.25)]
-    maps = full_size_maps(samples, (23, 19), block_values=100)  # several blocks, the last one smaller
+    maps = full_size_maps(samples, (23, 19), max_values=100)  # several blocks, the last one smaller
     probs = np.stack([p.double().numpy() for p in probs_of_each(samples, (23, 19))])  # (T, C, H, W)
     assert probs.shape == (8, c, 19, 23)
     assert maps.num_samples == 8
@@ -64,13 +64,13 @@ def test_statistics_against_numpy_and_scipy(c: int):
 
 
 @pytest.mark.parametrize(("t", "c"), [(1, 2), (5, 2), (4, 3)])
-@pytest.mark.parametrize("block_values", [1, 100, 600])
-def test_maps_do_not_depend_on_the_block_size(t: int, c: int, block_values: int):
+@pytest.mark.parametrize("max_values", [1, 100, 600])
+def test_maps_do_not_depend_on_the_block_size(t: int, c: int, max_values: int):
     samples, size = random_samples(t=t, c=c), (23, 19)
-    expected, maps = full_size_maps(samples, size), full_size_maps(samples, size, block_values=block_values)
+    expected, maps = full_size_maps(samples, size), full_size_maps(samples, size, max_values=max_values)
     for name in (*STATISTICS, "probs"):
         torch.testing.assert_close(getattr(maps, name), getattr(expected, name))
-    rows = [rows for rows, _ in full_size_blocks(samples, size, block_values=block_values)]
+    rows = [rows for rows, _ in full_size_blocks(samples, size, max_values=max_values)]
     assert len(rows) > 1
     assert [i for block in rows for i in range(block.start, block.stop)] == list(range(19))
 
@@ -87,7 +87,7 @@ def test_statistics_by_hand():
 
 def test_only_requested_statistics_are_computed():
     maps = full_size_maps(random_samples(), (9, 8), statistics=["std"])
-    assert (maps.predictive_entropy, maps.expected_entropy, maps.overlaps) == (None, None, None)
+    assert (maps.predictive_entropy, maps.expected_entropy) == (None, None)
     assert maps.std is not None
 
 
@@ -105,48 +105,6 @@ def test_out_of_memory_at_full_size_fails_the_image_alone(monkeypatch: pytest.Mo
     with report.isolating("a.jpg"):
         full_size_maps(random_samples(), (23, 19))
     assert report.failures == [("a.jpg", "out of memory")]
-
-
-# -- overlaps
-
-
-@pytest.mark.parametrize("c", [2, 3])
-def test_overlaps_count_the_pixels_of_each_pair_of_samples(c: int):
-    samples = random_samples(t=4, c=c)
-    maps = full_size_maps(samples, (31, 17))
-    masks = [predict_classes(probs) for probs in probs_of_each(samples, (31, 17))]
-    for k in range(1, c):
-        for i, a in enumerate(masks):
-            for j, b in enumerate(masks):
-                assert maps.overlaps[k - 1, i, j] == ((a == k) & (b == k)).sum()
-
-
-@settings(max_examples=60)
-@given(
-    st.integers(0, 999), st.integers(2, 3), *[st.integers(1, n) for n in (9, 9, 60, 60)], st.sampled_from([0, 0.3, 1])
-)
-def test_overlaps_of_areas(seed: int, c: int, h: int, w: int, width: int, height: int, threshold: float):
-    """Samples that agree about most cells of the network's grid, whose pixels are not looked at."""
-    generator = torch.Generator().manual_seed(seed)
-    areas = 9.0 * torch.randint(-1, 2, (c, h, w), generator=generator)
-    noise, some = torch.rand(2, 5, c, h, w, generator=generator)
-    logits = areas + noise + 9 * (some < 0.1)
-    samples = [LogitSamples(logits[:2]), LogitSamples(logits[2:4], 1.25), LogitSamples(logits[4:], 3.0)]
-    maps = full_size_maps(samples, (width, height), threshold=threshold, block_values=20 * width)
-    masks = [predict_classes(probs, threshold) for probs in probs_of_each(samples, (width, height))]
-    for k in range(1, c):
-        assert maps.overlaps[k - 1].tolist() == [[int(((a == k) & (b == k)).sum()) for b in masks] for a in masks]
-
-
-def test_nan_pixels_do_not_change_the_overlaps_of_others():
-    samples = random_samples(t=4, c=2)
-    before = full_size_maps(samples, (8, 8)).overlaps
-    for part in samples:
-        part.logits[..., 0] = math.nan
-    maps = full_size_maps(samples, (8, 8))
-    assert 0 < maps.probs[1].isnan().sum() < 32
-    assert maps.overlaps.sum() > 0
-    assert (maps.overlaps <= before).all()
 
 
 # -- single samples, masks, greyscale maps

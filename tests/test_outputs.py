@@ -45,11 +45,11 @@ def test_single_sample_has_no_map_of_the_spread():
 @pytest.mark.parametrize("one_class", [False, True])
 def test_every_pass_is_written(tmp_path: Path, one_class: bool):
     samples = [LogitSamples(torch.randn(3, 2, 5, 5)), LogitSamples(torch.randn(2, 2, 5, 5), 1.25)]
-    writers = pass_writers(tmp_path / "x.png", samples, (21, 17), one_class, block_values=100)
+    writers = pass_writers(tmp_path / "x.png", samples, (21, 17), one_class, max_values=100)
     with writers as save_passes, ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda save: save(), reversed(save_passes)))
         assert not (tmp_path / "x_probs.npy").exists()
-    passes = (full_size_maps([sample], (21, 17), (), block_values=100).probs for sample in split_samples(samples))
+    passes = (full_size_maps([sample], (21, 17), (), max_values=100).probs for sample in split_samples(samples))
     probs = np.stack([p.numpy() for p in passes])  # (5, 2, 17, 21)
     written = np.load(tmp_path / "x_probs.npy")
     assert np.array_equal(written, probs[:, 1] if one_class else probs)

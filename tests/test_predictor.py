@@ -8,6 +8,7 @@ from tests.conftest import lively_network, make_image
 from tests.random_data import random_samples
 from utils.checkpoint import TrainedModel
 from utils.inference.maps import STATISTICS, full_size_maps, predict_classes
+from utils.inference.overlaps import count_overlaps
 from utils.inference.predictor import MapOptions, draw_samples, predict, predict_full_size
 from utils.inference.samplers import MCDropout, Softmax
 from utils.metrics.uncertainty import ImageScores
@@ -24,15 +25,14 @@ def test_predict_summarizes_the_samples():
 
 @pytest.mark.parametrize(("t", "c"), [(1, 2), (5, 2), (4, 3)])
 def test_prediction_in_blocks_is_that_of_whole_maps(t: int, c: int):
-    samples, size, block_values = random_samples(t, t, c), (50, 43), 700  # several blocks, the last one smaller
+    samples, size, max_values = random_samples(t, t, c), (50, 43), 700  # several blocks, the last one smaller
     maps = full_size_maps(samples, size)
     classes = predict_classes(maps.probs, 0.4)
-    scores = ImageScores()
-    overlaps = full_size_maps(samples, size, threshold=0.4).overlaps
-    scores.add(maps.probs, maps.predictive_entropy, classes, overlaps)
+    scores = ImageScores(count_overlaps(samples, size, 0.4) if t > 1 else None)
+    scores.add(maps.probs, maps.predictive_entropy, classes)
 
     options = MapOptions(0.4, make_greyscale_maps, STATISTICS, keep=STATISTICS)
-    prediction = predict_full_size(samples, size, options, block_values=block_values)
+    prediction = predict_full_size(samples, size, options, max_values=max_values)
     assert np.array_equal(prediction.classes, classes.numpy())
     assert prediction.scores == pytest.approx(scores.scores())
     expected = make_greyscale_maps(maps)
@@ -45,8 +45,8 @@ def test_prediction_in_blocks_is_that_of_whole_maps(t: int, c: int):
 
 def test_only_requested_maps_are_kept():
     samples, size = random_samples(), (50, 43)
-    maps = predict_full_size(samples, size, MapOptions(keep=["predictive_entropy"]), block_values=700).maps
+    maps = predict_full_size(samples, size, MapOptions(keep=["predictive_entropy"]), max_values=700).maps
     torch.testing.assert_close(maps.predictive_entropy, full_size_maps(samples, size).predictive_entropy)
-    assert (maps.std, maps.overlaps, maps.expected_entropy) == (None, None, None)
+    assert (maps.std, maps.expected_entropy) == (None, None)
     prediction = predict_full_size(samples, size, MapOptions())
     assert (prediction.maps, prediction.greyscale_maps) == (None, {})

@@ -20,11 +20,10 @@ def two_classes(foreground: list[list[float]]) -> torch.Tensor:
 def image_scores(
     probs: torch.Tensor, classes: torch.Tensor, overlaps: torch.Tensor | None = None, blocks: int = 1
 ) -> ImageScores:
-    """Of maps with an entropy of 1/4 everywhere, in blocks of rows; the overlaps are added with the first."""
-    scores = ImageScores()
+    """Of maps with an entropy of 1/4 everywhere, in blocks of rows."""
+    scores = ImageScores(overlaps)
     for p, c in zip(probs.tensor_split(blocks, dim=1), classes.tensor_split(blocks), strict=True):
-        scores.add(p, torch.full(c.shape, 0.25), c, overlaps)
-        overlaps = None if overlaps is None else torch.zeros_like(overlaps)
+        scores.add(p, torch.full(c.shape, 0.25), c)
     return scores
 
 

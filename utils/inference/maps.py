@@ -1,17 +1,19 @@
 """From samples of logits to maps at the image's own size: per-pixel statistics over the samples, in blocks of rows."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from utils.inference.overlaps import OverlapCounter
+from utils.inference.smooth_maps import SmoothMaps
 from utils.inference.upsampling import LogitSamples, StackUpsampler
 from utils.metrics.uncertainty import entropy
 
-STATISTICS = ("predictive_entropy", "expected_entropy", "std", "overlaps")
-_MAP_FIELDS = ("probs", "predictive_entropy", "expected_entropy", "std")  # the fields of ProbabilityMaps that are maps
+STATISTICS = ("predictive_entropy", "expected_entropy", "std")
+_MAP_FIELDS = ("probs", *STATISTICS)
 
 
 @dataclass
@@ -25,8 +27,6 @@ class ProbabilityMaps:
         expected_entropy: (H, W) float32 in nats, the mean of the samples' entropies; the aleatoric part under MC
             dropout.
         std: (C, H, W) float32, the standard deviation over the samples (with denominator T).
-        overlaps: (C - 1, T, T) int64, for each class but the background and each pair of samples the number of pixels
-            that both assign to the class; on the diagonal its area in each sample. None for a single sample.
 
     Statistics that were not requested are None.
     """
@@ -36,7 +36,6 @@ class ProbabilityMaps:
     predictive_entropy: Tensor | None = None
     expected_entropy: Tensor | None = None
     std: Tensor | None = None
-    overlaps: Tensor | None = None
 
     @property
     def mutual_information(self) -> Tensor:
@@ -53,8 +52,7 @@ class ProbabilityMaps:
             if name == "probs" or name in statistics:
                 values = getattr(self, name)
                 maps[name] = values.new_empty(*values.shape[:-2], height, values.shape[-1])
-        overlaps = torch.zeros_like(self.overlaps) if "overlaps" in statistics and self.overlaps is not None else None
-        return ProbabilityMaps(num_samples=self.num_samples, overlaps=overlaps, **maps)
+        return ProbabilityMaps(num_samples=self.num_samples, **maps)
 
     def cpu(self) -> "ProbabilityMaps":
         """The same maps on the CPU."""
@@ -62,12 +60,10 @@ class ProbabilityMaps:
         return replace(self, **{name: t.cpu() for name, t in tensors.items() if isinstance(t, Tensor)})
 
     def put_rows(self, rows: slice, block: "ProbabilityMaps") -> None:
-        """Fill in the maps of some rows, and add their overlaps."""
+        """Fill in the maps of some rows."""
         for name in _MAP_FIELDS:
             if getattr(self, name) is not None:
                 getattr(self, name)[..., rows, :] = getattr(block, name)
-        if self.overlaps is not None:
-            self.overlaps += block.overlaps
 
 
 @torch.inference_mode()
@@ -75,33 +71,35 @@ def full_size_blocks(
     samples: Sequence[LogitSamples],
     size: tuple[int, int],
     statistics: Collection[str] = STATISTICS,
-    threshold: float = 0.5,
-    block_values: int | None = None,
+    max_values: int | None = None,
 ) -> Iterator[tuple[slice, ProbabilityMaps]]:
-    """Upsample the samples of an image and compute statistics over them, a block of rows at a time, top to bottom.
+    """Statistics over the samples of an image at its own size, a block of rows at a time, top to bottom.
 
-    The logits are interpolated bilinearly (`align_corners=False`); the softmax comes after. All samples of a block are
-    upsampled together, so T full-size maps never exist in memory, and a block stays in the processor's cache while it
-    is used.
+    The logits are interpolated bilinearly (`align_corners=False`); the softmax comes after. A block stays in the
+    processor's cache while it is used, and T full-size maps never exist in memory.
 
     Args:
         samples: samples of one image.
         size: width and height of the image.
         statistics: which of `STATISTICS` to compute in addition to the mean.
-        threshold: with two classes, the probability above which a sample assigns a pixel to class 1 in `overlaps`.
-        block_values: how many probabilities are computed at a time; None for the default of the device.
+        max_values: how many probabilities are computed at a time; None for the default of the device.
 
     Yields:
         The rows, and their maps, on the samples' device.
     """
-    width, height = size
-    stack = StackUpsampler(samples, width, height, block_values)
-    overlaps = OverlapCounter(stack, threshold) if "overlaps" in statistics and stack.n_samples > 1 else None
-    for begin in range(0, height, stack.block_rows):
-        rows = slice(begin, min(begin + stack.block_rows, height))
-        probs = stack.probs(rows)
-        maps = _summarise(probs, stack.n_classes, statistics)
-        yield rows, replace(maps, overlaps=overlaps.count(rows, probs)) if overlaps else maps
+    moments, n_samples = partial(_moments, statistics=statistics), [len(logits) for logits, _ in samples]
+    n_classes = samples[0].logits.shape[1]
+    n_variances = _channels(n_classes) * ("std" in statistics)
+    smooth = SmoothMaps(samples, size, moments, n_variances) if SmoothMaps.pay(samples, size) else None
+    if smooth and smooth.converged:
+        block_rows, compute = smooth.block_rows, smooth.block
+    else:
+        stack, n_samples = StackUpsampler(samples, *size, max_values), [sum(n_samples)]
+        block_rows, compute = stack.block_rows, lambda rows: [moments(stack.probs(rows))]
+    height = size[1]
+    for begin in range(0, height, block_rows):
+        rows = slice(begin, min(begin + block_rows, height))
+        yield rows, _to_maps(compute(rows), n_samples, n_classes, statistics)
 
 
 @torch.inference_mode()
@@ -109,33 +107,66 @@ def full_size_maps(
     samples: Sequence[LogitSamples],
     size: tuple[int, int],
     statistics: Collection[str] = STATISTICS,
-    threshold: float = 0.5,
-    block_values: int | None = None,
+    max_values: int | None = None,
 ) -> ProbabilityMaps:
     """The maps of a whole image: all of its `full_size_blocks` in one, with the same arguments."""
     whole = None
-    for rows, block in full_size_blocks(samples, size, statistics, threshold, block_values):
+    for rows, block in full_size_blocks(samples, size, statistics, max_values):
         whole = whole or block.empty_like(size[1], statistics)
         whole.put_rows(rows, block)
     return whole
 
 
-def _summarise(probs: Tensor, n_classes: int, statistics: Collection[str]) -> ProbabilityMaps:
-    """The requested statistics of each pixel, of (T, 1 or C, rows, W) probabilities; of two classes the second's."""
-    n_samples, channels = probs.shape[:2]
-    mean = probs.new_empty(n_classes, *probs.shape[2:])  # (C, rows, W)
-    mean[-channels:] = probs.mean(dim=0) if n_samples > 1 else probs[0]
-    if channels < n_classes:
-        torch.sub(1, mean[1], out=mean[0])
-    std = None
+def _channels(n_classes: int) -> int:
+    """Of the probabilities: two classes are one channel."""
+    return 1 if n_classes == 2 else n_classes
+
+
+def _moments(probs: Tensor, statistics: Collection[str]) -> Tensor:
+    """(n, rows, W) of (T, 1 or C, rows, W) probabilities: the mean, then the entropy and the variance if requested.
+
+    Of two classes the second's.
+    """
+    mean = probs.mean(dim=0) if len(probs) > 1 else probs[0]
+    moments = [mean]
+    if "expected_entropy" in statistics:
+        moments.append(entropy(probs).mean(dim=0)[None])
     if "std" in statistics:
-        std = (probs - mean[-channels:]).square_().mean(dim=0).sqrt_()  # torch.std is far slower
+        moments.append((probs - mean).square_().mean(dim=0))  # torch.var is far slower
+    return mean if len(moments) == 1 else torch.cat(moments)
+
+
+def _to_maps(
+    moments: Sequence[Tensor], n_samples: Sequence[int], n_classes: int, statistics: Collection[str]
+) -> ProbabilityMaps:
+    """The maps of one or several sets of samples, of their `_moments` and numbers."""
+    channels, total = _channels(n_classes), sum(n_samples)
+
+    def mean_of(values: Sequence[Tensor]) -> Tensor:
+        mean = values[0] * (n_samples[0] / total) if len(values) > 1 else values[0]
+        for value, n in zip(values[1:], n_samples[1:], strict=True):
+            mean.add_(value, alpha=n / total)
+        return mean
+
+    mean = mean_of([values[:channels] for values in moments])
+    probs = mean.new_empty(n_classes, *mean.shape[1:])
+    torch.clamp(mean, 0, 1, out=probs[-channels:])  # polynomials may go beyond by rounding errors
+    if channels < n_classes:
+        torch.sub(1, probs[1], out=probs[0])
+    std = expected_entropy = None
+    if "std" in statistics:
+        variances = [values[-channels:] for values in moments]
+        if len(moments) > 1:  # the law of total variance
+            variances = [v + (m[:channels] - mean).square_() for v, m in zip(variances, moments, strict=True)]
+        std = mean_of(variances).clamp_(min=0).sqrt_().expand(n_classes, -1, -1)  # two classes share one
+    if "expected_entropy" in statistics:
+        expected_entropy = mean_of([values[channels] for values in moments]).clamp_(0, math.log(n_classes))
     return ProbabilityMaps(
-        probs=mean,
-        num_samples=n_samples,
-        predictive_entropy=entropy(mean) if "predictive_entropy" in statistics else None,
-        expected_entropy=entropy(probs).mean(dim=0) if "expected_entropy" in statistics else None,
-        std=None if std is None else std.expand(n_classes, -1, -1),  # two classes share one
+        probs=probs,
+        num_samples=total,
+        predictive_entropy=entropy(probs) if "predictive_entropy" in statistics else None,
+        expected_entropy=expected_entropy,
+        std=std,
     )
 
 
@@ -154,8 +185,9 @@ def predict_classes(probs: Tensor, threshold: float = 0.5) -> Tensor:
     Returns:
         (H, W) uint8 class indices.
     """
-    classes = probs[1] > threshold if len(probs) == 2 else probs.argmax(dim=0)
-    return classes.byte()
+    if len(probs) > 2:
+        return probs.argmax(dim=0).byte()
+    return torch.gt(probs[1], threshold, out=torch.empty_like(probs[1])).byte()  # as float, which is faster than bool
 
 
 def to_greyscale(values: Tensor, white: float = 1.0) -> Tensor:

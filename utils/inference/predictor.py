@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.checkpoint import TrainedModel
 from utils.inference.guarantees import INNER, OUTER, Guarantee
 from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, full_size_maps, predict_classes
+from utils.inference.overlaps import count_overlaps
 from utils.inference.samplers import Sampler, Softmax
 from utils.inference.upsampling import LogitSamples, StackUpsampler
 from utils.metrics.pixel_counts import PixelCounts, count_pixels
@@ -115,7 +116,7 @@ def predict_full_size(
     size: tuple[int, int],
     options: MapOptions,
     target: np.ndarray | None = None,
-    block_values: int | None = None,
+    max_values: int | None = None,
 ) -> Prediction:
     """The prediction of an image from its samples, block by block. What a GPU computes is read once, at the end.
 
@@ -124,18 +125,21 @@ def predict_full_size(
         size: width and height of the image.
         options: what to compute.
         target: (H, W) uint8 ground-truth classes, for the counts of its pixels.
-        block_values: as for `full_size_blocks`.
+        max_values: as for `full_size_blocks`.
     """
     width, height = size
-    scores, images, maps, counts = ImageScores(), {}, None, None
-    statistics = {*options.statistics, *options.keep, "predictive_entropy", "overlaps"}
+    overlaps = None
+    if sum(len(logits) for logits, _ in samples) > 1:
+        overlaps = count_overlaps(samples, size, options.threshold, max_values)
+    scores, images, maps, counts = ImageScores(overlaps), {}, None, None
+    statistics = {*options.statistics, *options.keep, "predictive_entropy"}
     guarantee, uncalibrated = options.guarantee, None
     if guarantee and guarantee.temperature != 1:
-        uncalibrated = StackUpsampler(samples, width, height, block_values)
-    for rows, block in full_size_blocks(samples, size, statistics, options.threshold, block_values):
+        uncalibrated = StackUpsampler(samples, width, height, max_values)
+    for rows, block in full_size_blocks(samples, size, statistics, max_values):
         # The mask and the scores of these rows.
         classes = predict_classes(block.probs, options.threshold)
-        scores.add(block.probs, block.predictive_entropy, classes, block.overlaps)
+        scores.add(block.probs, block.predictive_entropy, classes)
         if target is not None:
             on_device = to_device(torch.from_numpy(target[rows]), classes.device)
             of_rows = count_pixels(block.probs, block.predictive_entropy, on_device)

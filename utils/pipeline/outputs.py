@@ -117,7 +117,7 @@ def pass_writers(
     samples: Sequence[LogitSamples],
     size: tuple[int, int],
     one_class: bool = False,
-    block_values: int | None = None,
+    max_values: int | None = None,
 ) -> Iterator[list[Callable[[], None]]]:
     """Functions that write the probabilities of each pass, as greyscale maps and into one float32 array.
 
@@ -129,7 +129,7 @@ def pass_writers(
         samples: of the image.
         size: width and height of the image.
         one_class: of a one-class model.
-        block_values: as for `full_size_blocks`.
+        max_values: as for `full_size_blocks`.
 
     Yields:
         One function per pass; they may be called in threads.
@@ -140,7 +140,7 @@ def pass_writers(
 
     def save_pass(t: int) -> None:
         greyscale_maps = np.empty((n_classes, height, width), dtype=np.uint8)
-        for rows, block in full_size_blocks([passes[t]], size, statistics=(), block_values=block_values):
+        for rows, block in full_size_blocks([passes[t]], size, statistics=(), max_values=max_values):
             for c, probs in enumerate(block.probs[-n_classes:].cpu()):
                 write(probs.numpy(), ((t * n_classes + c) * height + rows.start) * width)
                 greyscale_maps[c, rows] = to_greyscale(probs).numpy()
