@@ -28,89 +28,87 @@ def count_overlaps(
     """
     width, height = size
     stack = StackUpsampler(samples, width, height, max_values)
-    counter = (_BorderCounter if stack.device.type == "cpu" else _Counter)(stack, threshold)
-    total = torch.zeros(stack.n_classes - 1, stack.n_samples, stack.n_samples, dtype=torch.int64, device=stack.device)
-    for begin in range(0, height, stack.block_rows):
-        total += counter.count(slice(begin, min(begin + stack.block_rows, height)))
+    blocks = [slice(i, min(i + stack.block_rows, height)) for i in range(0, height, stack.block_rows)]
+    logit = torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
+    count = _count_along_borders if stack.device.type == "cpu" else _count_all  # a GPU would wait to know the borders
+    return count(stack, blocks, logit)
+
+
+def _count_all(stack: StackUpsampler, blocks: Sequence[slice], threshold: float) -> Tensor:
+    """`count_overlaps` of all pixels."""
+    return sum(_count_pairs(_assign(stack.logits(rows), threshold), stack.n_classes) for rows in blocks)
+
+
+def _count_along_borders(stack: StackUpsampler, blocks: Sequence[slice], threshold: float) -> Tensor:
+    """`count_overlaps` of the pixels of cells with a border between classes; the others are counted cell by cell."""
+    # Columns of the image that lie in the same column of cells, in each zoom, are one group.
+    cells = torch.tensor([zoom.columns.first for zoom in stack.stacks])  # (Z, W)
+    starts = (cells != cells.roll(1, dims=1)).any(dim=0)
+    starts[0] = True
+    widths = starts.nonzero()[:, 0].diff(append=torch.tensor([stack.width]))
+    uniform, corners = torch.ones(len(blocks), len(widths), dtype=torch.bool), []
+    for zoom, of_groups in zip(stack.stacks, cells[:, starts], strict=True):
+        uniform_in_zoom, corners_in_zoom = _find_uniform(zoom, blocks, of_groups, stack.channels, threshold)
+        uniform &= uniform_in_zoom
+        corners.append(corners_in_zoom)
+    heights = torch.tensor([rows.stop - rows.start for rows in blocks])
+    total = _count_pairs(torch.cat(corners, dim=1), stack.n_classes, heights[:, None] * uniform * widths)
+
+    # The other groups, pixel by pixel.
+    block, column = uniform.logical_not()[:, starts.cumsum(0) - 1].nonzero().T
+    for rows, columns in zip(blocks, column.split(block.bincount(minlength=len(blocks)).tolist()), strict=True):
+        classes = [_assign(_upsample(zoom, rows, columns, stack.channels), threshold) for zoom in stack.stacks]
+        total += _count_pairs(classes[0] if len(classes) == 1 else torch.cat(classes, dim=1), stack.n_classes)
     return total
 
 
-class _Counter:
-    """Counts all pixels of a block of rows."""
+def _find_uniform(
+    zoom: Upsampler, blocks: Sequence[slice], cells: Tensor, channels: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Which columns of cells have no border in a block, in any sample: (blocks, G) bool, and their (blocks, T, G) classes.
 
-    def __init__(self, stack: StackUpsampler, threshold: float) -> None:
-        self.stack = stack
-        self.threshold = torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
-
-    def count(self, rows: slice) -> Tensor:
-        """(C - 1, T, T) int64."""
-        return self.count_pairs(self.assign(self.stack.logits(rows)))
-
-    def assign(self, logits: Tensor) -> Tensor:
-        """The class to which each sample assigns each pixel, float, (rows, T, W) of (rows, T, 1 or C, W) logits.
-
-        Of two classes the logits are overwritten.
-        """
-        if logits.shape[2] > 1:
-            return logits.argmax(dim=2).float()
-        return logits[:, :, 0].gt_(self.threshold)  # as float, which is several times as fast as bool
-
-    def count_pairs(self, classes: Tensor, weights: Tensor | None = None) -> Tensor:
-        """(C - 1, T, T) int64 of (B, T, n) classes, of pixels that count (n,) times."""
-        pairs = []
-        for k in range(1, self.stack.n_classes):
-            is_class = classes if self.stack.channels == 1 else classes.eq(k).float()
-            weighted = is_class if weights is None else is_class * weights
-            pairs.append((weighted @ is_class.mT).sum(dim=0, dtype=torch.int64))  # of a block below 2^24: exact
-        return torch.stack(pairs)
-
-
-class _BorderCounter(_Counter):
-    """Counts the pixels of cells with a border between classes, and takes the others cell by cell.
-
-    Neighbouring columns of the image that lie in the same column of cells, in each zoom, are one group.
+    Args:
+        zoom: the samples of a zoom.
+        blocks: of rows of the image.
+        cells: (G,), in which column of cells each group of columns lies.
+        channels: 1 or C.
+        threshold: of the logit of one channel.
     """
+    h, _, w = zoom.maps.shape
+    corners = _assign(zoom.maps.view(h, -1, channels, w).clone(), threshold)
+    corners = torch.cat([corners, corners[-1:]])  # (h + 1, T, w): below the last row lies the same
+    left, right = corners.index_select(2, cells), corners.index_select(2, (cells + 1).clamp(max=w - 1))
+    differ = (left[1:] != left[:-1]) | (right[1:] != right[:-1]) | (left[1:] != right[1:])  # (h, T, G)
+    borders = torch.cat([torch.zeros(1, len(cells)), differ.any(dim=1).cumsum(dim=0)])  # (h + 1, G), above each row
+    near = [zoom.rows.inputs(rows) for rows in blocks]
+    first = torch.tensor([inputs.start for inputs in near])
+    last = torch.tensor([max(inputs.start + 1, inputs.stop - 1) for inputs in near])
+    return borders[last] == borders[first], left[first]
 
-    def __init__(self, stack: StackUpsampler, threshold: float) -> None:
-        super().__init__(stack, threshold)
-        cells = torch.tensor([zoom.columns.first for zoom in stack.stacks])  # (Z, W)
-        differ = (cells != cells.roll(1, dims=1)).any(dim=0)  # from their left neighbours
-        differ[0] = True
-        self._group, self._widths = (
-            differ.cumsum(0) - 1,
-            differ.nonzero()[:, 0].diff(append=torch.tensor([stack.width])),
-        )
-        self._zooms = [self._find_uniform(*of_zoom) for of_zoom in zip(stack.stacks, cells[:, differ], strict=True)]
 
-    def count(self, rows: slice) -> Tensor:
-        uniform, classes = torch.ones(len(self._widths), dtype=torch.bool), []
-        for zoom, (uniform_cells, corners) in zip(self.stack.stacks, self._zooms, strict=True):
-            near = zoom.rows.inputs(rows)
-            uniform &= uniform_cells[near.start : max(near.start + 1, near.stop - 1)].all(dim=0)
-            classes.append(corners[near.start])
-        columns = uniform.logical_not()[self._group].nonzero()[:, 0]
-        pixels = (rows.stop - rows.start) * uniform * self._widths  # of each group
-        return self.count_pairs(self._borders(rows, columns)) + self.count_pairs(torch.cat(classes)[None], pixels)
+def _upsample(zoom: Upsampler, rows: slice, columns: Tensor, channels: int) -> Tensor:
+    """(rows, T, 1 or C, columns) logits."""
+    near = zoom.rows.inputs(rows)
+    band = zoom.maps[near].flatten(0, 1) @ zoom.columns.matrix.index_select(0, columns).T
+    logits = zoom.rows.matrix[rows, near] @ band.view(near.stop - near.start, -1)
+    return logits.view(len(logits), zoom.maps.shape[1] // channels, channels, len(columns))
 
-    def _borders(self, rows: slice, columns: Tensor) -> Tensor:
-        """The (rows, T, n) classes of some columns."""
-        classes, channels = [], self.stack.channels
-        for zoom in self.stack.stacks:
-            near = zoom.rows.inputs(rows)
-            to_columns = zoom.columns.matrix.index_select(0, columns)
-            band = (zoom.maps[near].flatten(0, 1) @ to_columns.T).view(near.stop - near.start, -1)
-            logits = zoom.rows.matrix[rows, near] @ band
-            classes.append(
-                self.assign(logits.view(len(logits), zoom.maps.shape[1] // channels, channels, len(columns)))
-            )
-        return classes[0] if len(classes) == 1 else torch.cat(classes, dim=1)
 
-    def _find_uniform(self, zoom: Upsampler, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Which cells have no border between classes in any sample, (h, G) bool, and their (h, T, G) classes."""
-        h, _, w = zoom.maps.shape
-        corners = self.assign(zoom.maps.view(h, -1, self.stack.channels, w).clone())
-        corners = torch.cat([corners, corners[-1:]])  # (h + 1, T, w): below the last row lies the same
-        right = corners.index_select(2, (cells + 1).clamp_(max=w - 1))
-        left = corners.index_select(2, cells)
-        uniform = (left[1:] == left[:-1]) & (right[1:] == right[:-1]) & (left[1:] == right[1:])
-        return uniform.all(dim=1), left[:-1]
+def _assign(logits: Tensor, threshold: float) -> Tensor:
+    """The class to which each sample assigns each pixel, float, (rows, T, W) of (rows, T, 1 or C, W) logits.
+
+    Of two classes the logits are overwritten.
+    """
+    if logits.shape[2] > 1:
+        return logits.argmax(dim=2).float()
+    return logits[:, :, 0].gt_(threshold)  # as float, which is several times as fast as bool
+
+
+def _count_pairs(classes: Tensor, n_classes: int, weights: Tensor | None = None) -> Tensor:
+    """(C - 1, T, T) int64 of (B, T, n) classes, of pixels that count (B, n) times."""
+    pairs = []
+    for k in range(1, n_classes):
+        is_class = classes if n_classes == 2 else classes.eq(k).float()
+        weighted = is_class if weights is None else is_class * weights[:, None]
+        pairs.append((weighted @ is_class.mT).sum(dim=0, dtype=torch.int64))  # of a block below 2^24: exact
+    return torch.stack(pairs)
