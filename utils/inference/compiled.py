@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unet import BayesianUNet
 from unet.mc_dropout import dropout_layers, split_masks
@@ -94,8 +93,7 @@ class _Norm(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        self.register_buffer("scale", scale[:, None, None])
-        self.register_buffer("shift", (norm.bias - norm.running_mean * scale)[:, None, None])
+        self.scale, self.shift = scale[:, None, None], (norm.bias - norm.running_mean * scale)[:, None, None]
 
     def forward(self, x: Tensor) -> Tensor:
         return (x * self.scale + self.shift).to(x.dtype)
@@ -113,15 +111,18 @@ def _compile(network: BayesianUNet, dropout: bool) -> Callable[[Tensor, Tensor |
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, _Norm(child))
-    norms = {name: buffer.clone() for name, buffer in own.named_buffers()}
+    norm_layers = [module for module in own.modules() if isinstance(module, _Norm)]
+    norms = [(norm.scale.clone(), norm.shift.clone()) for norm in norm_layers]
     layers = dropout_layers(own) if dropout else []
     for layer in layers:
         layer.train()
 
-    def forward(x: Tensor, masks: Sequence[Tensor], norms: Mapping[str, Tensor]) -> Tensor:
+    def forward(x: Tensor, masks: Sequence[Tensor], norms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         for layer, mask in zip(layers, masks, strict=True):
             layer.mask = mask
-        logits = functional_call(own, norms, x)
+        for layer, (scale, shift) in zip(norm_layers, norms, strict=True):
+            layer.scale, layer.shift = scale, shift
+        logits = own(x)
         for layer in layers:
             layer.mask = None
         return logits

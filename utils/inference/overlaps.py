@@ -65,7 +65,7 @@ def _count_along_borders(stack: StackUpsampler, blocks: Sequence[slice], thresho
 def _find_uniform(
     zoom: Upsampler, blocks: Sequence[slice], cells: Tensor, channels: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Which columns of cells have no border in a block, in any sample: (blocks, G) bool, and their (blocks, T, G) classes.
+    """Which columns of cells have no border in a block, (blocks, G) bool, and their classes, (blocks, T, G).
 
     Args:
         zoom: the samples of a zoom.
