@@ -87,15 +87,15 @@ def full_size_blocks(
     Yields:
         The rows, and their maps, on the samples' device.
     """
-    moments, n_samples = partial(_moments, statistics=statistics), [len(logits) for logits, _ in samples]
+    moments = partial(_moments, statistics=statistics)
     n_classes = samples[0].logits.shape[1]
     n_variances = _channels(n_classes) * ("std" in statistics)
     smooth = SmoothMaps(samples, size, moments, n_variances) if SmoothMaps.pay(samples, size) else None
     if smooth and smooth.converged:
-        block_rows, compute = smooth.block_rows, smooth.block
+        block_rows, n_samples, compute = smooth.block_rows, smooth.n_samples, smooth.block
     else:
-        stack, n_samples = StackUpsampler(samples, *size, max_values), [sum(n_samples)]
-        block_rows, compute = stack.block_rows, lambda rows: [moments(stack.probs(rows))]
+        stack = StackUpsampler(samples, *size, max_values)
+        block_rows, n_samples, compute = stack.block_rows, [stack.n_samples], lambda rows: [moments(stack.probs(rows))]
     height = size[1]
     for begin in range(0, height, block_rows):
         rows = slice(begin, min(begin + block_rows, height))

@@ -89,8 +89,8 @@ def _find_uniform(
 def _upsample(zoom: Upsampler, rows: slice, columns: Tensor, channels: int) -> Tensor:
     """(rows, T, 1 or C, columns) logits."""
     near = zoom.rows.inputs(rows)
-    band = zoom.maps[near].flatten(0, 1) @ zoom.columns.matrix.index_select(0, columns).T
-    logits = zoom.rows.matrix[rows, near] @ band.view(near.stop - near.start, -1)
+    band = zoom.maps[near].flatten(0, 1) @ zoom.columns.matrix(columns).T
+    logits = zoom.rows.matrix(rows, near) @ band.view(near.stop - near.start, -1)
     return logits.view(len(logits), zoom.maps.shape[1] // channels, channels, len(columns))
 
 

@@ -13,6 +13,7 @@ from numpy.polynomial.chebyshev import chebpts2, chebvander
 from torch import Tensor
 
 from utils.inference.upsampling import (
+    CACHED_SIZES,
     CPU_BLOCK_VALUES,
     Interpolation,
     LogitSamples,
@@ -32,28 +33,31 @@ _MIN_SAMPLES = 4  # from which on points are faster, if there are
 _MIN_PIXELS = 2  # times as many pixels
 
 
-@lru_cache
+@lru_cache(CACHED_SIZES)
 def _interpolations(n_in: int, n_out: int, zoom: float) -> tuple[Interpolation, Interpolation]:
     """From `n_in` values to the points, and from the points to `n_out` pixels, along an axis."""
     positions = pixel_positions(n_in, n_out, zoom)
     cells = np.floor(positions).clip(max=n_in - 2).astype(int)
     first, n_cells = cells[0], cells[-1] - cells[0] + 1
     points = np.append(first + np.arange(n_cells)[:, None] + (_POINTS[:-1] + 1) / 2, first + n_cells)
-    within = chebvander(2 * (positions - cells) - 1, _DEGREE) @ _TO_COEFFICIENTS  # (n_out, 11)
-    matrix, begin = np.zeros((n_out, len(points)), dtype=np.float32), _DEGREE * (cells - first)
-    np.put_along_axis(matrix, begin[:, None] + np.arange(_DEGREE + 1), within.astype(np.float32), axis=1)
-    to_pixels = Interpolation(torch.from_numpy(matrix), begin.tolist(), _DEGREE + 1)
+    weights = chebvander(2 * (positions - cells) - 1, _DEGREE) @ _TO_COEFFICIENTS  # (n_out, 11)
+    to_pixels = Interpolation.of(weights, _DEGREE * (cells - first), len(points))
     return linear_interpolation(points, n_in), to_pixels
 
 
 class SmoothMaps:
-    """Maps at full size, of each zoom; a block of rows on demand.
+    """Maps at full size; a block of rows on demand.
 
     Args:
         samples: samples of one image, on a CPU.
         size: width and height of the image, for which `pays` is true.
         statistics: computes n maps, (n, rows, W), of (T, 1 or C, rows, W) probabilities.
-        n_variances: how many of them, the last ones, are variances, of which the roots will be taken.
+        n_variances: how many of them, the last ones, are variances, of which the roots will be taken; the others are
+            means over the samples.
+
+    Attributes:
+        n_samples: the numbers of samples of which `block` returns maps: those of each zoom, or of all together.
+        block_rows: how many rows to take at a time.
     """
 
     def __init__(
@@ -63,14 +67,18 @@ class SmoothMaps:
         statistics: Callable[[Tensor], Tensor],
         n_variances: int = 0,
     ) -> None:
-        self._n_variances = n_variances
         width, height = size
-        self._width, self._zooms = width, []
+        self._n_variances, self._width, self._zooms = n_variances, width, []
+        self.n_samples = [len(logits) for logits, _ in samples]
         for logits, zoom in samples:
             to_rows, rows = _interpolations(logits.shape[2], height, zoom)
             to_columns, columns = _interpolations(logits.shape[3], width, zoom)
             at_points = Upsampler(logit_maps(logits), to_rows, to_columns)
             self._zooms.append(Upsampler(_compute(at_points, len(logits), statistics), rows, columns))
+        if not n_variances:  # all maps are means, and so the weighted sum of those of the zooms
+            for zoom, n in zip(self._zooms, self.n_samples, strict=True):
+                zoom.maps *= n / sum(self.n_samples)
+            self.n_samples = [sum(self.n_samples)]
         self.block_rows = max(1, CPU_BLOCK_VALUES // (sum(zoom.n_columns for zoom in self._zooms) + 3 * width))
 
     @staticmethod
@@ -101,16 +109,19 @@ class SmoothMaps:
         return True
 
     def block(self, rows: slice) -> list[Tensor]:
-        """Of each zoom (n, rows, W), the maps of some rows."""
-        return [
-            torch.mm(*zoom.factors(rows)).view(rows.stop - rows.start, -1, self._width).transpose(0, 1)
-            for zoom in self._zooms
-        ]
+        """(n, rows, W), the maps of some rows; of each zoom, or of all together."""
+        blocks = [torch.mm(*self._zooms[0].factors(rows))]
+        for zoom in self._zooms[1:]:
+            if self._n_variances:
+                blocks.append(torch.mm(*zoom.factors(rows)))
+            else:
+                blocks[0].addmm_(*zoom.factors(rows))
+        return [block.view(len(block), -1, self._width).transpose(0, 1) for block in blocks]
 
 
 def _compute(at_points: Upsampler, n_samples: int, statistics: Callable[[Tensor], Tensor]) -> Tensor:
     """(h', n, w'), the maps at the points."""
-    n_rows, width = len(at_points.rows.matrix), len(at_points.columns.matrix)
+    n_rows, width = len(at_points.rows), len(at_points.columns)
     blocks = []
     for begin in range(0, n_rows, _DEGREE):
         rows = slice(begin, min(begin + _DEGREE, n_rows))

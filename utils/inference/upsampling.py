@@ -1,7 +1,8 @@
-"""Upsampling of stacks of maps, as products with matrices of which each row has a few numbers, some rows at a time."""
+"""Upsampling of stacks of maps, as products with matrices, some rows at a time."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from utils.runtime.device import free_memory, to_device
 CPU_BLOCK_VALUES = 2**20  # computed at a time: 4 MB, which fit into a CPU's cache
 _GPU_BLOCK_VALUES = 2**27  # enough to keep a GPU busy
 _BYTES_PER_VALUE = 64  # of free memory; a block requires about half of it
-_CACHED_SIZES = 16  # of images, of which the weights of the interpolation are kept
+CACHED_SIZES = 16  # of images, of which the weights of the interpolation are kept
 _BAND_ROWS = 8  # rows of the network's resolution that are taken to full width at a time
 _CPU_COLUMNS = 256  # of a band that are computed at a time: a GPU takes all, though most of the factors are 0
 
@@ -30,26 +31,53 @@ class LogitSamples(NamedTuple):
     zoom: float = 1.0
 
 
-class Interpolation(NamedTuple):
-    """From values along an axis to others, each of which depends on a few neighbouring ones.
+@dataclass(frozen=True)
+class Interpolation:
+    """From `n_in` values along an axis to others, each of which depends on a few neighbouring ones.
 
     Attributes:
-        matrix: (n_out, n_in) float32.
-        first: the first of the inputs on which each output depends; they never decrease.
-        taps: on how many inputs an output depends, at most.
+        weights: (n_out, taps) float32.
+        index: (n_out, taps) int64, of which values these are the weights; it never decreases.
+        n_in: the number of values.
+        first: the first of the values on which each output depends.
     """
 
-    matrix: Tensor
+    weights: Tensor
+    index: Tensor
+    n_in: int
     first: Sequence[int]
-    taps: int
+    _kept: dict[tuple[int | None, ...], Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, weights: np.ndarray, first: np.ndarray, n_in: int) -> "Interpolation":
+        """Of (n_out, taps) weights of the values from `first`, (n_out,), on."""
+        index = torch.from_numpy(first[:, None] + np.arange(weights.shape[1]))
+        return cls(torch.from_numpy(weights).float(), index, n_in, first.tolist())
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
     def inputs(self, outputs: slice) -> slice:
-        """All inputs on which some consecutive outputs depend."""
-        return slice(self.first[outputs.start], min(self.first[outputs.stop - 1] + self.taps, self.matrix.shape[1]))
+        """All values on which some consecutive outputs depend."""
+        return slice(self.first[outputs.start], self.first[outputs.stop - 1] + self.index.shape[1])
+
+    def matrix(self, outputs: slice | Tensor, inputs: slice = slice(None)) -> Tensor:
+        """(outputs, inputs) float32, from these values, which suffice, to some outputs; of a slice it is kept."""
+        if isinstance(outputs, Tensor):
+            return self._matrix(outputs, inputs)
+        key = outputs.start, outputs.stop, inputs.start, inputs.stop
+        if key not in self._kept:
+            self._kept[key] = self._matrix(outputs, inputs)
+        return self._kept[key]
+
+    def _matrix(self, outputs: slice | Tensor, inputs: slice) -> Tensor:
+        begin, end, _ = inputs.indices(self.n_in)
+        weights, index = self.weights[outputs], self.index[outputs] - begin
+        return weights.new_zeros(len(weights), end - begin).scatter_(1, index, weights)
 
     def to(self, device: torch.device) -> "Interpolation":
         """The same on a device."""
-        return self._replace(matrix=to_device(self.matrix, device))
+        return Interpolation(to_device(self.weights, device), to_device(self.index, device), self.n_in, self.first)
 
 
 def pixel_positions(n_in: int, n_out: int, zoom: float = 1.0) -> np.ndarray:
@@ -67,13 +95,11 @@ def pixel_positions(n_in: int, n_out: int, zoom: float = 1.0) -> np.ndarray:
 def linear_interpolation(positions: np.ndarray, n_in: int) -> Interpolation:
     """Interpolates `n_in` values linearly at increasing positions in [0, n_in - 1]."""
     before = np.floor(positions).clip(max=max(n_in - 2, 0)).astype(int)
-    matrix, output = np.zeros((len(positions), n_in), dtype=np.float32), np.arange(len(positions))
-    matrix[output, before] = 1 - (positions - before)
-    matrix[output, (before + 1).clip(max=n_in - 1)] += positions - before
-    return Interpolation(torch.from_numpy(matrix), before.tolist(), 2)
+    weights = np.stack([1 - (positions - before), positions - before], axis=1)[:, :n_in]  # a single value has no other
+    return Interpolation.of(weights, before, n_in)
 
 
-@lru_cache(_CACHED_SIZES)
+@lru_cache(CACHED_SIZES)
 def to_pixels(n_in: int, n_out: int, zoom: float, device: torch.device) -> Interpolation:
     """Linear interpolation at `pixel_positions`."""
     return linear_interpolation(pixel_positions(n_in, n_out, zoom), n_in).to(device)
@@ -89,7 +115,7 @@ class Upsampler:
 
     def __init__(self, maps: Tensor, rows: Interpolation, columns: Interpolation) -> None:
         self.maps, self.rows, self.columns = maps, rows, columns
-        self.n_columns = maps.shape[1] * len(columns.matrix)  # n W
+        self.n_columns = maps.shape[1] * len(columns)  # n W
         self._begin, self._band = 0, maps.new_empty(0, self.n_columns)  # input rows at full width, from there on
 
     def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -99,17 +125,25 @@ class Upsampler:
             self._begin = needed.start
             ahead = min(_BAND_ROWS, _BAND_ROWS * CPU_BLOCK_VALUES // self.n_columns)
             self._band = self._widen(self.maps[needed.start : max(needed.stop, needed.start + ahead)])
-        return self.rows.matrix[rows, needed], self._band[needed.start - self._begin : needed.stop - self._begin]
+        band = self._band[needed.start - self._begin : needed.stop - self._begin]
+        return self.rows.matrix(rows, needed), band
 
     def _widen(self, maps: Tensor) -> Tensor:
         """Rows of the maps, (rows, n, w), at full width: (rows, n W)."""
-        n, width = maps.shape[0] * maps.shape[1], len(self.columns.matrix)
-        band, at_a_time = maps.new_empty(n, width), _CPU_COLUMNS if maps.is_cpu else width
-        for begin in range(0, width, at_a_time):
-            columns = slice(begin, min(begin + at_a_time, width))
-            needed = self.columns.inputs(columns)
-            torch.mm(maps.view(n, -1)[:, needed], self.columns.matrix[columns, needed].T, out=band[:, columns])
+        n, width = maps.shape[0] * maps.shape[1], len(self.columns)
+        band = maps.new_empty(n, width)
+        for columns, needed, matrix in self._column_blocks:
+            torch.mm(maps.view(n, -1)[:, needed], matrix.T, out=band[:, columns])
         return band.view(len(maps), -1)
+
+    @cached_property
+    def _column_blocks(self) -> list[tuple[slice, slice, Tensor]]:
+        """Consecutive columns, the inputs on which they depend, and the matrix from these to them."""
+        width = len(self.columns)
+        at_a_time = _CPU_COLUMNS if self.maps.is_cpu else width
+        blocks = [slice(begin, min(begin + at_a_time, width)) for begin in range(0, width, at_a_time)]
+        needed = [self.columns.inputs(block) for block in blocks]
+        return [(*both, self.columns.matrix(*both)) for both in zip(blocks, needed, strict=True)]
 
 
 def block_values(device: torch.device) -> int:
