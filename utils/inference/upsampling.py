@@ -1,7 +1,7 @@
 """Upsampling of stacks of maps, as products with matrices, some rows at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -46,7 +46,6 @@ class Interpolation:
     index: Tensor
     n_in: int
     first: Sequence[int]
-    _kept: dict[tuple[int | None, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, weights: np.ndarray, first: np.ndarray, n_in: int) -> "Interpolation":
@@ -62,16 +61,8 @@ class Interpolation:
         return slice(self.first[outputs.start], self.first[outputs.stop - 1] + self.index.shape[1])
 
     def matrix(self, outputs: slice | Tensor, inputs: slice = slice(None)) -> Tensor:
-        """(outputs, inputs) float32, from these values, which suffice, to some outputs; of a slice it is kept."""
-        if isinstance(outputs, Tensor):
-            return self._matrix(outputs, inputs)
-        key = outputs.start, outputs.stop, inputs.start, inputs.stop
-        if key not in self._kept:
-            self._kept[key] = self._matrix(outputs, inputs)
-        return self._kept[key]
-
-    def _matrix(self, outputs: slice | Tensor, inputs: slice) -> Tensor:
-        begin, end, _ = inputs.indices(self.n_in)
+        """(outputs, inputs) float32, from these values, which suffice, to some outputs."""
+        begin, end, _ = inputs.indices(self.n_in)  # not kept: small tensors that stay between the blocks split the heap
         weights, index = self.weights[outputs], self.index[outputs] - begin
         return weights.new_zeros(len(weights), end - begin).scatter_(1, index, weights)
 
