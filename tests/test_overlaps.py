@@ -46,9 +46,16 @@ def test_overlaps_of_areas(seed: int, c: int, h: int, w: int, width: int, height
         assert overlaps[k - 1].tolist() == [[int(((a == k) & (b == k)).sum()) for b in masks] for a in masks]
 
 
+def test_many_blocks_of_many_samples():
+    """So many that not all of their pairs are counted at a time."""
+    samples, size = random_samples(t=40, h=5, w=3), (3, 1000)
+    masks = torch.stack(masks_of_each(samples, size)).flatten(1).long()
+    assert torch.equal(count_overlaps(samples, size, max_values=1)[0], masks @ masks.T)
+
+
 def test_nan_is_no_class_but_the_background():
-    samples = random_samples(t=4, c=2)
-    before = count_overlaps(samples, (8, 8))
-    for part in samples:
-        part.logits[..., 0] = math.nan
-    assert (count_overlaps(samples, (8, 8)) <= before).all()
+    samples, size = random_samples(t=4, c=2), (8, 8)
+    samples[0].logits[:2, :, :, 0] = math.nan
+    masks = torch.stack(masks_of_each(samples, size)).flatten(1).long()
+    assert torch.equal(count_overlaps(samples, size)[0], masks @ masks.T)
+    assert masks[2:].sum() > masks[:2].sum()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.inference.upsampling import LogitSamples, StackUpsampler, Upsampler
+from utils.inference.upsampling import CPU_BLOCK_VALUES, LogitSamples, StackUpsampler, Upsampler
 
 
 @torch.inference_mode()
@@ -48,11 +48,15 @@ def _count_along_borders(stack: StackUpsampler, blocks: Sequence[slice], thresho
     widths = starts.nonzero()[:, 0].diff(append=torch.tensor([stack.width]))
     uniform, corners = torch.ones(len(blocks), len(widths), dtype=torch.bool), []
     for zoom, of_groups in zip(stack.stacks, cells[:, starts], strict=True):
-        uniform_in_zoom, corners_in_zoom = _find_uniform(zoom, blocks, of_groups, stack.channels, threshold)
+        uniform_in_zoom, classes, first = _find_uniform(zoom, blocks, of_groups, stack.channels, threshold)
         uniform &= uniform_in_zoom
-        corners.append(corners_in_zoom)
+        corners.append((classes, first))
     heights = torch.tensor([rows.stop - rows.start for rows in blocks])
-    total = _count_pairs(torch.cat(corners, dim=1), stack.n_classes, heights[:, None] * uniform * widths)
+    total = torch.zeros(stack.n_classes - 1, stack.n_samples, stack.n_samples, dtype=torch.int64)
+    values = stack.n_samples * max(stack.n_samples, len(widths))  # of a block
+    for part in torch.arange(len(blocks)).split(max(1, CPU_BLOCK_VALUES // values)):
+        classes = torch.cat([classes[first[part]] for classes, first in corners], dim=1)
+        total += _count_pairs(classes, stack.n_classes, heights[part, None] * uniform[part] * widths)
 
     # The other groups, pixel by pixel.
     block, column = uniform.logical_not()[:, starts.cumsum(0) - 1].nonzero().T
@@ -64,8 +68,10 @@ def _count_along_borders(stack: StackUpsampler, blocks: Sequence[slice], thresho
 
 def _find_uniform(
     zoom: Upsampler, blocks: Sequence[slice], cells: Tensor, channels: int, threshold: float
-) -> tuple[Tensor, Tensor]:
-    """Which columns of cells have no border in a block, (blocks, G) bool, and their classes, (blocks, T, G).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which columns of cells have no border in a block, (blocks, G) bool.
+
+    Also the classes of the cells' left upper corners, (h + 1, T, G), and the first row of cells of each block.
 
     Args:
         zoom: the samples of a zoom.
@@ -83,7 +89,7 @@ def _find_uniform(
     near = [zoom.rows.inputs(rows) for rows in blocks]
     first = torch.tensor([inputs.start for inputs in near])
     last = torch.tensor([max(inputs.start + 1, inputs.stop - 1) for inputs in near])
-    return borders[last] == borders[first], left[first]
+    return borders[last] == borders[first], left, first
 
 
 def _upsample(zoom: Upsampler, rows: slice, columns: Tensor, channels: int) -> Tensor:
