@@ -58,6 +58,8 @@ def test_stack_upsampler_against_torch(c: int, max_values: int | None):
     logits = F.interpolate(samples[0].logits, (height, width), mode="bilinear", align_corners=False)
     expected = logits.softmax(dim=1)[:, 1:] if c == 2 else logits.softmax(dim=1)
     torch.testing.assert_close(torch.cat(blocks, dim=2), expected, atol=5e-6, rtol=0)
+    mean = upsampler.mean_probs(slice(3, height))
+    torch.testing.assert_close(mean, expected[:, :, 3:].mean(dim=0), atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shrink", [0.8, 0.6, 0.93])

@@ -150,7 +150,7 @@ def predict_full_size(
         if guarantee:
             probs = block.probs
             if uncalibrated:
-                probs = uncalibrated.probs(rows, temperature=1 / guarantee.temperature).mean(dim=0)
+                probs = uncalibrated.mean_probs(rows, temperature=1 / guarantee.temperature)
             made |= guarantee.masks(probs)
         for name, values in made.items():
             if name not in images:

@@ -194,6 +194,12 @@ class StackUpsampler:
             values /= temperature
         return to_probs(values).permute(1, 2, 0, 3)
 
+    def mean_probs(self, rows: slice, temperature: float = 1.0) -> Tensor:
+        """(1 or C, rows, W), the mean of `probs` over the samples, of any number of rows."""
+        starts = range(rows.start, rows.stop, self.block_rows)
+        blocks = [slice(begin, min(begin + self.block_rows, rows.stop)) for begin in starts]
+        return torch.cat([self.probs(block, temperature).mean(dim=0) for block in blocks], dim=1)
+
 
 def to_probs(logits: Tensor) -> Tensor:
     """(..., 1 or C, W) probabilities of logits, which are overwritten."""
