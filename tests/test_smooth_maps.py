@@ -49,7 +49,7 @@ def of_all_pixels(samples: list[LogitSamples], size: tuple[int, int]) -> dict[st
 def test_maps_are_those_of_all_pixels_however_steep_the_logits(seed: int, c: int, steepness: float, two_zooms: bool):
     samples, size = [smooth_samples(seed, c=c, steepness=steepness)], (240, 240)
     if two_zooms:
-        samples.append(smooth_samples(seed + 1, c=c, steepness=steepness, zoom=1.25))
+        samples.append(smooth_samples(seed + 1, t=8, c=c, steepness=steepness, zoom=1.25))
     assert SmoothMaps.pay(samples, size)
     maps, expected = full_size_maps(samples, size), of_all_pixels(samples, size)
     for name in ("probs", *STATISTICS):
@@ -58,11 +58,13 @@ def test_maps_are_those_of_all_pixels_however_steep_the_logits(seed: int, c: int
 
 def test_polynomials_are_used_for_smooth_samples_only(monkeypatch: pytest.MonkeyPatch):
     used = []
-    block = SmoothMaps.block
+    block, steep = SmoothMaps.block, smooth_samples(0, steepness=30).logits
     monkeypatch.setattr(SmoothMaps, "block", lambda self, rows: used.append(rows) or block(self, rows))
     for samples, size, expected in (
         ([smooth_samples(0)], (240, 200), True),
         ([smooth_samples(0, steepness=30)], (240, 200), False),  # steps
+        ([LogitSamples(steep[..., :1].expand(-1, -1, 12, 12))], (240, 200), False),  # along one axis
+        ([LogitSamples(steep[:, :, :1].expand(-1, -1, 12, 12))], (240, 200), False),  # along the other
         ([smooth_samples(0, t=3)], (240, 200), False),  # few samples: all of their pixels take less time
         ([smooth_samples(0)], (160, 160), False),  # about as many pixels as points
         (random_samples(t=8, h=1), (240, 200), False),  # a grid without cells
@@ -70,6 +72,21 @@ def test_polynomials_are_used_for_smooth_samples_only(monkeypatch: pytest.Monkey
         used.clear()
         full_size_maps(samples, size)
         assert bool(used) == expected, (samples[0].logits.shape, size)
+
+
+def test_std_of_samples_that_hardly_differ():
+    """The root magnifies the error of a small variance: 4e-3, if the polynomials were used here."""
+    samples, size = [smooth_samples(92, c=3, steepness=0.6)], (240, 200)
+    std = full_size_maps(samples, size, statistics=["std"]).std
+    assert (std - of_all_pixels(samples, size)["std"]).abs().max() < MAX_ERROR
+
+
+def test_two_zooms_of_different_numbers_of_samples():
+    """By polynomials, with and without variances."""
+    samples, size = [smooth_samples(0, t=4), smooth_samples(1, t=12, zoom=1.25)], (240, 240)
+    expected = of_all_pixels(samples, size)["probs"]
+    for statistics in ([], ["std"]):
+        assert (full_size_maps(samples, size, statistics).probs - expected).abs().max() < MAX_ERROR
 
 
 def test_nan_remains():
