@@ -82,7 +82,7 @@ def full_size_blocks(
         samples: samples of one image.
         size: width and height of the image.
         statistics: which of `STATISTICS` to compute in addition to the mean.
-        max_values: how many probabilities are computed at a time; None for the default of the device.
+        max_values: how many probabilities are computed at a time at all pixels; None for the default of the device.
 
     Yields:
         The rows, and their maps, on the samples' device.

@@ -29,8 +29,8 @@ _POINTS = chebpts2(_DEGREE + 1)  # of a cell, in [-1, 1]; the first and the last
 _TO_COEFFICIENTS = np.linalg.inv(chebvander(_POINTS, _DEGREE))  # from values at the points to Chebyshev coefficients
 _MAX_COEFFICIENT = 5e-5  # of the two highest degrees, beyond which a cell is not smooth
 _MIN_VARIANCE = 1e-12  # below which its root does not matter
-_MIN_SAMPLES = 4  # from which on points are faster, if there are
-_MIN_PIXELS = 2  # times as many pixels
+_MIN_SAMPLES = 4  # of each zoom, and
+_MIN_PIXELS = 2  # for each point: from there on points are faster than all pixels
 
 
 @lru_cache(CACHED_SIZES)
@@ -50,7 +50,7 @@ class SmoothMaps:
 
     Args:
         samples: samples of one image, on a CPU.
-        size: width and height of the image, for which `pays` is true.
+        size: width and height of the image, for which `pay` is true.
         statistics: computes n maps, (n, rows, W), of (T, 1 or C, rows, W) probabilities.
         n_variances: how many of them, the last ones, are variances, of which the roots will be taken; the others are
             means over the samples.
@@ -83,7 +83,7 @@ class SmoothMaps:
 
     @staticmethod
     def pay(samples: Sequence[LogitSamples], size: tuple[int, int]) -> bool:
-        """Whether they are faster than to compute all pixels of the samples."""
+        """Whether they are faster than computing all samples at all pixels."""
         logits, width, height = samples[0].logits, *size
         n_samples, points = sum(len(logits) for logits, _ in samples), _DEGREE**2 * logits[0, 0].numel()
         return (

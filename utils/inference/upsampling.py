@@ -14,7 +14,7 @@ from utils.runtime.device import free_memory, to_device
 CPU_BLOCK_VALUES = 2**20  # computed at a time: 4 MB, which fit into a CPU's cache
 _GPU_BLOCK_VALUES = 2**27  # enough to keep a GPU busy
 _BYTES_PER_VALUE = 64  # of free memory; a block requires about half of it
-CACHED_SIZES = 16  # of images, of which the weights of the interpolation are kept
+CACHED_SIZES = 16  # of an axis of images, of which the weights of the interpolation are kept
 _BAND_ROWS = 8  # rows of the network's resolution that are taken to full width at a time
 _CPU_COLUMNS = 256  # of a band that are computed at a time: a GPU takes all, though most of the factors are 0
 
