@@ -50,7 +50,7 @@ def test_maps_are_those_of_all_pixels_however_steep_the_logits(seed: int, c: int
     samples, size = [smooth_samples(seed, c=c, steepness=steepness)], (240, 240)
     if two_zooms:
         samples.append(smooth_samples(seed + 1, t=8, c=c, steepness=steepness, zoom=1.25))
-    assert SmoothMaps.pay(samples, size)
+    assert SmoothMaps.are_faster(samples, size)
     maps, expected = full_size_maps(samples, size), of_all_pixels(samples, size)
     for name in ("probs", *STATISTICS):
         assert (getattr(maps, name) - expected[name]).abs().max() < MAX_ERROR, name

@@ -90,7 +90,7 @@ def full_size_blocks(
     moments = partial(_moments, statistics=statistics)
     n_classes = samples[0].logits.shape[1]
     n_variances = _channels(n_classes) * ("std" in statistics)
-    smooth = SmoothMaps(samples, size, moments, n_variances) if SmoothMaps.pay(samples, size) else None
+    smooth = SmoothMaps(samples, size, moments, n_variances) if SmoothMaps.are_faster(samples, size) else None
     if smooth and smooth.converged:
         block_rows, n_samples, compute = smooth.block_rows, smooth.n_samples, smooth.block
     else:

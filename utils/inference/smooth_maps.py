@@ -50,7 +50,7 @@ class SmoothMaps:
 
     Args:
         samples: samples of one image, on a CPU.
-        size: width and height of the image, for which `pay` is true.
+        size: width and height of the image, for which `are_faster` is true.
         statistics: computes n maps, (n, rows, W), of (T, 1 or C, rows, W) probabilities.
         n_variances: how many of them, the last ones, are variances, of which the roots will be taken; the others are
             means over the samples.
@@ -82,7 +82,7 @@ class SmoothMaps:
         self.block_rows = max(1, CPU_BLOCK_VALUES // (sum(zoom.n_columns for zoom in self._zooms) + 3 * width))
 
     @staticmethod
-    def pay(samples: Sequence[LogitSamples], size: tuple[int, int]) -> bool:
+    def are_faster(samples: Sequence[LogitSamples], size: tuple[int, int]) -> bool:
         """Whether they are faster than computing all samples at all pixels."""
         logits, width, height = samples[0].logits, *size
         n_samples, points = sum(len(logits) for logits, _ in samples), _DEGREE**2 * logits[0, 0].numel()
@@ -122,9 +122,10 @@ class SmoothMaps:
 def _compute(at_points: Upsampler, n_samples: int, statistics: Callable[[Tensor], Tensor]) -> Tensor:
     """(h', n, w'), the maps at the points."""
     n_rows, width = len(at_points.rows), len(at_points.columns)
+    at_a_time = max(1, min(_DEGREE, CPU_BLOCK_VALUES // at_points.n_columns))  # rows, of one row of cells
     blocks = []
-    for begin in range(0, n_rows, _DEGREE):
-        rows = slice(begin, min(begin + _DEGREE, n_rows))
+    for begin in range(0, n_rows, at_a_time):
+        rows = slice(begin, min(begin + at_a_time, n_rows))
         probs = to_probs(torch.mm(*at_points.factors(rows)).view(rows.stop - rows.start, n_samples, -1, width))
         blocks.append(statistics(probs.permute(1, 2, 0, 3)).transpose(0, 1))
     return torch.cat(blocks)
