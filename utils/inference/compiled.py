@@ -45,7 +45,7 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
     n = len(model.networks)
     networks = "the network" if n == 1 else f"{n} networks, each of"
-    logger.info("Compiling %s, which takes ten seconds, and half a minute or more the first time", networks)
+    logger.info("Compiling %s, which takes six seconds, and twenty or more the first time", networks)
     inputs = sampler.preprocess_image(Image.new("RGB", model.input_size), model.input_size)
     n_images = 1 if model.device.type == "cpu" else sampler.images_per_batch
     try:
@@ -66,7 +66,7 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
 def compiling_pays(n_passes: int, device: torch.device, cores: int) -> bool:
     """Whether so many forward passes, by so many cores, are surely faster with a compiled network; known of CPUs only.
 
-    Each pass of an input of 128x128 becomes about 7 ms faster, and the first compilation takes half a minute.
+    Each pass of an input of 128x128 becomes about 7 ms faster, and the first compilation takes twenty seconds.
     """
     return device.type == "cpu" and n_passes >= _SURELY_PAYS * cores
 
