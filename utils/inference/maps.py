@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.inference.smooth_maps import SmoothMaps
-from utils.inference.upsampling import LogitSamples, StackUpsampler
+from utils.inference.upsampling import LogitSamples, StackUpsampler, n_channels
 from utils.metrics.uncertainty import entropy
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std")
@@ -76,7 +76,8 @@ def full_size_blocks(
     """Statistics over the samples of an image at its own size, a block of rows at a time, top to bottom.
 
     The logits are interpolated bilinearly (`align_corners=False`); the softmax comes after. A block stays in the
-    processor's cache while it is used, and T full-size maps never exist in memory.
+    processor's cache while it is used, and T full-size maps never exist in memory. Where `SmoothMaps` are faster and
+    have converged, they take the place of the samples' probabilities at all pixels.
 
     Args:
         samples: samples of one image.
@@ -89,7 +90,7 @@ def full_size_blocks(
     """
     moments = partial(_moments, statistics=statistics)
     n_classes = samples[0].logits.shape[1]
-    n_variances = _channels(n_classes) * ("std" in statistics)
+    n_variances = n_channels(n_classes) * ("std" in statistics)
     smooth = SmoothMaps(samples, size, moments, n_variances) if SmoothMaps.are_faster(samples, size) else None
     if smooth and smooth.converged:
         block_rows, n_samples, compute = smooth.block_rows, smooth.n_samples, smooth.block
@@ -117,11 +118,6 @@ def full_size_maps(
     return whole
 
 
-def _channels(n_classes: int) -> int:
-    """Of the probabilities: two classes are one channel."""
-    return 1 if n_classes == 2 else n_classes
-
-
 def _moments(probs: Tensor, statistics: Collection[str]) -> Tensor:
     """(n, rows, W) of (T, 1 or C, rows, W) probabilities: the mean, then the entropy and the variance if requested.
 
@@ -140,7 +136,7 @@ def _to_maps(
     moments: Sequence[Tensor], n_samples: Sequence[int], n_classes: int, statistics: Collection[str]
 ) -> ProbabilityMaps:
     """The maps of one or several sets of samples, of their `_moments` and numbers."""
-    channels, total = _channels(n_classes), sum(n_samples)
+    channels, total = n_channels(n_classes), sum(n_samples)
 
     def mean_of(values: Sequence[Tensor]) -> Tensor:
         mean = values[0] * (n_samples[0] / total) if len(values) > 1 else values[0]

@@ -137,11 +137,16 @@ class Upsampler:
         return [(*both, self.columns.matrix(*both)) for both in zip(blocks, needed, strict=True)]
 
 
-def block_values(device: torch.device) -> int:
+def _block_values(device: torch.device) -> int:
     """How many values are computed at a time on a device."""
     if device.type == "cpu":
         return CPU_BLOCK_VALUES
     return min(_GPU_BLOCK_VALUES, free_memory(device) // _BYTES_PER_VALUE)
+
+
+def n_channels(n_classes: int) -> int:
+    """Of logits and probabilities: two classes are one channel, that of the second one."""
+    return 1 if n_classes == 2 else n_classes
 
 
 def logit_maps(logits: Tensor) -> Tensor:
@@ -164,7 +169,7 @@ class StackUpsampler:
     def __init__(self, samples: Sequence[LogitSamples], width: int, height: int, max_values: int | None = None) -> None:
         self.n_samples = sum(len(logits) for logits, _ in samples)
         self.n_classes = samples[0].logits.shape[1]
-        self.channels = 1 if self.n_classes == 2 else self.n_classes
+        self.channels = n_channels(self.n_classes)
         self.device = samples[0].logits.device
         self.width = width
         self.stacks = [
@@ -176,7 +181,7 @@ class StackUpsampler:
             for logits, zoom in samples
         ]
         self.columns = sum(stack.n_columns for stack in self.stacks)  # T C W
-        values = max_values or block_values(self.device)
+        values = max_values or _block_values(self.device)
         self.block_rows = max(1, values // (self.columns + 3 * width))  # the statistics need space, too
 
     def logits(self, rows: slice) -> Tensor:

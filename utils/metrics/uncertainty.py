@@ -67,7 +67,7 @@ class ImageScores:
 
     def _class_sums(self, k: int, p: Tensor, classes: Tensor) -> list[Tensor]:
         """Sums along the rows: the mask of a class; its probabilities p in the mask, and in all pixels; ln(1 - p)."""
-        mask = classes.to(p.dtype).eq_(k)  # several times as fast as to convert a comparison
+        mask = classes.to(p.dtype).eq_(k)  # several times as fast as converting a comparison
         area = mask.sum(dim=-1)
         if mask.is_cpu and area.any():  # a GPU would have to wait for the answer
             self._predicted.add(k)
