@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -73,11 +74,12 @@ def sample_batches(sampler: Sampler, n: int) -> None:
         sampler.sample(model, [image], [str(i)])
 
 
-def full_size_blocks(options: MapOptions, n: int) -> None:
-    """Take an image to its full size in n blocks of rows."""
+def full_size_blocks(options: MapOptions, n: int, judged: bool = False) -> None:
+    """Take an image to its full size in n blocks of rows, and compare it with ground truth."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(4, 2, SIDE, SIDE)
-    predict_full_size([LogitSamples(logits.to(NAME))], (64, 32 * n), options, max_values=BLOCK_VALUES)
+    target = np.eye(32 * n, 64, dtype=np.uint8) if judged else None
+    predict_full_size([LogitSamples(logits.to(NAME))], (64, 32 * n), options, target, max_values=BLOCK_VALUES)
 
 
 WORK: dict[str, Callable[[int], object]] = {
@@ -87,6 +89,7 @@ WORK: dict[str, Callable[[int], object]] = {
     "mc_dropout": partial(sample_batches, MCDropout(batch_size=4, num_samples=4)),
     "tta": partial(sample_batches, TestTimeAugmentation(batch_size=16)),
     "mask": partial(full_size_blocks, MapOptions()),
+    "judged": partial(full_size_blocks, MapOptions(), judged=True),
     "maps": partial(full_size_blocks, MapOptions(0.5, make_greyscale_maps, STATISTICS, STATISTICS)),
 }
 

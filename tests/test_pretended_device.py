@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,12 @@ from tests.conftest import ROOT, assert_one_clear_line, forked, make_folders, ma
 from tests.device_costs import costs, marginal_costs, total
 from tests.pretended_device import AVAILABLE, KINDS, NAME, PretendedDevice, format_counts, install, on_pretended_device
 from tests.test_training_script import training_flags
+from utils import IGNORED_CLASS
 from utils.checkpoint import load_model, read_checkpoint
 from utils.inference.maps import full_size_blocks
 from utils.inference.upsampling import LogitSamples
+from utils.metrics.pixel_counts import PixelCounts, count_pixels
+from utils.metrics.uncertainty import entropy
 from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary
 
 pytestmark = pytest.mark.skipif(
@@ -261,7 +265,7 @@ def terminate_in_second_epoch(device: PretendedDevice) -> None:
     ("op", "number"),
     [
         ("aten::sigmoid_", 3),  # the second of two blocks of rows of the second image
-        ("aten::bincount", 5),  # while an image is compared with its ground truth
+        ("aten::index_add_", 5),  # while an image is compared with its ground truth
     ],
 )
 def test_image_out_of_memory(op: str, number: int, tmp_path: Path, lively_file: Path):
@@ -334,14 +338,37 @@ def test_budget_of_a_network_batch(method: str):
     assert total(batch, "read") == 0, format_counts(batch)
 
 
-@pytest.mark.parametrize(("name", "greyscale_maps"), [("mask", 0), ("maps", 5)])
-def test_budget_of_an_image(name: str, greyscale_maps: int):
-    """At most a read for each of the mask, the scores and the greyscale maps, however many blocks of rows there are."""
+N_COUNTS = len(fields(PixelCounts))
+
+
+@pytest.mark.parametrize(("name", "more"), [("mask", 0), ("judged", N_COUNTS), ("maps", 5)])
+def test_budget_of_an_image(name: str, more: int):
+    """At most a read for each of mask, scores, counts and greyscale maps, however many blocks of rows there are."""
     block = marginal_costs(name)
     assert total(block, "read") == 0, format_counts(block)
     image = costs(name, 3)
     n_scores = len(SUMMARY_COLUMNS) - 1  # but for the image's name
-    assert total(image, "read") <= 1 + n_scores + greyscale_maps, format_counts(image)
+    assert total(image, "read") <= 1 + n_scores + more, format_counts(image)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_pixels_are_counted_as_on_a_cpu(n_classes: int):
+    rng = torch.Generator().manual_seed(0)
+    probs = (3 * torch.randn(n_classes, 40, 50, generator=rng)).softmax(dim=0)
+    target = torch.randint(0, n_classes, (40, 50), generator=rng)
+    target[:5] = IGNORED_CLASS
+    values = (probs, entropy(probs[None])[0], target)
+
+    def work(device: PretendedDevice) -> list[np.ndarray]:
+        counts = count_pixels(*(value.to(NAME) for value in values)).read()
+        return [getattr(counts, field.name) for field in fields(counts)]
+
+    expected = count_pixels(*values)
+    for found, field in zip(on_pretended_device(work), fields(expected), strict=True):
+        on_cpu = getattr(expected, field.name)
+        if field.name.startswith("by_") and n_classes == 2:  # a CPU computes the values in another way
+            found, on_cpu = found.sum(axis=-1), on_cpu.sum(axis=-1)
+        np.testing.assert_allclose(found, on_cpu, rtol=1e-5, err_msg=field.name)
 
 
 def test_blocks_of_an_image_wait_for_nothing():

@@ -200,10 +200,13 @@ def test_three_classes_are_evaluated_one_by_one(tmp_path: Path):
         Image.fromarray(mask.astype(np.uint8)).save(path)
     data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
     start = tmp_path / "start.pth"
+    torch.manual_seed(0)
     save_checkpoint(start, TrainedModel(BayesianUNet(n_classes=3, base_channels=4), mask_values=[0, 1, 2]))
     more = ["--checkpoint-dir", tmp_path / "c", "--classes", 3, "--epochs", 1, "--quiet", "--load", start]
     result = run_script("train_bayesian.py", *data, *more)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
+    # Whether an epoch is enough for a temperature within its range depends on the device.
+    assert not [line for line in result.stderr.splitlines() if not line.startswith("Warning: The temperature ")]
     out = tmp_path / "o"
     result = run_script(
         "predict_prob_direct.py",

@@ -13,7 +13,7 @@ from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, as_colours, colo
 from utils.runtime.errors import InputError
 
 _MAX_INDEXED = 16  # mask values below this look black in every viewer, unless a palette shows them
-_STRIP = 100  # rows that are counted at a time
+_STRIP = 400  # rows that are counted at a time: few calls, among which threads take turns
 _MAX_NOISE = 256, 0.25  # more values than this, with less of the pixels in areas of one value: a photograph
 
 
@@ -57,15 +57,13 @@ class RawMask(NamedTuple):
 
 
 def _byte_histogram(values: np.ndarray) -> np.ndarray:
-    """How often each of 256 values occurs.
-
-    Pillow counts the four channels of an image in four tables. So equal neighbours, as most in a mask are, do not wait
-    for each other, and this is several times as fast as `np.bincount`.
-    """
+    """How often each of 256 values occurs; fastest where neighbours are equal, as most in a mask are."""
     values = values.ravel()
-    n = values.size // 1024 * 1024
-    in_channels = Image.fromarray(values[:n].reshape(-1, 256, 4)).histogram() if n else [0] * 1024
-    return np.reshape(in_channels, (4, 256)).sum(axis=0) + np.bincount(values[n:], minlength=256)
+    changes = values[1:] != values[:-1]
+    if not values.size or np.count_nonzero(changes) > values.size / 8:
+        return np.bincount(values, minlength=256)
+    ends = np.append(np.flatnonzero(changes), values.size - 1)  # of runs of equal values
+    return np.bincount(values[ends], weights=np.diff(ends, prepend=-1), minlength=256).astype(np.int64)
 
 
 def read_mask(path: Path | str) -> RawMask:

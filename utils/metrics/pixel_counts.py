@@ -27,6 +27,7 @@ _ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
 _NOT_COUNTED = 2  # beside the outcomes 0 and 1 of a pixel
 _SURE_LOSS = 1 / 16  # 1 - the probability of the true class, below which that is in the last bin, from 14/15 on
 _PIECE = 256  # values that are summed in single precision
+_COPIES = 64  # of the bins of a histogram on a GPU
 _MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
@@ -226,7 +227,7 @@ def _count_block(probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> P
     correct = torch.where(counted, (predicted == target).int(), _NOT_COUNTED)
 
     def errors_and_correct(index: Tensor, n: int) -> Tensor:
-        return torch.bincount(index + n * correct, minlength=3 * n).view(3, -1)[:2]
+        return _bin_sums(index + n * correct, 3 * n).view(3, -1)[:2]
 
     return PixelCounts(
         top_label=_reliability(confidence, correct, counted),
@@ -241,9 +242,22 @@ def _count_block(probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> P
 def _reliability(probability: Tensor, outcome: Tensor, counted: Tensor) -> Tensor:
     """(3, N_BINS): pixels, sum of probabilities and positive outcomes in the bins (0, 1/15], (1/15, 2/15], ..."""
     index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).int()
-    negatives, positives, _ = torch.bincount(index + N_BINS * outcome, minlength=3 * N_BINS).view(3, -1)
-    total = torch.bincount(index, weights=probability.double().mul_(counted), minlength=N_BINS)
+    negatives, positives, _ = _bin_sums(index + N_BINS * outcome, 3 * N_BINS).view(3, -1)
+    total = _bin_sums(index, N_BINS, probability.double().mul_(counted))
     return torch.stack([negatives + positives, total, positives]).double()
+
+
+def _bin_sums(index: Tensor, n: int, weights: Tensor | None = None) -> Tensor:
+    """The sum of the weights of each index below n, or how often it occurs: a `torch.bincount` that waits for no GPU.
+
+    A GPU adds to one place one value at a time, and most pixels fall into a few bins: it gets several copies of them.
+    """
+    if index.is_cpu:
+        return torch.bincount(index, weights, n)
+    copies = torch.arange(len(index), dtype=torch.int32, device=index.device).remainder_(_COPIES)
+    weights = index.new_ones(1).expand(len(index)) if weights is None else weights
+    sums = weights.new_zeros(n * _COPIES).index_add_(0, copies.mul_(n).add_(index), weights)
+    return sums.view(_COPIES, n).sum(dim=0)
 
 
 def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray) -> PixelCounts:
