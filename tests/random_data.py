@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from utils.inference.upsampling import LogitSamples
-from utils.metrics.pixel_counts import PixelCounts, count_pixels
+from utils.metrics.pixel_counter import count_pixels
+from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.uncertainty import entropy
 

@@ -9,7 +9,7 @@ from tests.benchmarks.corruptions import CLEAN, CORRUPTIONS, STRENGTHS, Results,
 from tests.benchmarks.small_lesions import extrapolated, grown, largest_square, small_lesion, texture
 from utils.data.corruptions import defocus, lens_vignette
 from utils.data.spatial_filters import disc_blur, gaussian_blur
-from utils.metrics.pixel_counts import count_pixels
+from utils.metrics.pixel_counter import count_pixels
 from utils.metrics.uncertainty import entropy
 from utils.sample_data import make_sample
 

@@ -26,7 +26,8 @@ from utils import IGNORED_CLASS
 from utils.checkpoint import load_model, read_checkpoint
 from utils.inference.maps import full_size_blocks
 from utils.inference.upsampling import LogitSamples
-from utils.metrics.pixel_counts import PixelCounts, count_pixels
+from utils.metrics.pixel_counter import count_pixels
+from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.uncertainty import entropy
 from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary
 
@@ -360,7 +361,7 @@ def test_pixels_are_counted_as_on_a_cpu(n_classes: int):
     values = (probs, entropy(probs[None])[0], target)
 
     def work(device: PretendedDevice) -> list[np.ndarray]:
-        counts = count_pixels(*(value.to(NAME) for value in values)).read()
+        counts = count_pixels(*(value.to(NAME) for value in values))
         return [getattr(counts, field.name) for field in fields(counts)]
 
     expected = count_pixels(*values)

@@ -23,7 +23,8 @@ from utils.inference.maps import full_size_maps, predict_classes
 from utils.inference.predictor import draw_samples
 from utils.inference.samplers import MCDropout
 from utils.inference.upsampling import LogitSamples
-from utils.metrics.pixel_counts import PixelCounts, count_pixels
+from utils.metrics.pixel_counter import count_pixels
+from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
 from utils.metrics.selective import aurc
@@ -118,7 +119,7 @@ def evaluate_passes(
             mean = total / t
             entropy_of_mean, classes, scores = entropy(mean), predict_classes(mean), ImageScores()
             scores.add(mean, entropy_of_mean, classes)
-            counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).read().coarse()
+            counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).coarse()
             dice = segmentation_scores(classes.cpu().numpy(), target, len(mean))["dice"]
             points.append(PassesPoint(counts, dice, scores.soft_dice_confidence))
     return points

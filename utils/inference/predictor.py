@@ -15,7 +15,8 @@ from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, 
 from utils.inference.overlaps import count_overlaps
 from utils.inference.samplers import Sampler, Softmax
 from utils.inference.upsampling import LogitSamples, StackUpsampler
-from utils.metrics.pixel_counts import PixelCounts, count_pixels
+from utils.metrics.pixel_counter import PixelCounter
+from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.uncertainty import ImageScores
 from utils.runtime.device import to_arrays, to_device
 
@@ -131,7 +132,8 @@ def predict_full_size(
     overlaps = None
     if sum(len(logits) for logits, _ in samples) > 1:
         overlaps = count_overlaps(samples, size, options.threshold, max_values)
-    scores, images, maps, counts = ImageScores(overlaps), {}, None, None
+    scores, images, maps = ImageScores(overlaps), {}, None
+    counter = None if target is None else PixelCounter()
     statistics = {*options.statistics, *options.keep, "predictive_entropy"}
     guarantee, uncalibrated = options.guarantee, None
     if guarantee and guarantee.temperature != 1:
@@ -140,10 +142,9 @@ def predict_full_size(
         # The mask and the scores of these rows.
         classes = predict_classes(block.probs, options.threshold)
         scores.add(block.probs, block.predictive_entropy, classes)
-        if target is not None:
+        if counter:
             on_device = to_device(torch.from_numpy(target[rows]), classes.device)
-            of_rows = count_pixels(block.probs, block.predictive_entropy, on_device)
-            counts = of_rows if counts is None else counts + of_rows
+            counter.add(block.probs, block.predictive_entropy, on_device)
 
         # The mask and the greyscale maps, and the float32 maps, of the whole image.
         made = {_MASK: classes, **options.greyscale_maps(block)}
@@ -160,4 +161,4 @@ def predict_full_size(
             maps = maps or block.empty_like(height, options.keep)
             maps.put_rows(rows, block)
     arrays = to_arrays(images)
-    return Prediction(arrays.pop(_MASK), scores.scores(), arrays, maps and maps.cpu(), counts and counts.read())
+    return Prediction(arrays.pop(_MASK), scores.scores(), arrays, maps and maps.cpu(), counter and counter.read())

@@ -4,30 +4,20 @@
 """
 
 import math
-import operator
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache, reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils import IGNORED_CLASS
-from utils.metrics.uncertainty import entropy
-
 N_BINS = 15  # bins of a reliability diagram
 MIN_PROBABILITY = 1e-7  # lower clamp of probabilities in the NLL
-CPU_BLOCK_SIZE, _GPU_BLOCK_SIZE = 2**18, 2**24  # pixels that are counted at a time
 
 _OCTAVES, _BINS_PER_OCTAVE = 24, 2**7  # of 1 - confidence; float32 has no smaller steps below 1
-_CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
-_ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
-_NOT_COUNTED = 2  # beside the outcomes 0 and 1 of a pixel
-_SURE_LOSS = 1 / 16  # 1 - the probability of the true class, below which that is in the last bin, from 14/15 on
-_PIECE = 256  # values that are summed in single precision
-_COPIES = 64  # of the bins of a histogram on a GPU
+N_CONFIDENCE_BINS = _OCTAVES * _BINS_PER_OCTAVE
+N_ENTROPY_BINS, _MAX_LOGIT = 2**12, 16.2  # just above the logit of 1 - 1e-7
 _MERGE_FACTOR = 8  # fine bins per bin of `PixelCounts.coarse`
 
 
@@ -39,19 +29,19 @@ def confidence_bins(confidence: Tensor) -> Tensor:
     Args:
         confidence: float32 in (0, 1].
     """
-    return _doubt_bins(1 - confidence)
+    return doubt_bins(1 - confidence)
 
 
-def _doubt_bins(doubt: Tensor) -> Tensor:
+def doubt_bins(doubt: Tensor) -> Tensor:
     """`confidence_bins` of 1 - confidence."""
     lowest = (127 - _OCTAVES) * _BINS_PER_OCTAVE  # 127 is the biased exponent of 1
     bits = doubt.view(torch.int32) >> 16  # keeps 7 of the 23 bits of the mantissa
-    return bits.sub_(lowest).clamp_(0, _CONFIDENCE_BINS - 1)
+    return bits.sub_(lowest).clamp_(0, N_CONFIDENCE_BINS - 1)
 
 
 def confidence_bin_centres(n: int) -> np.ndarray:
     """The confidence at the centre of each bin, (n,) float64, when the fine bins are merged into n."""
-    edges = np.linspace(0, _CONFIDENCE_BINS, n + 1).astype(np.int64)
+    edges = np.linspace(0, N_CONFIDENCE_BINS, n + 1).astype(np.int64)
     octave, step = np.divmod(edges, _BINS_PER_OCTAVE)
     values = 2.0 ** (octave - _OCTAVES) * (1 + step / _BINS_PER_OCTAVE)
     return 1 - (values[:-1] + values[1:]) / 2
@@ -70,19 +60,11 @@ def entropy_bins(values: Tensor, n_classes: int) -> Tensor:
         The bin of each, of the same shape.
     """
     logit = (values / math.log(n_classes)).logit_(eps=1e-7)
-    return logit.add_(_MAX_LOGIT).mul_(_ENTROPY_BINS / (2 * _MAX_LOGIT)).clamp_(0, _ENTROPY_BINS - 1).int()
-
-
-@cache
-def _entropy_bins_of_confidence() -> np.ndarray:
-    """With two classes, the entropy bin of the centre of each confidence bin, (n,)."""
-    confidence = torch.from_numpy(confidence_bin_centres(_CONFIDENCE_BINS)).float()
-    confidence[0] = 1  # as that of errors in this bin, whose entropy is 0
-    return entropy_bins(entropy(confidence[None, None])[0], 2).numpy()
+    return logit.add_(_MAX_LOGIT).mul_(N_ENTROPY_BINS / (2 * _MAX_LOGIT)).clamp_(0, N_ENTROPY_BINS - 1).int()
 
 
 _PACKED_DTYPES = ("<f8", "<f8", "<f8", "<f8", "<i4", "<i4")  # of the fields of PixelCounts
-_PACKED_SHAPES = ((3, N_BINS), (3, N_BINS), (), (), (2, _CONFIDENCE_BINS), (2, _ENTROPY_BINS))
+_PACKED_SHAPES = ((3, N_BINS), (3, N_BINS), (), (), (2, N_CONFIDENCE_BINS), (2, N_ENTROPY_BINS))
 
 
 @dataclass
@@ -146,118 +128,6 @@ class PixelCounts:
 
         rest = (self.top_label, self.foreground, self.squared_error, self.log_loss)
         return PixelCounts(*rest, merge(self.by_confidence), merge(self.by_entropy))
-
-
-def count_pixels(
-    probs: Tensor, predictive_entropy: Tensor, target: Tensor, block_size: int | None = None
-) -> PixelCounts:
-    """The counts of the pixels of one image, or of some of its rows: arrays; of a GPU tensors, to be read later.
-
-    Args:
-        probs: (C, H, W) float32.
-        predictive_entropy: (H, W) float32 in nats.
-        target: (H, W) integer class indices of the ground truth, on the same device; pixels of `IGNORED_CLASS` are not
-            counted.
-        block_size: number of pixels that are counted at a time; None for the default of the device.
-    """
-    if probs.device.type == "mps":  # does not support double precision
-        probs, predictive_entropy, target = probs.cpu(), predictive_entropy.cpu(), target.cpu()
-    block_size = block_size or (CPU_BLOCK_SIZE if probs.is_cpu else _GPU_BLOCK_SIZE)
-    blocks = zip(
-        probs.flatten(1).split(block_size, dim=1),
-        predictive_entropy.flatten().split(block_size),
-        target.flatten().split(block_size),
-        strict=True,
-    )
-    count = _count_two_classes if probs.is_cpu and len(probs) == 2 else _count_block
-    counts = reduce(operator.add, (count(*block) for block in blocks))
-    return counts.read() if probs.is_cpu else counts
-
-
-def _count_two_classes(probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> PixelCounts:
-    """`_count_block` of two classes, several times as fast on a CPU: of most pixels only sums are required.
-
-    These are surely correct, and lie in the first or the last bin of a reliability diagram. The others are few.
-    """
-    if target.numpy().max(initial=0) == IGNORED_CLASS:
-        counted = target != IGNORED_CLASS
-        probs, predictive_entropy, target = probs[:, counted], predictive_entropy[counted], target[counted]
-    positive = target.to(probs.dtype)
-    loss = (probs[1] - positive).abs_()  # 1 - the probability of the true class; of a sure pixel 1 - confidence
-    others = torch.from_numpy(np.flatnonzero(~(loss.numpy() < _SURE_LOSS)))  # NaN, too
-    values = (probs, predictive_entropy, target)
-    counts = _count_block(*(value.index_select(-1, others) for value in values)).read()
-    n = len(target) - len(others)
-    n_positive = np.count_nonzero(target.numpy()) - int(counts.foreground[2].sum())
-
-    # The sums over the sure pixels: the others are set to 0.
-    loss.index_fill_(0, others, 0)
-    total, of_positive = _sum(loss), _sum(positive.mul_(loss))
-    counts.squared_error += _sum(loss.square())
-    counts.foreground[:, 0] += n - n_positive, total - of_positive, 0
-    counts.foreground[:, -1] += n_positive, n_positive - of_positive, n_positive
-    counts.top_label[:, -1] += n, n - total, n
-
-    # Their histograms: the entropy is a function of the confidence.
-    correct = torch.bincount(_doubt_bins(loss), minlength=_CONFIDENCE_BINS).numpy()
-    correct[0] -= len(others)
-    counts.by_confidence[1] += correct
-    np.add.at(counts.by_entropy[1], _entropy_bins_of_confidence(), correct)
-    counts.log_loss -= _sum(loss.neg_().log1p_())
-    return counts
-
-
-def _sum(values: Tensor) -> float:
-    """The sum of float32 values: in single precision of a few hundred each, of these in double precision."""
-    n = len(values) // _PIECE * _PIECE
-    return (values[:n].view(-1, _PIECE).sum(dim=1).sum(dtype=torch.float64) + values[n:].sum()).item()
-
-
-def _count_block(probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> PixelCounts:
-    """`count_pixels` of (C, n), (n,) and (n,)."""
-    counted = target != IGNORED_CLASS
-    if len(probs) == 2:
-        confidence, predicted, foreground = torch.maximum(probs[0], probs[1]), probs[1] > probs[0], probs[1]
-        p_target = torch.where(target > 0, probs[1], probs[0])
-        squared_error = (1 - p_target).square_()
-    else:
-        (confidence, predicted), foreground = probs.max(dim=0), probs[1:].sum(dim=0)
-        p_target = probs.gather(0, (target * counted)[None].long())[0]
-        squared_error = 0.5 * (probs.square().sum(dim=0) - 2 * p_target + 1)
-    correct = torch.where(counted, (predicted == target).int(), _NOT_COUNTED)
-
-    def errors_and_correct(index: Tensor, n: int) -> Tensor:
-        return _bin_sums(index + n * correct, 3 * n).view(3, -1)[:2]
-
-    return PixelCounts(
-        top_label=_reliability(confidence, correct, counted),
-        foreground=_reliability(foreground, torch.where(counted, (target > 0).int(), _NOT_COUNTED), counted),
-        squared_error=squared_error.mul_(counted).sum(dtype=torch.float64),
-        log_loss=-p_target.clamp(min=MIN_PROBABILITY).log().mul_(counted).sum(dtype=torch.float64),
-        by_confidence=errors_and_correct(confidence_bins(confidence), _CONFIDENCE_BINS),
-        by_entropy=errors_and_correct(entropy_bins(predictive_entropy, len(probs)), _ENTROPY_BINS),
-    )
-
-
-def _reliability(probability: Tensor, outcome: Tensor, counted: Tensor) -> Tensor:
-    """(3, N_BINS): pixels, sum of probabilities and positive outcomes in the bins (0, 1/15], (1/15, 2/15], ..."""
-    index = (probability * N_BINS).ceil_().sub_(1).clamp_(0, N_BINS - 1).int()
-    negatives, positives, _ = _bin_sums(index + N_BINS * outcome, 3 * N_BINS).view(3, -1)
-    total = _bin_sums(index, N_BINS, probability.double().mul_(counted))
-    return torch.stack([negatives + positives, total, positives]).double()
-
-
-def _bin_sums(index: Tensor, n: int, weights: Tensor | None = None) -> Tensor:
-    """The sum of the weights of each index below n, or how often it occurs: a `torch.bincount` that waits for no GPU.
-
-    A GPU adds to one place one value at a time, and most pixels fall into a few bins: it gets several copies of them.
-    """
-    if index.is_cpu:
-        return torch.bincount(index, weights, n)
-    copies = torch.arange(len(index), dtype=torch.int32, device=index.device).remainder_(_COPIES)
-    weights = index.new_ones(1).expand(len(index)) if weights is None else weights
-    sums = weights.new_zeros(n * _COPIES).index_add_(0, copies.mul_(n).add_(index), weights)
-    return sums.view(_COPIES, n).sum(dim=0)
 
 
 def sum_counts(counts: Sequence[PixelCounts], weights: np.ndarray) -> PixelCounts:
