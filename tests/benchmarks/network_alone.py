@@ -27,7 +27,7 @@ from utils.data.images import read_image  # noqa: E402
 from utils.inference.compiled import compile_model  # noqa: E402
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation  # noqa: E402
 from utils.models import TrainedModel  # noqa: E402
-from utils.runtime.device import amp_dtype, choose_device  # noqa: E402
+from utils.runtime.device import amp_dtype, choose_device, mixed_precision  # noqa: E402
 from utils.runtime.threads import limit_torch_threads, one_torch_thread, torch_thread_pool  # noqa: E402
 
 Batch = tuple[Tensor, Tensor | None]  # inputs and dropout masks of a forward pass
@@ -65,7 +65,7 @@ def seconds_alone(model: TrainedModel, sampler: Sampler, batches: list[Batch], t
     def work(replica: TrainedModel, remaining: Iterable[int]) -> None:
         for _ in remaining:
             for x, masks in batches:
-                with torch.autocast(device.type, dtype=sampler.dtype, enabled=sampler.dtype is not None):
+                with mixed_precision(device, sampler.dtype):
                     replica.forward(x, masks)
         if device.type == "cuda":
             torch.cuda.synchronize()

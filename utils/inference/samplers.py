@@ -21,7 +21,7 @@ from utils.checkpoint import TrainedModel
 from utils.data.preprocessing import downscale_and_pad, preprocess, to_network_input
 from utils.inference.symmetries import N_SYMMETRIES, apply_symmetry, invert_symmetry
 from utils.inference.upsampling import LogitSamples
-from utils.runtime.device import in_batches, to_device
+from utils.runtime.device import in_batches, mixed_precision, to_device
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 
@@ -131,7 +131,7 @@ class Sampler(ABC):
 
         def compute(batch: slice) -> Tensor:
             x = to_network_input(inputs[batch], device)
-            with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            with mixed_precision(device, self.dtype):
                 output = model.forward(x, None if masks is None else masks[batch])
             return class_logits(output).float() / self.temperature
 

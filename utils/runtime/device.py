@@ -65,6 +65,17 @@ def amp_dtype(device: torch.device, amp: bool) -> torch.dtype | None:
     return None
 
 
+def mixed_precision(device: torch.device, dtype: torch.dtype | None, cache: bool = True) -> torch.autocast:
+    """The context of mixed precision in a dtype; without effect for None, which is single precision.
+
+    Args:
+        device: which computes.
+        dtype: from `amp_dtype`.
+        cache: keep weights that have been converted until the context ends.
+    """
+    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=cache)
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16."""
     try:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from unet import class_logits, use_dropout_masks
 from utils.data.preprocessing import to_network_input
 from utils.dice_score import segmentation_loss
+from utils.runtime.device import mixed_precision
 
 
 class BatchLoss(nn.Module):
@@ -31,7 +32,6 @@ class BatchLoss(nn.Module):
         """
         x = to_network_input(images, images.device)
         # A recording must not contain what an earlier forward pass has cached; each weight is used once anyway.
-        precision = torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False)
-        with use_dropout_masks(self.network, dropout), precision:
+        with use_dropout_masks(self.network, dropout), mixed_precision(x.device, self.dtype, cache=False):
             logits = class_logits(self.parallel(x))
         return segmentation_loss(logits, target) if len(images) else logits.sum()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from utils.runtime.device import mixed_precision
 from utils.runtime.distributed import world_size
 from utils.runtime.recording import RecordedCall, graph_recorder
 from utils.training.batch_loss import BatchLoss
@@ -71,7 +72,7 @@ class TrainingState:
 
     def autocast(self) -> torch.autocast:
         """The context of mixed precision; without effect in single precision."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+        return mixed_precision(self.device, self.dtype)
 
     def complete_epoch(self, scores: Scores) -> None:
         """Record an epoch whose steps are completed, with its validation scores."""
