@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 from utils import RGB_OFFSET
 from utils.data.images import image_size, save_png
 from utils.data.mask_values import PALETTE_OFFSET, read_palettes
-from utils.data.masks import mask_to_image, read_mask
+from utils.data.masks import RawMask, mask_to_image, read_mask
 from utils.runtime.errors import InputError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 80, 70]]], dtype=np.uint8)
@@ -111,6 +112,19 @@ def test_shape_in_the_alpha_channel(tmp_path: Path, mode: str, colour: tuple[int
     assert values_of(saved(image, tmp_path / "x.png")) == [[0, 255, 128]]
     image.putalpha(255)  # opaque: the colour counts
     assert values_of(saved(image, tmp_path / "x.png")) == [[colour[0]] * 3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.tuples(st.integers(0, 900), st.integers(1, 40)), st.sampled_from([1, 3, 17]))
+def test_values_are_counted_one_by_one(seed: int, shape: tuple[int, int], side: int):
+    """In masks of areas, and where every pixel differs from its neighbour."""
+    coarse = np.random.default_rng(seed).integers(0, 256, [-(-length // side) for length in shape], dtype=np.uint8)
+    codes = coarse.repeat(side, axis=0).repeat(side, axis=1)[: shape[0], : shape[1]]
+    found, pixels = np.unique(codes, return_counts=True)
+    counts = RawMask(codes, np.arange(256)).count()
+    assert (counts.values.tolist(), counts.pixels.tolist()) == (found.tolist(), pixels.tolist())
+    solid = [(scipy.ndimage.minimum_filter(codes == value, 3, mode="constant")).sum() for value in found]
+    assert counts.solid.tolist() == solid
 
 
 def test_solid_pixels_lie_in_areas_of_one_value(tmp_path: Path):
