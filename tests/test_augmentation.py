@@ -13,6 +13,7 @@ from tests.conftest import make_image
 from utils import IGNORED_CLASS
 from utils.data.artefacts import draw_sticker
 from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
+from utils.data.skin import grown, lesion_free_patch, mix_amplitudes, put_on_skin
 from utils.data.wild_transforms import WildTransforms
 
 
@@ -145,3 +146,59 @@ def test_wild_transforms_of_any_class(value: int):
         (image_1, mask_1), (image_k, mask_k) = results
         assert torch.equal(image_1, image_k)
         assert torch.equal(mask_1 * value, mask_k)
+
+
+# -- other images ------------------------------------------------------------------------------------------------------
+
+
+def other() -> tuple[torch.Tensor, torch.Tensor]:
+    image, mask = make_image(8, (128, 128))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask)) // 255
+
+
+def test_lesion_keeps_its_pixels_on_other_skin():
+    image, mask = example()
+    patch = lesion_free_patch(np.random.default_rng(0), *(tensor.float() for tensor in other()))
+    far = grown((mask[None] > 0).float(), 20)[0] == 0
+    colours = []
+    for seed in range(5):
+        changed = put_on_skin(np.random.default_rng(seed), image.float(), mask, patch)
+        assert torch.equal(changed[:, mask > 0], image[:, mask > 0].float())
+        assert (changed - image).abs()[:, far].mean() > 2
+        colours.append(changed[:, far].mean())
+    assert np.ptp(colours) > 1  # it is drawn how far the skin takes on the lesion's surroundings
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_image_without_lesion_or_skin_keeps_its_skin(value: int):
+    image, mask = example()
+    patch = torch.full((3, 20, 20), 200.0)
+    changed = put_on_skin(np.random.default_rng(0), image.float(), torch.full_like(mask, value), patch)
+    assert torch.equal(changed, image.float())
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (31, 47)])
+def test_mixed_amplitudes(shape: tuple[int, int]):
+    """Of images in whose middle nothing is clipped."""
+    one, another = 120 + 10 * torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    mixed = mix_amplitudes(one, another, 0.25)
+    spectra = [torch.fft.fft2(image.double()) for image in (one, another, mixed)]
+    torch.testing.assert_close(spectra[2].abs(), 0.75 * spectra[0].abs() + 0.25 * spectra[1].abs(), rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(mix_amplitudes(one, another, 0.0), one)
+    mean = mixed.mean(dim=(1, 2))
+    torch.testing.assert_close(mean, 0.75 * one.mean(dim=(1, 2)) + 0.25 * another.mean(dim=(1, 2)))
+
+
+def test_wild_transforms_mix_with_other_images():
+    """Their amplitudes and their skin; the mask does not change, and a seed repeats the choices."""
+    still = replace(ONLY_MOVED, scale=(1, 1), degrees=0, shift=0, black_border=0, skin=0)
+    image, mask = example()
+    for changes in ({"other_skin": 1, "other_amplitudes": 0}, {"other_skin": 0, "other_amplitudes": 1}):
+        results = []
+        for others in ((), [other()], [other()]):
+            torch.manual_seed(0)
+            results.append(replace(still, others=others, **changes)(image, mask))
+        (alone, _), (mixed, mixed_mask), (again, _) = results
+        assert torch.equal(mixed, again)
+        assert mixed_mask.sum() == mask.sum()
+        assert (mixed.float() - alone.float()).abs().mean() > 1

@@ -1,6 +1,6 @@
 """The training transforms: random transforms of an image and its mask together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,14 +72,16 @@ class TrainingTransforms:
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
 
-def training_transforms(name: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The transforms of that name, one of `STRENGTHS` or wild.
+def training_transforms(
+    name: str, others: Sequence[tuple[Tensor, Tensor]] = ()
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The transforms of that name, one of `STRENGTHS` or wild, which mixes images with `others`.
 
     wild applies light ones to half of the images: with wild ones alone, the Dice on images like the training images
     is lower.
     """
     if name == "wild":
-        return v2.RandomChoice([TrainingTransforms("light"), WildTransforms()], p=[0.5, 0.5])
+        return v2.RandomChoice([TrainingTransforms("light"), WildTransforms(others=others)], p=[0.5, 0.5])
     return TrainingTransforms(name)
 
 

@@ -1,6 +1,7 @@
 """Training transforms for images of sources that the training images do not come from."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from utils.data.artefacts import draw_bubbles, draw_hairs, draw_ink, draw_ruler, draw_sticker, vignette
+from utils.data.skin import blurred, grown, lesion_free_patch, mix_amplitudes, put_on_skin, spread_skin
 
 _HAIR_COLOURS = ((46, 32, 28), (20, 16, 15), (110, 80, 50), (215, 205, 190))
 
@@ -20,8 +22,9 @@ class WildTransforms:
 
     Geometry: all symmetries of the square, rotation, scale (evenly in its logarithm), and translation, with reflected
     borders or on lesion-free skin. Colour: temperature, tint, brightness, contrast, saturation, gamma, uneven light and
-    blotchy skin. Artefacts: hairs, rulers, ink, stickers, bubbles. Optics: round vignettes, black borders, blur, noise.
-    Random numbers come from PyTorch's global random state.
+    blotchy skin, and the amplitudes of other images. The skin of other images around the lesion. Artefacts: hairs,
+    rulers, ink, stickers, bubbles. Optics: round vignettes, black borders, blur, noise. Random numbers come from
+    PyTorch's global random state.
 
     Attributes:
         scale: minimum and maximum scale factor.
@@ -30,6 +33,8 @@ class WildTransforms:
         colour: strength of the changes of colour.
         blotches, hair, ink, ruler, sticker, bubbles, vignette, black_border, blur, noise: how often each occurs.
         skin: how often an image that becomes smaller is put on skin instead of its own reflection.
+        others: other images and their masks, with which images are mixed; none to mix nothing.
+        other_skin, other_amplitudes: how often an image gets the skin, and a part of the amplitudes, of another one.
     """
 
     scale: tuple[float, float] = (0.35, 1.5)
@@ -47,11 +52,20 @@ class WildTransforms:
     blur: float = 0.2
     noise: float = 0.3
     skin: float = 0.8
+    others: Sequence[tuple[Tensor, Tensor]] = ()
+    other_skin: float = 0.35
+    other_amplitudes: float = 0.5
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Transform an image (3, h, w) uint8 and a mask (h, w) uint8."""
         rng = np.random.default_rng(torch.randint(2**62, ()).item())
-        changed, mask = self._move(rng, image.float(), mask)
+        image = image.float()
+        if self.others and rng.random() < self.other_amplitudes:
+            other, _ = self._draw_other(rng)
+            image = mix_amplitudes(image, other, rng.uniform(0, 0.7))
+        changed, mask = self._move(rng, image, mask)
+        if self.others and rng.random() < self.other_skin:
+            changed = self._change_skin(rng, changed, mask)
         picture = Image.fromarray(self._recolour(rng, changed.permute(1, 2, 0).numpy()))
         picture = self._draw(rng, picture)
         pixels = np.asarray(picture)
@@ -76,13 +90,26 @@ class WildTransforms:
         inverse = torch.tensor([[[cos * flip, -sin * flip, shift[0]], [sin, cos, shift[1]]]], dtype=torch.float32)
         grid = F.affine_grid(inverse, [1, 1, *mask.shape], align_corners=False)
         if scale < 0.8:
-            image = _blurred(image, 0.45 / scale - 0.4)  # no aliasing
+            image = blurred(image, 0.45 / scale - 0.4)  # no aliasing
         options = {"padding_mode": "reflection", "align_corners": False}
         moved = F.grid_sample(image[None], grid, mode="bilinear", **options)[0]
         moved_mask = F.grid_sample(mask[None, None].float(), grid, mode="nearest", **options)[0, 0].to(torch.uint8)
         if scale < 0.9 and rng.random() < self.skin:
             return _on_skin(rng, image, mask, moved, moved_mask, grid)
         return moved, moved_mask
+
+    # -- other images --------------------------------------------------------------------------------------------------
+
+    def _draw_other(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image, mask = self.others[int(rng.integers(len(self.others)))]
+        return image.float(), mask
+
+    def _change_skin(self, rng: np.random.Generator, image: Tensor, mask: Tensor) -> Tensor:
+        if (mask > 0).float().mean() < 0.5:  # otherwise hardly any of its skin is to be seen
+            for _ in range(4):
+                if (patch := lesion_free_patch(rng, *self._draw_other(rng))) is not None:
+                    return put_on_skin(rng, image, mask, patch)
+        return image
 
     # -- colour --------------------------------------------------------------------------------------------------------
 
@@ -130,45 +157,19 @@ def _blotches(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return smooth.exp().permute(1, 2, 0).numpy()
 
 
-def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """A (3, h, w) image after a Gaussian blur of `sigma` pixels."""
-    radius = math.ceil(2 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
-    padded = F.pad(image[None], [radius] * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel[:, :, None], groups=3)
-    return F.conv2d(rows, kernel[..., None], groups=3)[0]
-
-
 def _on_skin(
     rng: np.random.Generator, image: Tensor, mask: Tensor, moved: Tensor, moved_mask: Tensor, grid: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A moved image with its own pixels only, on skin made of a part of the image without lesion."""
-    patch = _lesion_free_patch(rng, image, mask)
+    patch = lesion_free_patch(rng, image, mask)
     if patch is None:
         return moved, moved_mask
-    side = mask.shape[-1]
-    skin = F.interpolate(patch[None], size=[max(8, side // 3)] * 2, mode="bilinear", align_corners=False)
-    skin = F.pad(skin, [skin.shape[-1] - 1] * 4, mode="reflect")[..., :side, :side]
-    skin = F.interpolate(skin, size=list(mask.shape), mode="bilinear", align_corners=False)[0]
+    skin = spread_skin(patch, mask.shape)
     outside = grid[0].abs().amax(dim=-1)  # 1 at the border of the image
     opacity = ((1 - outside) / 0.15).clamp(0, 1)
-    lesion = F.max_pool2d((moved_mask[None] > 0).float(), 5, 1, 2)[0] * (outside < 1)  # no seam through the lesion
+    lesion = grown((moved_mask[None] > 0).float(), 2)[0] * (outside < 1)  # no seam through the lesion
     opacity = torch.maximum(opacity, lesion)
     return skin + (moved - skin) * opacity, torch.where(outside < 1, moved_mask, 0)
-
-
-def _lesion_free_patch(rng: np.random.Generator, image: Tensor, mask: Tensor) -> Tensor | None:
-    """A square part of an image with neither lesion nor black corner, as large as possible; None if there is none."""
-    height, width = mask.shape
-    for part in (0.4, 0.3, 0.22, 0.15):
-        n = int(part * min(height, width))
-        rows, columns = rng.integers(0, [[height - n + 1], [width - n + 1]], (2, 12))
-        for y, x in zip(rows, columns, strict=True):
-            patch = image[:, y : y + n, x : x + n]
-            if not mask[y : y + n, x : x + n].any() and patch.mean(dim=0).amin() > 60:
-                return patch
-    return None
 
 
 def _on_black(image: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
