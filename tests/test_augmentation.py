@@ -13,7 +13,7 @@ from tests.conftest import make_image
 from utils import IGNORED_CLASS
 from utils.data.artefacts import draw_sticker
 from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
-from utils.data.skin import grown, lesion_free_patch, mix_amplitudes, put_on_skin
+from utils.data.mixing import grown, lesion_free_patch, mix_amplitudes, put_on_skin
 from utils.data.wild_transforms import WildTransforms
 
 

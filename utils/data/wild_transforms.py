@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from utils.data.artefacts import draw_bubbles, draw_hairs, draw_ink, draw_ruler, draw_sticker, vignette
-from utils.data.skin import blurred, grown, lesion_free_patch, mix_amplitudes, put_on_skin, spread_skin
+from utils.data.mixing import blurred, grown, lesion_free_patch, mix_amplitudes, put_on_skin, spread_skin
 
 _HAIR_COLOURS = ((46, 32, 28), (20, 16, 15), (110, 80, 50), (215, 205, 190))
 

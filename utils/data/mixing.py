@@ -1,4 +1,4 @@
-"""Skin without lesion for training transforms: found in an image, spread, and put around a lesion."""
+"""Mix images for training: a lesion on the skin of another image, the Fourier amplitudes of another image."""
 
 import math
 
