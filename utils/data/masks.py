@@ -13,7 +13,7 @@ from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, as_colours, colo
 from utils.runtime.errors import InputError
 
 _MAX_INDEXED = 16  # mask values below this look black in every viewer, unless a palette shows them
-_STRIP = 400  # rows that are counted at a time: few calls, among which threads take turns
+_STRIP = 400  # rows that are counted at a time: little memory, and few calls, among which threads take turns
 _MAX_NOISE = 256, 0.25  # more values than this, with less of the pixels in areas of one value: a photograph
 
 
@@ -31,9 +31,11 @@ class RawMask(NamedTuple):
 
     def count(self) -> ValueCounts:
         """The values that occur."""
-        pixels, solid = self._histogram(self.codes), np.zeros(len(self.values), np.int64)
-        for top in range(0, len(self.codes) - 2, _STRIP):  # stays in the processor's cache
-            solid += self._count_solid(self.codes[top : top + _STRIP + 2])
+        pixels, solid = np.zeros((2, len(self.values)), np.int64)
+        for top in range(0, len(self.codes), _STRIP):
+            strip = self.codes[top : top + _STRIP + 2]
+            pixels += self._histogram(strip[:_STRIP])
+            solid += self._count_solid(strip)
         found = np.flatnonzero(pixels)
         found = found[np.argsort(self.values[found])]
         return ValueCounts(self.values[found], pixels[found], solid[found])
