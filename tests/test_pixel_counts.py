@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.random_data import counts_of, pixel_metrics, random_maps
 from utils import IGNORED_CLASS
+from utils.metrics.pixel_counter import PixelCounter
 from utils.metrics.pixel_counts import (
     PixelCounts,
     confidence_bin_centres,
@@ -37,6 +38,20 @@ def test_counts_do_not_depend_on_the_block_size():
     probs, target = random_maps(3)
     whole = pixel_metrics(counts_of(probs, target))
     assert pixel_metrics(counts_of(probs, target, block_size=100)) == pytest.approx(whole, rel=1e-7)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_pixels_are_counted_in_parts(n_classes: int):
+    """Of any size, and read in between."""
+    probs, target = random_maps(4, n_classes)
+    counter = PixelCounter(block_size=50)
+    for rows in (slice(0, 1), slice(1, 9), slice(9, 16)):
+        counter.add(probs[:, rows], entropy(probs[:, rows]), target[rows])
+        expected = counts_of(probs[:, : rows.stop], target[: rows.stop])
+        for counts in (counter.read(), counter.read()):
+            for field in dataclasses.fields(PixelCounts):
+                found = getattr(counts, field.name)
+                np.testing.assert_allclose(found, getattr(expected, field.name), rtol=1e-6, err_msg=field.name)
 
 
 def test_coarse_counts_are_nearly_as_good():

@@ -1,4 +1,4 @@
-"""Count the pixels of an image for `PixelCounts`, some rows after the other."""
+"""Count the pixels of an image for `PixelCounts`, block by block."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,7 +37,7 @@ def count_pixels(
 
 
 class PixelCounter:
-    """Counts the pixels of an image. What a GPU counts is waited for by `read` only.
+    """Counts the pixels of an image. Only `read` waits for a CUDA device.
 
     Args:
         block_size: number of pixels that are counted at a time; None for the default of the device.
@@ -47,7 +47,7 @@ class PixelCounter:
         self._block_size = block_size
         self._total: PixelCounts | None = None
         self._sure = _SurePixels()
-        self._unsure: list[tuple[Tensor, Tensor, Tensor]] = []  # which are few, and counted together
+        self._unsure: list[tuple[Tensor, Tensor, Tensor]] = []  # few, which are counted together
 
     def add(self, probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> None:
         """Count the pixels of some rows.
@@ -75,11 +75,10 @@ class PixelCounter:
                 self._add(_count_block(*block))
 
     def read(self) -> PixelCounts:
-        """The counts of all pixels, as arrays."""
+        """The counts of the pixels so far, as arrays."""
         self._count_unsure()
-        if self._sure.pixels:
-            self._add(self._sure.counts())
-        return self._total.read()
+        total = self._total.read()
+        return total + self._sure.counts() if self._sure.pixels else total
 
     def _count_unsure(self) -> None:
         if self._unsure:
@@ -92,9 +91,10 @@ class PixelCounter:
 
 @dataclass
 class _SurePixels:
-    """Of two classes on a CPU the pixels that are surely correct: most of them, of which only sums are required.
+    """Sums over the pixels, of two classes and on a CPU, that are correct with a high confidence: most pixels.
 
-    They lie in the first or the last bin of a reliability diagram, and their entropy is a function of the confidence.
+    Sums are enough, for these pixels lie in the first or the last bin of a reliability diagram, and their entropy is a
+    function of the confidence.
 
     Attributes:
         pixels, positives: their number, and how many of them are foreground.
@@ -111,7 +111,7 @@ class _SurePixels:
     by_doubt: np.ndarray = field(default_factory=lambda: np.zeros(N_CONFIDENCE_BINS, np.int64))
 
     def take(self, probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Add the sure ones of (2, n), (n,) and (n,) pixels; returns the others."""
+        """Add the sure ones of n pixels, as (2, n), (n,) and (n,); returns the others."""
         if target.numpy().max(initial=0) == IGNORED_CLASS:
             counted = target != IGNORED_CLASS
             probs, predictive_entropy, target = probs[:, counted], predictive_entropy[counted], target[counted]
@@ -142,7 +142,7 @@ class _SurePixels:
         by_confidence = np.stack([np.zeros_like(self.by_doubt), self.by_doubt])
         by_entropy = np.zeros((2, N_ENTROPY_BINS), np.int64)
         np.add.at(by_entropy[1], _entropy_bins_of_confidence(), self.by_doubt)
-        # -ln(1 - loss) as a series, of which less than 2.1e-7 of a pixel is left out.
+        # -ln(1 - loss) as a series, whose remainder is less than 2.1e-7 per pixel.
         log_loss = self.loss + (self.powers / (2, 3, 4)).sum()
         return PixelCounts(top_label, foreground, self.powers[0], log_loss, by_confidence, by_entropy)
 
