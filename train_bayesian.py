@@ -139,9 +139,9 @@ def load_datasets(
         else None,
         "groups": groups_digest(groups) if groups else None,
     }
-    as_they_are = SegmentationDataset(decoded, training, mask_classes)
+    training_set = SegmentationDataset(decoded, training, mask_classes)
     return (
-        SegmentationDataset(decoded, training, mask_classes, training_transforms(args.augmentation, as_they_are)),
+        training_set.with_transform(training_transforms(args.augmentation, others=training_set)),
         SegmentationDataset(held_out, validation, held_out_classes),
         settings,
     )

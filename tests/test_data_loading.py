@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.conftest import make_folders
 from utils.data import fitting
-from utils.data.augmentation import TrainingTransforms
 from utils.data.cache import decode_pairs
 from utils.data.masks import read_mask
 from utils.data.pairing import pair_files
+from utils.data.wild_transforms import WildTransforms
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
 
@@ -98,12 +98,15 @@ def test_seed_determines_the_transform_and_the_random_state_is_restored(tmp_path
 def test_cached_dataset_is_pickled_without_its_arrays(tmp_path: Path, cached: bool):
     pairs = pair_files(*make_folders(tmp_path, 12, (40, 40)))
     decoded = decode_pairs(pairs, (128, 128), tmp_path / "cache" if cached else None)
-    dataset = SegmentationDataset(decoded, range(12), [0, 255], TrainingTransforms())
+    plain = SegmentationDataset(decoded, range(12), [0, 255])
+    dataset = plain.with_transform(WildTransforms(others=plain, other_skin=1, other_amplitudes=1))
     content = pickle.dumps(dataset)
     assert (len(content) < 100_000) == cached  # the images are 590 kB
+    assert len(content) < 1_000_000  # and there once
     copy = pickle.loads(content)
-    for a, b in zip(copy[(5, 1)], dataset[(5, 1)], strict=True):
+    for a, b, unchanged in zip(copy[(5, 1)], dataset[(5, 1)], plain[5], strict=True):
         assert torch.equal(a, b)
+        assert not torch.equal(a, unchanged)
 
 
 def small_lesions(folder: Path) -> tuple[Path, Path]:

@@ -138,6 +138,12 @@ class SegmentationDataset(Dataset):
         self.n_without_lesion = int(np.count_nonzero(lesion[list(indices)] == 0))
         self.kept = keep_lesions(decoded, indices, mask_classes, self.tables)
 
+    def with_transform(self, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> "SegmentationDataset":
+        """The same images and masks with another transform."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, transform=transform)
+        return other
+
     def __getstate__(self) -> dict:
         """For worker processes, which memory-map the cache again in place of receiving a copy of it."""
         state = dict(self.__dict__)
