@@ -13,6 +13,7 @@ from utils.inference.predictor import MapOptions, draw_samples, predict, predict
 from utils.inference.samplers import MCDropout, Softmax
 from utils.metrics.uncertainty import ImageScores
 from utils.pipeline.outputs import make_greyscale_maps
+from utils.runtime.errors import InputError
 
 
 def test_predict_summarizes_the_samples():
@@ -21,6 +22,15 @@ def test_predict_summarizes_the_samples():
     expected = full_size_maps(draw_samples(model, image, sampler, "a.jpg"), image.size)
     assert torch.equal(predict(model, image, sampler, "a.jpg").probs, expected.probs)
     assert torch.equal(predict(model, image).probs, predict(model, image, Softmax()).probs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("target", [None, np.zeros((43, 50), np.uint8)])
+def test_output_that_is_not_finite_is_refused(value: float, target: np.ndarray | None):
+    samples = random_samples()
+    samples[0].logits[2, 1, 3, 4] = value
+    with pytest.raises(InputError, match="the network's output is not finite"):
+        predict_full_size(samples, (50, 43), MapOptions(), target)
 
 
 @pytest.mark.parametrize(("t", "c"), [(1, 2), (5, 2), (4, 3)])

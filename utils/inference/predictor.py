@@ -19,6 +19,7 @@ from utils.metrics.pixel_counter import PixelCounter
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.uncertainty import ImageScores
 from utils.runtime.device import to_arrays, to_device
+from utils.runtime.errors import InputError
 
 _MASK = ""  # the name of the mask among the greyscale maps
 
@@ -111,6 +112,15 @@ class Prediction:
         return {name: self.greyscale_maps[name] > 0 for name in (OUTER, INNER) if name in self.greyscale_maps}
 
 
+def _check_finite(finite: Tensor) -> None:
+    """Refuse logits that are not all finite; waits for a GPU."""
+    if not finite:
+        raise InputError(
+            "the network's output is not finite: its activations are too large for this precision. Predict in single "
+            "precision; if it was that already, the network cannot be used",
+        )
+
+
 @torch.inference_mode()
 def predict_full_size(
     samples: Sequence[LogitSamples],
@@ -127,8 +137,14 @@ def predict_full_size(
         options: what to compute.
         target: (H, W) uint8 ground-truth classes, for the counts of its pixels.
         max_values: as for `full_size_blocks`.
+
+    Raises:
+        InputError: a logit is not finite.
     """
     width, height = size
+    finite = torch.stack([logits.isfinite().all() for logits, _ in samples]).all()
+    if finite.is_cpu:
+        _check_finite(finite)
     overlaps = None
     if sum(len(logits) for logits, _ in samples) > 1:
         overlaps = count_overlaps(samples, size, options.threshold, max_values)
@@ -160,5 +176,6 @@ def predict_full_size(
         if options.keep:
             maps = maps or block.empty_like(height, options.keep)
             maps.put_rows(rows, block)
+    _check_finite(finite)
     arrays = to_arrays(images)
     return Prediction(arrays.pop(_MASK), scores.scores(), arrays, maps and maps.cpu(), counter and counter.read())
