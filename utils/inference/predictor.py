@@ -117,7 +117,7 @@ def _check_finite(finite: Tensor) -> None:
     if not finite:
         raise InputError(
             "the network's output is not finite: its activations are too large for this precision. Predict in single "
-            "precision; if it was that already, the network cannot be used",
+            "precision; if it was that already, the network cannot be used"
         )
 
 
@@ -143,7 +143,7 @@ def predict_full_size(
     """
     width, height = size
     finite = torch.stack([logits.isfinite().all() for logits, _ in samples]).all()
-    if finite.is_cpu:
+    if finite.is_cpu:  # before the pixels are counted, which cannot count NaN; a GPU would have to be waited for
         _check_finite(finite)
     overlaps = None
     if sum(len(logits) for logits, _ in samples) > 1:

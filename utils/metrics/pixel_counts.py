@@ -33,7 +33,7 @@ def confidence_bins(confidence: Tensor) -> Tensor:
 
 
 def doubt_bins(doubt: Tensor) -> Tensor:
-    """`confidence_bins` of 1 - confidence."""
+    """The bin in `confidence_bins` of each 1 - confidence, int32."""
     lowest = (127 - _OCTAVES) * _BINS_PER_OCTAVE  # 127 is the biased exponent of 1
     bits = doubt.view(torch.int32) >> 16  # keeps 7 of the 23 bits of the mantissa
     return bits.sub_(lowest).clamp_(0, N_CONFIDENCE_BINS - 1)
