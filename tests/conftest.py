@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
+os.environ["OMP_NUM_THREADS"] = "1"  # the tests run side by side, and with more a forked process would wait forever
 # They are the same with a GPU, which a forked process could not use, unless tests/benchmarks/gpu.py runs them for it.
 os.environ.update({} if "TESTS_SHOW_GPU" in os.environ else {"CUDA_VISIBLE_DEVICES": ""})
 os.environ["no_proxy"] = "127.0.0.1"

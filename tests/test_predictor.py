@@ -33,6 +33,14 @@ def test_output_that_is_not_finite_is_refused(value: float, target: np.ndarray |
         predict_full_size(samples, (50, 43), MapOptions(), target)
 
 
+def test_output_of_a_single_image_that_is_not_finite_is_refused():
+    model, image = TrainedModel(lively_network(), (32, 32)), make_image(0, (40, 30))[0]
+    with torch.no_grad():
+        model.network.outc.conv.bias[1] = float("inf")
+    with pytest.raises(InputError, match="the network's output is not finite"):
+        predict(model, image)
+
+
 @pytest.mark.parametrize(("t", "c"), [(1, 2), (5, 2), (4, 3)])
 def test_prediction_in_blocks_is_that_of_whole_maps(t: int, c: int):
     samples, size, max_values = random_samples(t, t, c), (50, 43), 700  # several blocks, the last one smaller

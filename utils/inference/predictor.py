@@ -45,10 +45,12 @@ def predict(
         The maps, at the image's own size, on the model's device.
 
     Raises:
-        InputError: the sampler cannot be used with the model.
+        InputError: the sampler cannot be used with the model, or a logit is not finite.
     """
     sampler = (sampler or Softmax()).for_single_images()
-    return full_size_maps(draw_samples(model, image, sampler, name), image.size, statistics)
+    samples = draw_samples(model, image, sampler, name)
+    _check_finite(_are_finite(samples))
+    return full_size_maps(samples, image.size, statistics)
 
 
 def draw_samples(model: TrainedModel, image: Image.Image, sampler: Sampler, name: str) -> list[LogitSamples]:
@@ -112,6 +114,11 @@ class Prediction:
         return {name: self.greyscale_maps[name] > 0 for name in (OUTER, INNER) if name in self.greyscale_maps}
 
 
+def _are_finite(samples: Sequence[LogitSamples]) -> Tensor:
+    """Whether all logits are finite, as a scalar on their device."""
+    return torch.stack([logits.isfinite().all() for logits, _ in samples]).all()
+
+
 def _check_finite(finite: Tensor) -> None:
     """Refuse logits that are not all finite; waits for a GPU."""
     if not finite:
@@ -142,7 +149,7 @@ def predict_full_size(
         InputError: a logit is not finite.
     """
     width, height = size
-    finite = torch.stack([logits.isfinite().all() for logits, _ in samples]).all()
+    finite = _are_finite(samples)
     if finite.is_cpu:  # before the pixels are counted, which cannot count NaN; a GPU would have to be waited for
         _check_finite(finite)
     overlaps = None
