@@ -14,7 +14,7 @@ from utils import IGNORED_CLASS
 from utils.data.artefacts import draw_sticker
 from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
 from utils.data.mixing import grown, lesion_free_patch, mix_amplitudes, put_on_skin
-from utils.data.wild_transforms import WildTransforms
+from utils.data.wild_transforms import WildTransforms, _on_black
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +58,27 @@ def test_mask_moves_with_the_image(transform: Callable):
         assert brightness[lesion].mean() + 20 < brightness[skin].mean()
         n_moved += not torch.equal(mask, changed_mask)
     assert n_moved >= 15
+
+
+def test_image_and_mask_on_black_match():
+    """A disc and its mask: where the image is dark, after as before."""
+    rows, columns = np.mgrid[:128, :128]
+    overlaps = []
+    for seed in range(20):
+        mask = torch.from_numpy((np.hypot(rows - 50 - seed, columns - 70 + seed) < 15 + seed).astype(np.uint8))
+        image = (255 - 155 * mask).expand(3, -1, -1)
+        changed, changed_mask = _on_black(image, mask, 0.7 + seed / 80)
+        dark = (changed[0] > 50) & (changed[0] < 178)
+        overlaps.append(((changed_mask == 1) & dark).sum() / ((changed_mask == 1) | dark).sum())
+    assert np.mean(overlaps) > 0.97
+
+
+def test_wide_images_keep_their_ends():
+    image, mask = torch.full((3, 32, 128), 200, dtype=torch.uint8), torch.ones(32, 128, dtype=torch.uint8)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        changed, _ = training_transforms("light")(image, mask)
+        assert (changed == 0).float().mean() < 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)

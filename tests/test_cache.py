@@ -12,6 +12,7 @@ from tests.conftest import make_folders, make_image
 from utils.data import decoding, fitting
 from utils.data.cache import decode_pairs
 from utils.data.decoding import DecodedPairs
+from utils.data.images import limit_image_size
 from utils.data.pairing import Pair, pair_files
 from utils.data_loading import SegmentationDataset
 from utils.runtime.errors import InputError
@@ -90,11 +91,14 @@ def test_unwritable_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert np.array_equal(decoded.images, decode_pairs(pairs, (32, 32), None).images)
 
 
-def test_damaged_cache_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", ["index.json", "counts.npy", "images.npy"])
+@pytest.mark.parametrize("content", ["", "{"])  # after a power failure, a file may be empty
+def test_damaged_cache_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str):
     pairs = pair_files(*make_folders(tmp_path, 2))
     first = decode_pairs(pairs, (32, 32), tmp_path / "cache")
-    (index,) = (tmp_path / "cache").glob("*/index.json")
-    index.write_text("{")
+    (file,) = (tmp_path / "cache").glob(f"*/{name}")
+    file.unlink()  # the first one is still mapped
+    file.write_text(content)
     assert np.array_equal(decode_pairs(pairs, (32, 32), tmp_path / "cache").images, first.images)
     monkeypatch.setattr(decoding, "read_image", None)  # the new one is found
     assert np.array_equal(decode_pairs(pairs, (32, 32), tmp_path / "cache").images, first.images)
@@ -110,6 +114,23 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert not isinstance(decoded.images, np.memmap)
     assert "No space left" in caplog.text
     assert not list((tmp_path / "cache").iterdir())
+
+    caplog.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr("numpy.save", full)  # when the arrays have been written
+    late = decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    assert np.array_equal(late.images, decoded.images)
+    assert "No space left" in caplog.text
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_another_process_finishes_while_its_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    decode_pairs(pairs, (32, 32), tmp_path / "cache")
+    (cache,) = (tmp_path / "cache").iterdir()
+    (tmp_path / "cache" / f".{cache.name}.gone.part").symlink_to(tmp_path / "nothing")  # listed, but not to be found
+    os.utime(pairs[0].image)
+    assert len(decode_pairs(pairs, (32, 32), tmp_path / "cache").pairs) == 2
 
 
 def test_abandoned_folders_are_removed_after_a_day(tmp_path: Path):
@@ -168,6 +189,18 @@ def test_unusable_pairs_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert len(decode_pairs(pairs, (32, 32), tmp_path / "cache", skip_unusable=True).pairs) == 4
     with pytest.raises(InputError, match="1 of 1"):
         decode_pairs([pairs[3]], (32, 32), None, skip_unusable=True)
+
+
+def test_a_higher_limit_is_noticed(tmp_path: Path):
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    make_image(0, (320, 240))[0].save(pairs[0].image)
+    make_image(0, (320, 240))[1].save(pairs[0].masks[0])
+    try:
+        for limit, usable in ((0.05, 1), (1, 2)):
+            limit_image_size(limit)
+            assert len(decode_pairs(pairs, (32, 32), tmp_path / "cache", skip_unusable=True).pairs) == usable
+    finally:
+        limit_image_size()
 
 
 def test_files_of_one_name_in_several_folders(tmp_path: Path):

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from utils import RGB_OFFSET
 from utils.data.fitting import MaskFitter, unite_masks
 from utils.data.mask_classes import MaskClasses
 from utils.data.mask_values import PALETTE_OFFSET, read_palettes
 from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
+
+VOC = ((1, 128 << 16), (2, 128 << 8))  # entries of a palette, dark red and dark green
 
 
 def test_masks_are_united():
@@ -30,6 +33,22 @@ def test_lesions_are_united_on_a_white_background():
     assert MaskClasses((255, 0)).unite([a, b]).tolist() == [[1, 0, 1]]
     counts = united.count()
     assert [array.tolist() for array in counts[:2]] == [[0, 3, 253], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("values", [(0, 100, 200), (0, 200, 100), (200, 100, 0)])
+def test_training_and_scoring_unite_alike(values: tuple[int, ...]):
+    """Whatever the order of the classes; with palettes, too."""
+    a, b = (RawMask(codes, np.array([0, 100, 200])) for codes in np.mgrid[:3, :3].astype(np.uint8))
+    classes = MaskClasses(values)
+    united = unite_masks([a, b], values[0])
+    assert np.array_equal(classes.unite([a, b]), classes.of(united.values)[united.codes])
+
+    red, green = (
+        RawMask(m.codes.clip(max=1), PALETTE_OFFSET * np.array([1, k + 1]) + [0, RGB_OFFSET + v])
+        for m, (k, v) in zip((a, b), VOC, strict=True)
+    )
+    classes, united = MaskClasses((0, 1, 2), by_index=True), unite_masks([red, green])
+    assert np.array_equal(classes.unite([red, green]), classes.of(united.values)[united.codes])
 
 
 def test_masks_with_and_without_a_palette_are_united():

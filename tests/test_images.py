@@ -175,13 +175,14 @@ def test_odd_exif(tmp_path: Path):
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_tiff_is_turned_once(tmp_path: Path, orientation: int):
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_tiff_is_turned_once(tmp_path: Path, orientation: int, mode: str):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = Image.fromarray(np.kron(COLOURS, np.ones((8, 12, 1), dtype=np.uint8)))
+    image = Image.fromarray(np.kron(COLOURS, np.ones((8, 12, 1), dtype=np.uint8))).convert(mode)
     path = saved(image, tmp_path / "x.tif", exif=exif)
     upright = image.rotate({3: 180, 6: 270}[orientation], expand=True)
-    assert np.array_equal(np.asarray(read_image(path)), np.asarray(upright))
+    assert np.array_equal(np.asarray(read_image(path)), np.asarray(upright.convert("RGB")))
     assert image_size(path) == upright.size
 
 

@@ -159,6 +159,17 @@ def test_equal_palettes_count_by_index():
     assert (classes.values, classes.by_index) == ((0, 1, 2), True)
 
 
+def test_void_of_a_palette_may_have_the_colour_of_the_background(log):
+    void = PALETTE_OFFSET * 256  # black
+    mask = counted({PALETTE_OFFSET: 60, 2 * PALETTE_OFFSET + RED: 20, 3 * PALETTE_OFFSET + GREEN: 10, void: 10})
+    for ignored in (None, 255):
+        classes = decide([mask] * 2, 3, ignored=ignored)
+        assert (classes.values, classes.ignored, classes.by_index) == ((0, 1, 2), 255, True)
+    assert "No mask" not in log.text
+    decide([counted({0: 60, 255: 40})], ignored=7)
+    assert "No mask has the value 7" in log.text
+
+
 def test_colours_count_where_palettes_differ():
     masks = [palette_mask([0, RED], [70, 30]), palette_mask([RED, 0], [30, 70])]
     classes = decide(masks)

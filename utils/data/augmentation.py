@@ -56,7 +56,7 @@ class TrainingTransforms:
                 RandomChannelGain(s.channel_gain),
                 v2.RandomHorizontalFlip(),
                 v2.RandomVerticalFlip(),
-                v2.RandomApply([v2.RandomRotation((90, 90))], p=0.5),  # with the flips: all of D4
+                RandomQuarterTurn(),  # with the flips: all symmetries of the square
                 v2.RandomAffine(
                     degrees=s.degrees,
                     translate=(s.shift, s.shift),
@@ -83,6 +83,16 @@ def training_transforms(
     if name == "wild":
         return v2.RandomChoice([TrainingTransforms("light"), WildTransforms(others=others)], p=[0.5, 0.5])
     return TrainingTransforms(name)
+
+
+class RandomQuarterTurn(v2.RandomApply):
+    """Turn half of the square images; others stay as they are, since they would lose their ends."""
+
+    def __init__(self) -> None:
+        super().__init__([v2.RandomRotation((90, 90))], p=0.5)
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(image, mask) if mask.shape[-2] == mask.shape[-1] else (image, mask)
 
 
 class RandomChannelGain(v2.Transform):

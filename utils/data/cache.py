@@ -12,9 +12,11 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from utils.data.decoding import DecodedPairs, PairDecoder, array_layout
 from utils.data.images import find_white
@@ -57,7 +59,8 @@ def decode_pairs(
     # The cache of exactly these files, if it exists and is intact.
     cache_dir = Path(cache_dir)
     dataset = _digest([_VERSION, size, values, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
-    folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable])}"
+    limit = Image.MAX_IMAGE_PIXELS if skip_unusable else None  # a larger one makes more of them usable
+    folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable, limit])}"
     cached = _load(folder, pairs)
     if cached is not None:
         _log_cached(cached, len(pairs), white)
@@ -72,10 +75,13 @@ def decode_pairs(
         decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, values, skip_unusable)
         if building is None:
             return decoded
-        for array in arrays.values():
-            array.flush()
-        np.save(building / "counts.npy", np.concatenate(decoded.counts, axis=1))
-        (building / "index.json").write_text(json.dumps(_new_index(pairs, fingerprints, decoded)))
+        try:
+            for array in arrays.values():
+                array.flush()
+            _write_numbers(building, _new_index(pairs, fingerprints, decoded), decoded.counts)
+        except OSError as error:
+            _give_up(building, error)
+            return decoded
     except BaseException:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
@@ -117,7 +123,10 @@ def _decode(
     decoder = PairDecoder(pairs, arrays, white, background)
     source = _load(earlier) if earlier else None
     source = None if source and source.white != white else source
-    rows = {json.dumps(files): row for row, files in enumerate(_index(earlier)["files"])} if source else {}
+    rows = {}
+    if source:
+        with suppress(OSError, ValueError):  # another process may remove it meanwhile
+            rows = {json.dumps(files): row for row, files in enumerate(_index(earlier)["files"])}
     todo = []
     for i, files in enumerate(fingerprints):
         row = rows.get(json.dumps(files))
@@ -130,13 +139,13 @@ def _decode(
 
 
 def _fingerprint(path: Path) -> list:
-    """Path, size and modification time of a file."""
+    """Path, size and modification time of a file; of one that cannot be read, which reading it will report, only -1."""
     name = os.path.join(os.path.realpath(path.parent), path.name)
     try:
         status = path.stat()
-    except OSError:  # reading the file will report why
+    except OSError:
         return [name, -1, -1]
-    return [name, status.st_size, status.st_mtime_ns]
+    return [name, status.st_size, status.st_mtime_ns] if os.access(path, os.R_OK) else [name, -1, -1]
 
 
 def _common_folder(fingerprints: list[list], i: int) -> str:
@@ -151,7 +160,12 @@ def _digest(value: list) -> str:
 def _abandoned(cache_dir: Path, dataset: str) -> list[Path]:
     """Unfinished folders of killed processes."""
     oldest = time.time() - _ABANDONED_AFTER
-    return [path for path in cache_dir.glob(f".{dataset}-*.part") if path.stat().st_mtime < oldest]
+    abandoned = []
+    for path in cache_dir.glob(f".{dataset}-*.part"):
+        with suppress(OSError):  # another process has meanwhile given it its name
+            if path.stat().st_mtime < oldest:
+                abandoned.append(path)
+    return abandoned
 
 
 def _new_folder(folder: Path, n: int, size: tuple[int, int]) -> Path | None:
@@ -166,14 +180,19 @@ def _new_folder(folder: Path, n: int, size: tuple[int, int]) -> Path | None:
                 with open(path, "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
     except OSError as error:
-        shutil.rmtree(building, ignore_errors=True)
-        logger.warning(
-            "The cache %s cannot be written (%s): the decoded images stay in memory, the next run decodes them again",
-            folder.parent,
-            error.strerror,
-        )
+        _give_up(building, error)
         return None
     return building
+
+
+def _give_up(building: Path, error: OSError) -> None:
+    """Remove an unfinished folder that cannot be written, and say so."""
+    shutil.rmtree(building, ignore_errors=True)
+    logger.warning(
+        "The cache %s cannot be written (%s): the decoded images stay in memory, the next run decodes them again",
+        building.parent,
+        error.strerror,
+    )
 
 
 def _new_arrays(n: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -192,6 +211,12 @@ def _new_index(pairs: Sequence[Pair], fingerprints: list[list], decoded: Decoded
     return {"usable": usable, "files": [fingerprints[i] for i in usable], "lengths": lengths, "white": decoded.white}
 
 
+def _write_numbers(folder: Path, index: dict, counts: Sequence[ValueCounts]) -> None:
+    """Write what belongs to the arrays of a cache."""
+    np.save(folder / "counts.npy", np.concatenate(counts, axis=1))
+    (folder / "index.json").write_text(json.dumps(index))
+
+
 def _index(folder: Path) -> dict:
     return json.loads((folder / "index.json").read_text())
 
@@ -202,7 +227,7 @@ def _load(folder: Path, pairs: Sequence[Pair] = ()) -> DecodedPairs | None:
         index, counts = _index(folder), np.load(folder / "counts.npy")
         of_masks = np.split(counts, np.cumsum(index["lengths"])[:-1], axis=1)
         arrays = _memory_map(folder, "r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError, LookupError):
         return None
     usable = [pairs[i] for i in index["usable"]] if pairs else []
     n = len(index["usable"])

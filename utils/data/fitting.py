@@ -54,19 +54,18 @@ class MaskFitter:
 
 
 def unite_masks(masks: Sequence[RawMask], background: int | None = None) -> RawMask:
-    """The masks of an image as one: of each pixel the value furthest from the background.
+    """The masks of an image as one: of each pixel the value furthest from the background, or the larger of two.
 
     Args:
         masks: of one size.
-        background: its value; None for the lowest, so that the largest value is taken.
+        background: its grey value or colour; None for the lowest of these masks.
     """
     if len(masks) == 1:
         return masks[0]
     values = np.unique(np.concatenate([mask.values for mask in masks]))
-    key = read_palettes(values, by_index=False)
-    if background is not None:
-        key = distances(key, [background])[:, 0]
-    values = values[np.argsort(key, kind="stable")]
+    shown = read_palettes(values, by_index=False)
+    distance = distances(shown, [shown.min() if background is None else background])[:, 0]
+    values = values[np.argsort(distance, kind="stable")]
     rank = np.argsort(values)
     codes = [rank[np.searchsorted(values, mask.values, sorter=rank)].astype(np.int32)[mask.codes] for mask in masks]
     return RawMask(np.maximum.reduce(codes), values)

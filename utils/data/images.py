@@ -224,6 +224,8 @@ def open_upright(path: Path | str, side: int | None = None) -> Image.Image:
             image.tile = [image.tile[0]._replace(args=("F;64F", *image.tile[0].args[1:]))]  # libtiff swaps the bytes
         if side is not None:
             image.draft(None, (side, side))  # does nothing but to a JPEG
+        if image.format == "TIFF":
+            image.filename = ""  # Pillow would map an uncompressed file, with wrong sides if its orientation turns it
         image.load()
         if is_deep_colour and max(high for _, high in image.getextrema()[:3]) < _MIN_DEEP_COLOUR:
             raise InputError(
@@ -237,7 +239,8 @@ def read_wide_integers(path: Path | str) -> np.ndarray | None:
     """The (H, W) values of a TIFF of 64-bit integers, which Pillow cannot decode; None for any other file.
 
     Raises:
-        InputError: the file cannot be read as an image, or is compressed in another way than by deflate.
+        InputError: the file cannot be read as an image, has an orientation, or is compressed in another way than by
+            deflate.
     """
     if Path(path).suffix.lower() not in (".tif", ".tiff"):
         return None
@@ -245,6 +248,8 @@ def read_wide_integers(path: Path | str) -> np.ndarray | None:
         if image.format != "TIFF" or not image.tile or image.tile[0].args[0] != _64_BIT_INTEGERS:
             return None
         (width, height), tags = image.size, image.tag_v2
+        if tags.get(_ORIENTATION, 1) != 1:
+            raise InputError(f"{path} has 64-bit integers and an orientation: save it upright, or with 8 or 16 bits")
         compression, predictor = tags.get(TiffImagePlugin.COMPRESSION, 1), tags.get(TiffImagePlugin.PREDICTOR, 1)
         if compression not in (1, *_DEFLATE) or predictor not in (1, 2) or TiffImagePlugin.TILEOFFSETS in tags:
             raise InputError(

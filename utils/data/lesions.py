@@ -56,7 +56,10 @@ def keep_lesions(
         return largest_shares(mask_classes.unite(masks), tables[i][decoded.masks[i]], lost[i])
 
     path = _cache_file(decoded, mask_classes)
-    known = json.loads(path.read_text()) if path and path.exists() else {}
+    known = {}
+    if path:
+        with suppress(OSError, ValueError):  # not there, or damaged
+            known = json.loads(path.read_text())
     todo = [i for i in lost if str(i) not in known]
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         kept = progress(pool.map(keep, todo), total=len(todo), desc="Small lesions", unit="mask", leave=False)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from utils import IGNORED_CLASS, RGB_OFFSET
+from utils.data.fitting import unite_masks
 from utils.data.mask_values import (
     ValueCounts,
     as_colours,
@@ -88,8 +89,9 @@ class MaskClasses:
         return np.where(values == self.ignored, IGNORED_CLASS, classes).astype(np.uint8)
 
     def unite(self, masks: Sequence[RawMask]) -> np.ndarray:
-        """The (H, W) uint8 classes of an image that has these masks: of each pixel the highest."""
-        return np.maximum.reduce([_classes_of(self.of(mask.values), mask.codes) for mask in masks])
+        """The (H, W) uint8 classes of an image that has these masks, see `unite_masks`."""
+        mask = unite_masks(masks, self.values[0])
+        return _classes_of(self.of(mask.values), mask.codes)
 
 
 def _classes_of(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -125,6 +127,9 @@ def decide_classes(
     known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
     ignored = next((value for value in known if value is not None), None)
     kept = counts.without(ignored)
+    if expected is None and options.ignored is not None and options.ignored not in counts.values:
+        text = "No mask has the value %s, which is to be ignored"
+        logger.warning(text, format_mask_value(options.ignored))
     classes = MaskClasses(_class_values(kept, n_classes, options, expected), ignored, by_index)
     is_rest = _find_rest(kept, classes.values, by_mask)
     logger.info("%s", _describe_masks(counts, kept.values[is_rest], classes))

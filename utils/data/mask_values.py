@@ -46,8 +46,10 @@ def palettes_count_by_index(values: np.ndarray) -> bool:
     """Whether the entries of a set's palettes are read as indices.
 
     They are not if the palettes differ, if all are grey, or if index 0 is not black, as in a drawing with few colours.
-    Palettes of grey values beside masks without palettes are read so that the set has fewer values.
+    Palettes of grey values beside masks without palettes are read so that the set has fewer values. Index 255, the
+    void of label maps, may have another one's colour, since palettes often end in black.
     """
+    values = values[~_is_void_of_used_colour(values)]
     entries = values[values >= PALETTE_OFFSET]
     indices, colours = entries // PALETTE_OFFSET - 1, entries % PALETTE_OFFSET
     if min(len(np.unique(indices)), len(np.unique(colours))) < len(entries):
@@ -56,6 +58,13 @@ def palettes_count_by_index(values: np.ndarray) -> bool:
     if n_colours != n_indices:
         return n_indices < n_colours
     return bool((colours >= RGB_OFFSET).any()) and not colours[indices == 0].any()
+
+
+def _is_void_of_used_colour(values: np.ndarray) -> np.ndarray:
+    """Which of the values are entry 255 of a palette, in a colour that other entries have as well; (K,) bool."""
+    indices, colours = values // PALETTE_OFFSET - 1, values % PALETTE_OFFSET
+    others = (indices >= 0) & (indices != 255)
+    return (indices == 255) & np.isin(colours, colours[others])
 
 
 def as_colours(values: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -176,7 +176,7 @@ def _on_black(image: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor
     """An image and its mask, downscaled and zero-padded, as the views of test-time augmentation are."""
     size = [round(length * scale) for length in mask.shape]
     small = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
-    small_mask = F.interpolate(mask[None, None], size=size, mode="nearest")[0, 0]
+    small_mask = F.interpolate(mask[None, None], size=size, mode="nearest-exact")[0, 0]
     top, left = ((length - part) // 2 for length, part in zip(mask.shape, size, strict=True))
     padding = [left, mask.shape[1] - size[1] - left, top, mask.shape[0] - size[0] - top]
     return F.pad(small, padding), F.pad(small_mask, padding)
