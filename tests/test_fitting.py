@@ -42,6 +42,7 @@ def test_training_and_scoring_unite_alike(values: tuple[int, ...]):
     classes = MaskClasses(values)
     united = unite_masks([a, b], values[0])
     assert np.array_equal(classes.unite([a, b]), classes.of(united.values)[united.codes])
+    assert classes.unite([a, b]).flags.writeable  # PyTorch warns otherwise
 
     red, green = (
         RawMask(m.codes.clip(max=1), PALETTE_OFFSET * np.array([1, k + 1]) + [0, RGB_OFFSET + v])

@@ -98,7 +98,7 @@ def _classes_of(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """`table[codes]` for a uint8 table; Pillow is several times as fast with uint8 codes."""
     if codes.dtype != np.uint8 or not codes.size:
         return table[codes]
-    return np.asarray(Image.fromarray(codes).point(np.resize(table, 256).tolist()))
+    return np.array(Image.fromarray(codes).point(np.resize(table, 256).tolist()))  # a copy, to be written to
 
 
 def decide_classes(
