@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import lively_network
 from unet import BayesianUNet
-from utils import cli, model_flags
+from utils import cli, model_flags, passes, shift
 from utils.arguments import model_parent, training_folders_parent, training_parent
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.runtime.errors import InputError
@@ -200,6 +200,13 @@ def test_full_disk_names_the_flag_to_continue_with(flag: str, exit_code_of: Call
     assert exit_code_of(OSError(28, "No space left on device", "x.png"), parser) == 2
     expected = f"Error: x.png: No space left on device; free some space and run it again with {flag}\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("command", [passes.main, shift.main])
+def test_commands_of_one_process_refuse_several(command: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("utils.runtime.distributed.world_size", lambda: 2)
+    with pytest.raises(InputError, match="start it without torchrun"):
+        command(argparse.Namespace())
 
 
 def test_internal_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,14 @@ def test_pixel_metrics_are_pooled():
         np.testing.assert_array_equal(list(result["reliability"][kind].values()), counts)
 
 
+def test_intervals_of_one_image_are_its_values():
+    image = counts_of(*random_maps(0))
+    rows = [rows_of([0.5])[0] | pixel_metrics(image)]
+    result = evaluate_set(rows, [image.coarse()], image, resamples=20)
+    for metric in (result["calibration"] | result["errors"]).values():
+        assert metric["low"] == pytest.approx(metric["value"]) == pytest.approx(metric["high"])
+
+
 def test_confidence_intervals_have_their_nominal_coverage():
     rng = np.random.default_rng(0)
     inside = 0

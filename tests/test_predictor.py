@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import lively_network, make_image
 from tests.random_data import random_samples
@@ -31,6 +32,13 @@ def test_output_that_is_not_finite_is_refused(value: float, target: np.ndarray |
     samples[0].logits[2, 1, 3, 4] = value
     with pytest.raises(InputError, match="the network's output is not finite"):
         predict_full_size(samples, (50, 43), MapOptions(), target)
+
+
+def test_an_image_of_16_bits_is_refused():
+    """Pillow would convert all of its values above 255 to white."""
+    deep = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40))
+    with pytest.raises(InputError, match="I;16, not 8 bits per channel"):
+        predict(TrainedModel(lively_network(), (32, 32)), deep)
 
 
 def test_output_of_a_single_image_that_is_not_finite_is_refused():

@@ -186,6 +186,16 @@ def _run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argu
     return 2
 
 
+def require_one_process() -> None:
+    """Check that a command whose work is not shared among processes has not been started in several.
+
+    Raises:
+        InputError: it has.
+    """
+    if distributed.world_size() > 1:
+        raise InputError("this command does not share its work among processes: start it without torchrun")
+
+
 def flag_of(name: str) -> str:
     """The flag of an attribute of the parsed arguments."""
     return "--" + name.replace("_", "-")

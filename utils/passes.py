@@ -54,6 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
+    cli.require_one_process()
     if args.mask_dir is None:
         raise InputError("--mask-dir is required: the passes are evaluated against ground truth")
     items = cli.items_from_args(args)
@@ -61,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     recorded = MaskClasses(model.mask_values, model.ignore_value)
     ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
     items = [item for item in items if item.name in ground_truth.paths]
-    sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
+    sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed).for_single_images()
     sampler.check(model)
     numbers = [t for t in NUMBERS_OF_PASSES if t < args.mc] + [args.mc]
 

@@ -85,6 +85,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
+    cli.require_one_process()
     items = find_items(args.imgs_dir, args.output_dir, IMAGE_EXTENSIONS, False, args.masks_dir, args.mask_suffix)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     samplers = {method_title(sampler, model): sampler for sampler in samplers_from_args(args, dtype)}

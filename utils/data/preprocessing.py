@@ -14,7 +14,7 @@ def preprocess(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """Resize an image to the network's input size, bicubically, without keeping the aspect ratio.
 
     Args:
-        image: an image of any mode and size.
+        image: an upright image of 8 bits, of any size.
         size: width and height of the network's input.
 
     Returns:
@@ -41,7 +41,7 @@ def downscale_and_pad(image: Image.Image, size: tuple[int, int], scale: float) -
     """Preprocess an image that is downscaled and zero-padded back to its own size, centred to sub-pixel accuracy.
 
     Args:
-        image: an image of any mode and size.
+        image: an upright image of 8 bits, of any size.
         size: width and height of the network's input.
         scale: size of the downscaled image relative to the padded one, in (0, 1].
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.checkpoint import TrainedModel
+from utils.data.images import is_deep
 from utils.inference.guarantees import INNER, OUTER, Guarantee
 from utils.inference.maps import STATISTICS, ProbabilityMaps, full_size_blocks, full_size_maps, predict_classes
 from utils.inference.overlaps import count_overlaps
@@ -35,7 +36,7 @@ def predict(
 
     Args:
         model: a model from `utils.checkpoint.load_model`.
-        image: an image of any mode and size.
+        image: an upright image of 8 bits, such as `utils.data.images.read_image` makes of any file.
         sampler: `Softmax()`, `MCDropout()` or `TestTimeAugmentation()`; None for the first.
         name: name of the image, from which MC dropout derives its random numbers; the scripts use the file's path
             within the input folder.
@@ -45,12 +46,10 @@ def predict(
         The maps, at the image's own size, on the model's device.
 
     Raises:
-        InputError: the sampler cannot be used with the model, or a logit is not finite.
+        InputError: as of `draw_samples`.
     """
     sampler = (sampler or Softmax()).for_single_images()
-    samples = draw_samples(model, image, sampler, name)
-    _check_finite(_are_finite(samples))
-    return full_size_maps(samples, image.size, statistics)
+    return full_size_maps(draw_samples(model, image, sampler, name), image.size, statistics)
 
 
 def draw_samples(model: TrainedModel, image: Image.Image, sampler: Sampler, name: str) -> list[LogitSamples]:
@@ -60,10 +59,16 @@ def draw_samples(model: TrainedModel, image: Image.Image, sampler: Sampler, name
         model, image, sampler, name: as for `predict`.
 
     Raises:
-        InputError: the sampler cannot be used with the model.
+        InputError: the image has more than 8 bits, the sampler cannot be used with the model, or a logit is not finite.
     """
+    if is_deep(image):
+        raise InputError(
+            f"the image has mode {image.mode}, not 8 bits per channel: utils.data.images.read_image rescales"
+        )
     sampler.check(model)
-    return sampler.sample(model, [sampler.preprocess_image(image, model.input_size)], [name])[0]
+    (samples,) = sampler.sample(model, [sampler.preprocess_image(image, model.input_size)], [name])
+    _check_finite(_are_finite(samples))
+    return samples
 
 
 def _no_greyscale_maps(block: ProbabilityMaps) -> Mapping[str, Tensor]:

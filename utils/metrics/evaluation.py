@@ -66,8 +66,11 @@ def _evaluate_pixels(
     rows: Rows, counts: Sequence[PixelCounts], total: PixelCounts, weights: np.ndarray
 ) -> dict[str, Any]:
     """Calibration, error detection and reliability diagrams."""
-    resampled = sum_counts(counts, weights)
-    pooled = {name: _interval(float(f(total)), f(resampled)) for name, f in PIXEL_METRICS.items()}
+    resampled, coarse = sum_counts(counts, weights), total.coarse()
+    pooled = {}
+    for name, metric in PIXEL_METRICS.items():
+        value = float(metric(total))
+        pooled[name] = _interval(value, metric(resampled) + (value - float(metric(coarse))))  # without what bins change
     per_image = {f"{name}_per_image": _mean(rows, name, weights) for name in ("ece_top_label", "ece_foreground")}
     return {
         "pixels": int(total.pixels),

@@ -112,7 +112,7 @@ def predict_probabilities(
     kept, statistics = (STATISTICS if saved else () for saved in (options.save_npy, options.save_entropy))
     maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept, guarantee=guarantee)
     outputs = {item.path: item.output(output_dir) for item in items}
-    check_room_for_floats(output_dir, outputs, (2 * model.n_classes + 3) * options.save_npy, FLOAT_MAPS)
+    check_room_for_floats(output_dir, outputs, (2 * model.network.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing)
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
     report = FolderPredictor(model, sampler, save, maps, ground_truth, compile=options.compile).run(batch)
