@@ -90,9 +90,10 @@ def test_validation_batches_of_each_process(monkeypatch: pytest.MonkeyPatch):
     shares = []
     for rank in range(2):
         monkeypatch.setattr("utils.runtime.distributed.rank", lambda rank=rank: rank)
-        batches = list(validation_batches(dataset, 3))
+        batches = list(validation_batches(dataset, 6))
         shares.append([[int(image.max()) for image in images] for images, _ in batches])
-    assert shares == [[[0, 2, 4], [6]], [[1, 3, 5]]]
+        assert [len(images) for images, _ in validation_batches(dataset, 1)] == [1] * len(range(rank, 7, 2))
+    assert shares == [[[0, 2, 4], [6]], [[1, 3, 5]]]  # three images of each process are six together
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are a matter of POSIX")
