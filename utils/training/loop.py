@@ -62,7 +62,7 @@ def train_one_epoch(
 
 
 def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Tensor, share: float) -> Tensor:
-    """Train on a batch; does not wait for the result.
+    """Train on a batch; does not wait for the result, but in float16, where the gradient scaler does.
 
     Args:
         state: gets the gradients of the mean loss over the images of all processes, and an optimizer step.
