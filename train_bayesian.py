@@ -3,6 +3,7 @@
 import argparse
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
             if completed:
                 forecast = forecast_remaining(started, state.epoch - first_epoch, args.epochs - state.epoch)
                 logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, state, forecast)
-                wandb_run.log(state.history[-1], *predict_examples(state, validation_set))
+                wandb_run.log(state.history[-1], partial(predict_examples, state, validation_set))
             stopping = distributed.any_process(stop()) or not completed
     if stopping:
         logger.info("Saved %s; continue with --resume", args.checkpoint_dir / "last.pth")
