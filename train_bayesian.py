@@ -66,16 +66,17 @@ def main(args: argparse.Namespace) -> None:
     settings |= {"optimizer": type(state.optimizer).__name__} | data_settings
     if resumed is not None:
         resume(state, resumed, settings)
+    continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
     if distributed.is_main():
         check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch))
-        prepare_checkpoint_dir(args.checkpoint_dir, resumed=resumed is not None)
+        prepare_checkpoint_dir(args.checkpoint_dir, resumed=continues)
     classes = training_set.mask_classes.recorded
     model = TrainedModel(network, input_size, settings=settings, white=training_set.white, **classes)
     log_datasets(training_set, validation_set)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     wandb_mode = args.wandb if distributed.is_main() else "disabled"
-    wandb_run = WandbRun(wandb_mode, settings, args.checkpoint_dir, resumed is not None)
+    wandb_run = WandbRun(wandb_mode, settings, args.checkpoint_dir, continues)
 
     # Epochs: train, validate, save, log
     started, first_epoch = time.monotonic(), state.epoch
