@@ -3,6 +3,7 @@
 import argparse
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,17 @@ def main(args: argparse.Namespace) -> None:
     settings |= {"optimizer": type(state.optimizer).__name__} | data_settings
     if resumed is not None:
         resume(state, resumed, settings)
+    continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
     if distributed.is_main():
         check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch))
-        prepare_checkpoint_dir(args.checkpoint_dir, resumed=resumed is not None)
+        prepare_checkpoint_dir(args.checkpoint_dir, resumed=continues)
     classes = training_set.mask_classes.recorded
     model = TrainedModel(network, input_size, settings=settings, white=training_set.white, **classes)
     log_datasets(training_set, validation_set)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     wandb_mode = args.wandb if distributed.is_main() else "disabled"
-    wandb_run = WandbRun(wandb_mode, settings, args.checkpoint_dir, resumed is not None)
+    wandb_run = WandbRun(wandb_mode, settings, args.checkpoint_dir, continues)
 
     # Epochs: train, validate, save, log
     started, first_epoch = time.monotonic(), state.epoch
@@ -91,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
             if completed:
                 forecast = forecast_remaining(started, state.epoch - first_epoch, args.epochs - state.epoch)
                 logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, state, forecast)
-                wandb_run.log(state.history[-1], *predict_examples(state, validation_set))
+                wandb_run.log(state.history[-1], partial(predict_examples, state, validation_set))
             stopping = distributed.any_process(stop()) or not completed
     if stopping:
         logger.info("Saved %s; continue with --resume", args.checkpoint_dir / "last.pth")

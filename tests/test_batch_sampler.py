@@ -90,9 +90,10 @@ def test_validation_batches_of_each_process(monkeypatch: pytest.MonkeyPatch):
     shares = []
     for rank in range(2):
         monkeypatch.setattr("utils.runtime.distributed.rank", lambda rank=rank: rank)
-        batches = list(validation_batches(dataset, 3))
+        batches = list(validation_batches(dataset, 6))
         shares.append([[int(image.max()) for image in images] for images, _ in batches])
-    assert shares == [[[0, 2, 4], [6]], [[1, 3, 5]]]
+        assert [len(images) for images, _ in validation_batches(dataset, 1)] == [1] * len(range(rank, 7, 2))
+    assert shares == [[[0, 2, 4], [6]], [[1, 3, 5]]]  # three images of each process are six together
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are a matter of POSIX")
@@ -100,6 +101,7 @@ def test_validation_batches_of_each_process(monkeypatch: pytest.MonkeyPatch):
 def test_worker_processes_survive_the_signals_of_their_group(signum: int):
     """Terminals, torchrun and Slurm send them to all processes; only the main one may decide when to stop."""
     code = """
+import multiprocessing
 import time
 from tests.test_batch_sampler import numbered_dataset
 from utils.data_loading import training_batches
@@ -111,16 +113,23 @@ with GracefulStop() as stop:
     for images, _ in batches:
         count += len(images)
         if count == 20:
-            print("ready", flush=True)
+            workers = multiprocessing.active_children()
+            print(*(worker.pid for worker in workers), flush=True)
             while not stop():
                 time.sleep(0.01)
-print(count, flush=True)
+for worker in workers:  # which the main process can terminate
+    worker.terminate()
+    worker.join(60)
+print(count, [worker.exitcode for worker in workers], flush=True)
 """
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
     ) as process:
-        assert process.stdout.readline() == "ready\n"
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        if hasattr(signal, "sigwaitinfo"):
+            for pid in workers:  # systemd sends them to each process, whatever its group
+                os.kill(pid, signum)
         os.killpg(process.pid, signum)
-        assert process.stdout.read() == "400\n"
+        assert process.stdout.read() == "400 [0, 0]\n"
     assert process.returncode == 0

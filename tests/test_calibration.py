@@ -12,6 +12,7 @@ from utils.checkpoint import TrainedModel, load_model, save_checkpoint
 from utils.data.groups import groups_digest, names_digest
 from utils.data_loading import split_indices
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import output_folder
 
 
 def test_command_uses_the_validation_images(tmp_path: Path):
@@ -110,3 +111,20 @@ def test_file_of_another_project_is_not_changed(tmp_path: Path):
     result = run_module("utils.calibration", *flags)
     assert_one_clear_line(result, "is a file of another project", "name a new one (see --output)")
     assert (tmp_path / "m.pth").read_bytes() == before
+
+
+def test_the_folder_of_the_model_is_not_that_of_a_run(tmp_path: Path):
+    """Such as a training, which writes best.pth there."""
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    path = tmp_path / "checkpoints" / "best.pth"
+    path.parent.mkdir()
+    save_checkpoint(path, TrainedModel(lively_network(), (32, 32)))
+    before = path.read_bytes()
+    flags = ["-m", path, "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+    with output_folder(path.parent):
+        result = run_module("utils.calibration", *flags)
+        assert_one_clear_line(result, f"{path.parent} is being written by another run", "wait for its end")
+        assert path.read_bytes() == before
+        result = run_module("utils.calibration", *flags, "--output", path.with_name("new.pth"))
+        assert result.returncode == 0, result.stderr
+    assert {file.name for file in path.parent.iterdir()} == {"best.pth", "new.pth"}

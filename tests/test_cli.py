@@ -11,7 +11,7 @@ import torch
 from tests.conftest import lively_network
 from unet import BayesianUNet
 from utils import cli, model_flags, passes, shift
-from utils.arguments import model_parent, training_folders_parent, training_parent
+from utils.arguments import compute_parent, model_parent, training_folders_parent, training_parent
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.runtime.errors import InputError
 
@@ -183,23 +183,42 @@ def test_exit_codes(outcome: object, code: int, message: str, exit_code_of: Call
     assert message in capsys.readouterr().err
 
 
-def test_out_of_memory_is_one_line(exit_code_of: Callable, capsys: pytest.CaptureFixture):
-    assert exit_code_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")) == 2
-    stderr = capsys.readouterr().err
-    assert stderr.startswith("Error: Out of memory")
-    assert stderr.endswith("\n")
-    assert len(stderr.splitlines()) == 1
-    for word in ("--batch-size", "--device cpu"):
-        assert word in stderr
+GPU_IS_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+HOST_IS_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--skip-existing"])
-def test_full_disk_names_the_flag_to_continue_with(flag: str, exit_code_of: Callable, capsys: pytest.CaptureFixture):
-    parser = argparse.ArgumentParser()
-    parser.add_argument(flag, action="store_true")
-    assert exit_code_of(OSError(28, "No space left on device", "x.png"), parser) == 2
-    expected = f"Error: x.png: No space left on device; free some space and run it again with {flag}\n"
-    assert capsys.readouterr().err == expected
+@pytest.mark.parametrize(
+    ("error", "parents", "advice"),
+    [
+        (GPU_IS_FULL, [training_parent], "reduce --batch-size, or use --device cpu"),
+        (GPU_IS_FULL, [model_parent], "reduce --batch-size, or use --device cpu"),
+        (GPU_IS_FULL, [compute_parent], "use --device cpu"),
+        (HOST_IS_FULL, [training_parent], "reduce --batch-size, or --newW and --newH"),
+        (HOST_IS_FULL, [model_parent], "end other programs, or use a machine with more memory"),
+        (MemoryError(), [], "end other programs, or use a machine with more memory"),
+    ],
+)
+def test_out_of_memory_is_one_line(
+    error: Exception, parents: list, advice: str, exit_code_of: Callable, capsys: pytest.CaptureFixture
+):
+    assert exit_code_of(error, argparse.ArgumentParser(parents=[parent() for parent in parents])) == 2
+    assert capsys.readouterr().err == f"Error: Out of memory: {advice}\n"
+
+
+def test_full_disk_names_the_flag_to_continue_with(
+    tmp_path: Path, exit_code_of: Callable, capsys: pytest.CaptureFixture
+):
+    def message(flag: str, default: object) -> str:
+        parser = argparse.ArgumentParser()
+        parser.add_argument(flag, default=default)
+        assert exit_code_of(OSError(28, "No space left on device", "x.png"), parser) == 2
+        return capsys.readouterr().err
+
+    expected = "Error: x.png: No space left on device; free some space and run it again"
+    assert message("--skip-existing", False) == f"{expected} with --skip-existing\n"
+    assert message("--checkpoint-dir", tmp_path) == f"{expected}\n"
+    (tmp_path / "last.pth").touch()
+    assert message("--checkpoint-dir", tmp_path) == f"{expected} with --resume\n"
 
 
 @pytest.mark.parametrize("command", [passes.main, shift.main])

@@ -142,6 +142,16 @@ def test_without_a_compiler_it_is_said_in_one_line(
     ]
 
 
+@pytest.mark.usefixtures("compiled")
+def test_out_of_memory_is_no_lack_of_a_compiler(monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        compile_model(TrainedModel(lively_network(), (32, 32)), Softmax())
+
+
 @pytest.mark.parametrize(
     ("n_passes", "device", "cores", "pays"),
     [(20_000, "cpu", 2, True), (19_999, "cpu", 2, False), (20_000, "cpu", 4, False), (10**9, "cuda", 1, False)],

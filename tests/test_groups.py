@@ -1,5 +1,6 @@
 """CSV files that say which images belong together."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_files_that_are_not_groups(tmp_path: Path):
             read_groups(tmp_path / "groups.csv", IMAGES)
     with pytest.raises(InputError, match="No such file"):
         read_groups(tmp_path / "missing.csv", IMAGES)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_in_either_form_of_unicode(tmp_path: Path, forms: tuple[str, str]):
+    """As after copying a folder from macOS."""
+    name, row = (unicodedata.normalize(form, "ü") for form in forms)
+    images = [Path(f"data/{name}/{name}.jpg"), Path("data/x.jpg")]
+    assert read_groups(written(tmp_path, f"image,group\n{row}/{row}.jpg,1\nx,2\n"), images) == ["1", "2"]
 
 
 def test_digest():

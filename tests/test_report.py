@@ -20,6 +20,7 @@ from utils.runtime.errors import InputError
     [
         (InputError("it is empty"), "it is empty"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: ..."), "out of memory"),
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
         (PermissionError(errno.EACCES, "Permission denied"), "its result could not be written (Permission denied)"),
     ],

@@ -100,6 +100,7 @@ def test_checkpoint_keeps_everything_else(tmp_path: Path):
 
 def test_format():
     assert format_temperatures({"softmax": 1.25, "tta": 0.5}) == "softmax 1.250, tta 0.500"
+    assert format_temperatures({}) == "none"
 
 
 def test_ignored_pixels_are_not_fitted():
@@ -108,3 +109,11 @@ def test_ignored_pixels_are_not_fitted():
     first = nll_by_temperature(StackUpsampler([LogitSamples(logits)], 32, 32), target)
     logits[..., 9:] *= 7  # upsampling to the same size leaves the others as they are
     assert nll_by_temperature(StackUpsampler([LogitSamples(logits)], 32, 32), target) == pytest.approx(first, rel=1e-5)
+
+
+def test_no_temperatures_without_a_pixel_that_counts(caplog: pytest.LogCaptureFixture):
+    ignored = torch.full((32, 32), IGNORED_CLASS, dtype=torch.uint8)
+    model = calibrated_model(lively_network(), (32, 32), [(torch.zeros(3, 32, 32, dtype=torch.uint8), ignored)] * 2)
+    assert (model.temperatures, model.risk_curves) == ({}, {})
+    (message,) = caplog.messages
+    assert message.startswith("All pixels of the 2 images to calibrate on are ignored: there are no temperatures")

@@ -17,7 +17,10 @@ import pytest
 from utils.training.tracking import WandbRun, has_login, is_reachable, panel_name
 
 REACHABLE = is_reachable  # the tests do not ask the server
-EXAMPLE = ([np.zeros((4, 4, 3), np.uint8)], [np.zeros((4, 4), np.uint8)], np.zeros((1, 4, 4), np.uint8))
+
+
+def example() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    return [np.zeros((4, 4, 3), np.uint8)], [np.zeros((4, 4), np.uint8)], [np.zeros((4, 4), np.uint8)]
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +134,7 @@ def test_end_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog:
 def test_missing_wandb_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     monkeypatch.setitem(sys.modules, "wandb", None)  # what makes an import fail
     run = WandbRun(None, {}, tmp_path)
-    run.log({"epoch": 1}, *EXAMPLE)
+    run.log({"epoch": 1}, example)
     run.finish()
     assert caplog.text.count("continuing without it") == 1
 
@@ -145,8 +148,8 @@ def test_broken_wandb_is_a_warning(
     setattr(run, broken, raising)
     fake_wandb(monkeypatch, init=raising if broken == "init" else lambda **_: run)
     tracked = WandbRun("offline", {"epochs": 1}, tmp_path)
-    tracked.log({"epoch": 1}, *EXAMPLE)
-    tracked.log({"epoch": 2}, *EXAMPLE)
+    tracked.log({"epoch": 1}, example)
+    tracked.log({"epoch": 2}, example)
     tracked.finish()
     assert caplog.text.count("out of order") == 1
 
@@ -159,8 +162,8 @@ def test_numbers_are_logged_without_the_images(
     run = types.SimpleNamespace(id="7", dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
     fake_wandb(monkeypatch, init=lambda **_: run, Image=raising)
     tracked = WandbRun("offline", {}, tmp_path)
-    for epoch in (1, 2):
-        tracked.log({"epoch": epoch, "val_dice": 0.5}, *EXAMPLE)
+    for epoch, examples in ((1, example), (2, pytest.fail)):  # which are not predicted again
+        tracked.log({"epoch": epoch, "val_dice": 0.5}, examples)
     assert logged == [{"epoch": 1, "val/dice": 0.5}, {"epoch": 2, "val/dice": 0.5}]
     assert caplog.text.count("cannot log the example predictions") == 1
 
@@ -171,10 +174,14 @@ def test_logged_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: 
     run = types.SimpleNamespace(id="7", dir=str(tmp_path / "run" / "files"), url="", log=logged.append, **functions)
     fake_wandb(monkeypatch, init=lambda **_: run)
     tracked = WandbRun("offline", {}, tmp_path)
-    tracked.log({"epoch": 1, "val_dice": 0.5}, *EXAMPLE)
+    tracked.log({"epoch": 1, "val_dice": 0.5}, example)
     tracked.finish()
     assert logged == [{"epoch": 1, "val/dice": 0.5, "val/examples": ["image"]}]
     assert f"wandb sync {tmp_path / 'run'}" in caplog.text  # logged at the start, in case the run is stopped
+
+
+def test_examples_that_nobody_sees_are_not_predicted(tmp_path: Path):
+    WandbRun("disabled", {}, tmp_path).log({"epoch": 1}, pytest.fail)
 
 
 def test_panel_names():
@@ -194,7 +201,7 @@ from utils.training.tracking import WandbRun
 run = WandbRun("offline", {"epochs": 3, "augmentation": "light"}, Path(sys.argv[1]))
 image, mask = np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.uint8)
 for epoch, dice in ((1, 0.25), (2, 0.75), (3, 0.5)):
-    run.log({"epoch": epoch, "train_loss": 1 / epoch, "val_dice": dice}, [image], [mask], [1 - mask])
+    run.log({"epoch": epoch, "train_loss": 1 / epoch, "val_dice": dice}, lambda: ([image], [mask], [1 - mask]))
 run.finish()
 """
 

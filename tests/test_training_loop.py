@@ -7,8 +7,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import lively_network
-from unet import BayesianUNet
+from unet import BayesianUNet, class_logits
 from utils import IGNORED_CLASS
+from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.runtime.errors import InputError
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
@@ -214,10 +215,19 @@ def test_bfloat16_trains_like_single_precision(architecture: dict):
 
 
 def test_examples():
-    state, dataset = new_state(), make_batches().dataset
+    state, dataset = new_state(dtype=torch.bfloat16), make_batches().dataset
     state.network = lively_network()
+    outputs = []
+    state.network.register_forward_hook(lambda network, inputs, output: outputs.append(output))
     images, masks, predicted = predict_examples(state, dataset, count=3)
     assert len(images) == len(masks) == len(predicted) == 3
     assert images[0].shape == (32, 32, 3)
     assert masks[0].shape == predicted[0].shape == (32, 32)
     assert images[1].tolist() == dataset[1][0].permute(1, 2, 0).tolist()
+    inputs = to_network_input(torch.stack([dataset[i][0] for i in range(3)]), state.device)
+    with torch.inference_mode(), state.autocast():
+        expected = class_logits(state.network(inputs))
+    assert [output.shape[0] for output in outputs] == [1, 1, 1, 3]  # no more memory than a single image takes
+    assert {output.dtype for output in outputs} == {torch.bfloat16}
+    for prediction, logits in zip(predicted, expected, strict=True):
+        assert (prediction == logits.argmax(dim=0).numpy()).mean() > 0.99

@@ -82,11 +82,20 @@ def test_resume_after_a_kill_is_exact(tmp_path: Path, small: list[object]):
     assert process.returncode == -signal.SIGKILL
     assert "Epoch 2/3" in logged
     assert "Epoch 3/3" not in logged
-    resumed = read_checkpoint(train(tmp_path, *arguments, "--resume") / "last.pth")
-    assert resumed["epoch"] == 3
-    for name, value in uninterrupted["network"].items():
-        assert torch.equal(value, resumed["network"][name]), name
-    assert (out / "metrics.csv").read_bytes() == scores
+    interrupted = shutil.copytree(out, tmp_path / "interrupted")
+    train(tmp_path, *arguments, "--resume", out / ".." / out.name / "last.pth")
+    finished = {path.name: path.read_bytes() for path in out.iterdir()}
+    # Resumed from another folder, it keeps the run of this one, which --checkpoint-dir may have named by mistake.
+    for source in (None, interrupted):
+        if source:
+            train(tmp_path, *arguments, "--resume", source / "last.pth")
+        resumed = read_checkpoint(out / "last.pth")
+        assert resumed["epoch"] == 3
+        for name, value in uninterrupted["network"].items():
+            assert torch.equal(value, resumed["network"][name]), name
+        assert (out / "metrics.csv").read_bytes() == scores
+        assert (out / "earlier-1").exists() == bool(source)
+    assert {path.name: path.read_bytes() for path in (out / "earlier-1").iterdir()} == finished
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

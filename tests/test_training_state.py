@@ -222,6 +222,21 @@ def test_nonfinite_validation_loss_is_not_saved(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_single_step_has_the_peak_of_the_learning_rate():
+    rates = []
+    for total_steps in (1, 2, 10):
+        state = new_state(total_steps)
+        rates.append([])
+        for _ in range(total_steps):
+            rates[-1].append(state.scheduler.get_last_lr())
+            state.optimizer.step()
+            state.scheduler.step()
+    assert rates[0] == [[3e-3, 3e-3]]
+    for cycle in rates[1:]:
+        assert cycle[-1] == pytest.approx([3e-3 / 25e4] * 2)
+    assert max(rates[2]) == pytest.approx([3e-3] * 2)
+
+
 def test_new_training_archives_an_earlier_one(tmp_path: Path):
     prepare_checkpoint_dir(tmp_path / "new", resumed=False)
     assert not (tmp_path / "new").exists()

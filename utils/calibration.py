@@ -10,7 +10,10 @@ import argparse
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+
+import torch
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, is_of_this_project, read_checkpoint, save_checkpoint
@@ -18,7 +21,7 @@ from utils.data.groups import groups_digest, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data_loading import SegmentationDataset, load_pairs, split_indices
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import check_writable
+from utils.runtime.output_folder import output_folder
 from utils.training.calibrator import calibrate, save_calibration
 from utils.training.temperatures import format_temperatures
 
@@ -49,7 +52,13 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(
             f"{args.model[0]} is a file of another project, which cannot keep a calibration: name a new one", "output"
         )
-    check_writable((args.output or args.model[0]).parent)
+    # Without a new file the folder is that of a training, which writes files of these names.
+    with output_folder(args.model[0].parent) if args.output is None else nullcontext():
+        _calibrate_on_images(args, model, dtype)
+
+
+def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> None:
+    """Calibrate a model on the images that the flags name, and store the result where they say."""
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
     background = model.mask_values[0] if model.mask_values[0] > min(model.mask_values) else None

@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from utils.data.images import DEFAULT_MAX_MEGAPIXELS, limit_image_size
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
@@ -21,7 +23,7 @@ from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.review_page.page import ReviewOptions, write_review
 from utils.runtime import distributed
 from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
-from utils.runtime.errors import OUT_OF_MEMORY, InputError, first_line, is_gpu_error
+from utils.runtime.errors import InputError, first_line, is_gpu_error, is_out_of_memory
 from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.signals import exit_on_termination
 from utils.runtime.threads import limit_torch_threads
@@ -165,8 +167,6 @@ def _run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argu
         flags = [flag_of(name) for name in error.options if hasattr(args, name)]
         separator = "\n" if "\n" in str(error) else " "
         logger.error("%s%s", error, f"{separator}(see {', '.join(flags)})" if flags else "")
-    except OUT_OF_MEMORY:
-        logger.error("Out of memory: reduce --batch-size, or use --device cpu")
     except OSError as error:
         logger.error("%s", _describe_os_error(error, args))
     except KeyboardInterrupt:
@@ -175,6 +175,9 @@ def _run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argu
     except SystemExit as stop:  # after a signal
         return stop.code
     except Exception as error:
+        if is_out_of_memory(error):
+            logger.error("Out of memory: %s", _memory_advice(error, args))
+            return 2
         if is_gpu_error(error):
             logger.debug("", exc_info=True)
             logger.error("The GPU failed (%s): use --device cpu, or another GPU", first_line(error))
@@ -201,10 +204,20 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
+    """What needs less memory: of the GPU, if that is full, or of the host, where only training heeds a batch size."""
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = ["reduce --batch-size"] * ("batch_size" in args) + ["use --device cpu"] * ("device" in args)
+    else:
+        advice = ["reduce --batch-size, or --newW and --newH"] * ("learning_rate" in args)
+    return ", or ".join(advice or ["end other programs, or use a machine with more memory"])
+
+
 def _describe_os_error(error: OSError, args: argparse.Namespace) -> str:
     """What failed with which file, and how to continue after a full disk."""
     message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return message
-    flags = [flag for flag in ("--resume", "--skip-existing") if hasattr(args, flag[2:].replace("-", "_"))]
+    flags = ["--resume"] * ("checkpoint_dir" in args and (args.checkpoint_dir / "last.pth").exists())
+    flags += ["--skip-existing"] * ("skip_existing" in args)
     return f"{message}; free some space and run it again{' with ' * bool(flags)}{''.join(flags)}"

@@ -254,6 +254,6 @@ def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, w
 
 
 def validation_batches(dataset: SegmentationDataset, batch_size: int) -> DataLoader:
-    """This process's part of the validation set, in order."""
+    """This process's part of the validation set, in order, in batches of `batch_size` images over all processes."""
     share = range(distributed.rank(), len(dataset), distributed.world_size())
-    return DataLoader(Subset(dataset, share), batch_size)
+    return DataLoader(Subset(dataset, share), max(1, batch_size // distributed.world_size()))

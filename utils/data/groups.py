@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import logging
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
@@ -35,7 +36,7 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
     groups: dict[int, str] = {}
     problems, unknown = [], []
     for line, name, group in _read_rows(path):
-        found = files.get(PurePath(name.replace("\\", "/")).as_posix(), set())
+        found = files.get(_normalised(PurePath(name.replace("\\", "/"))), set())
         if not found:
             unknown.append(f"line {line}: {name}: no image has this name")
         elif len(found) > 1:
@@ -69,8 +70,13 @@ def _names_of(image: Path) -> Iterator[str]:
     parts = image.parts
     for first in range(len(parts)):
         name = PurePath(*parts[first:])
-        yield name.as_posix()
-        yield name.with_suffix("").as_posix()
+        yield _normalised(name)
+        yield _normalised(name.with_suffix(""))
+
+
+def _normalised(name: PurePath) -> str:
+    """A name in one of the forms of Unicode: `ä` may be one character or two, in a file name as in a CSV file."""
+    return unicodedata.normalize("NFC", name.as_posix())
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, str, str]]:

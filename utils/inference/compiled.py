@@ -17,7 +17,7 @@ from unet.mc_dropout import dropout_layers, split_masks
 from utils.checkpoint import TrainedModel
 from utils.data.cache import DEFAULT_CACHE_DIR
 from utils.inference.samplers import MCDropout, Sampler
-from utils.runtime.errors import OUT_OF_MEMORY, InputError, first_line
+from utils.runtime.errors import InputError, first_line, is_out_of_memory
 from utils.runtime.output_folder import check_writable
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
             members = tuple(replace(member, compiled=_compile(member.network, dropout)) for member in model.members)
             compiled = replace(model, members=members, compiled=None if members else _compile(model.network, dropout))
             sampler.sample(compiled, [inputs] * n_images, ["compilation"] * n_images)
-    except OUT_OF_MEMORY:
-        raise
     except Exception as error:  # whatever the compilers raise
+        if is_out_of_memory(error):
+            raise
         logger.debug("", exc_info=True)
         logger.warning("The network cannot be compiled here (%s): continuing without", first_line(error))
         return model

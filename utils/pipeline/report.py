@@ -14,7 +14,7 @@ from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.summary import write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import write_csv, write_json
-from utils.runtime.errors import OUT_OF_MEMORY, InputError, bulleted, first_line, is_gpu_error
+from utils.runtime.errors import InputError, bulleted, first_line, is_gpu_error, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +58,18 @@ class Report:
             yield
         except InputError as error:
             reason = str(error)
-        except OUT_OF_MEMORY:
-            reason = "out of memory"
         except OSError as error:
             if error.errno in _DISK_ERRORS:
                 raise
             reason = f"its result could not be written ({error.strerror or error})"
         except Exception as error:
-            if is_gpu_error(error):
+            if is_out_of_memory(error):
+                reason = "out of memory"
+            elif is_gpu_error(error):
                 raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            logger.debug("%s", ", ".join(names), exc_info=True)
+            else:
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                logger.debug("%s", ", ".join(names), exc_info=True)
         else:
             return
         self.failures += [(name, reason) for name in names]

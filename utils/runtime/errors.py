@@ -2,8 +2,6 @@
 
 import torch
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)  # on a GPU, on a CPU
-
 # How PyTorch's errors of a GPU begin, of which only some have a type of their own, and only in newer versions.
 _GPU_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDA out of memory", "MPS backend", "NCCL error")
 _GPU_STATUS = ("CUBLAS_STATUS", "CUDNN_STATUS", "CUSOLVER_STATUS", "CUFFT_STATUS", "no kernel image is available")
@@ -20,6 +18,12 @@ class InputError(ValueError):
     def __init__(self, message: str, *options: str) -> None:
         super().__init__(message)
         self.options = options
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the host did not suffice; for that of the host PyTorch has no type of error."""
+    of_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return of_host or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def is_gpu_error(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Ctrl-C, termination, a closed connection, Slurm's warning: finish the current step, save, exit with 128 + signal."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ def exit_on_termination() -> None:
 
 
 def leave_signal_group(*_: object) -> None:
-    """In a worker process: receive no signals that are sent to the group of the main process, which ends its workers.
+    """In a worker process: heed no signals but those of the main process, which ends its workers.
 
     A worker that died of one would end the main process with an error before it has saved.
     """
@@ -34,6 +35,16 @@ def leave_signal_group(*_: object) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    if hasattr(signal, "sigwaitinfo"):  # a batch system may terminate each process of a job: where it says who sends
+        signal.pthread_sigmask(signal.SIG_BLOCK, {_TERMINATION})
+        threading.Thread(target=_exit_for, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+
+
+def _exit_for(parent: int) -> None:
+    """Exit at once when this process terminates the worker."""
+    while signal.sigwaitinfo({_TERMINATION}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _exit(signum: int, frame: Any) -> NoReturn:

@@ -1,5 +1,6 @@
 """Calibrate a model on labelled images: its temperatures, and the losses that its masks with a guarantee require."""
 
+import logging
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from utils.runtime.console import progress
 from utils.runtime.device import to_device
 from utils.training.temperatures import minimising_temperature, nll_by_temperature, warn_of_limits
 
+logger = logging.getLogger(__name__)
+
 
 def calibrate(
     model: TrainedModel,
@@ -32,7 +35,7 @@ def calibrate(
     """Fit the temperature and the risk curves of each prediction method.
 
     Both are computed at the network's resolution, as the images are decoded for training: a guarantee is one of the
-    losses there, not of those at the images' own sizes.
+    losses there, not of those at the images' own sizes. If no pixel counts there are none, and a warning.
 
     Args:
         model: to be calibrated; its `temperatures` and `risk_curves` are replaced.
@@ -52,7 +55,13 @@ def calibrate(
             nll[sampler.method] += nll_by_temperature(upsampler, on_device)
             losses[sampler.method] += foreground_losses(upsampler, on_device)
         n += bool((target != IGNORED_CLASS).any())  # an image without pixels that count has no loss: it proves nothing
-    model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items()}
+    if not n:
+        logger.warning(
+            "All pixels of the %d images to calibrate on are ignored: there are no temperatures and no guarantees. "
+            "Calibrate on images with pixels that count",
+            len(dataset),
+        )
+    model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items() if n}
     settings = {} if trained_on or not n else {sampler.method: probability_settings(sampler) for sampler in samplers}
     model.risk_curves = {method: RiskCurves(n, *(losses[method] / n), used) for method, used in settings.items()}
     warn_of_limits(model.temperatures)

@@ -24,10 +24,11 @@ _FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")
 
 
 def prepare_checkpoint_dir(folder: Path, resumed: bool) -> None:
-    """Prepare a checkpoint folder for a new or a resumed training run.
+    """Prepare a checkpoint folder for a training run that is new there, or was interrupted there and is resumed.
 
-    A new run moves the files of an earlier run to a sub-folder `earlier-N`, so that it does not overwrite them; a
-    resumed run removes the partial files of a killed process.
+    A run that is new there, also if it was resumed from another folder, moves the files of an earlier one to a
+    sub-folder `earlier-N`, so that it does not overwrite them; a resumed run removes the partial files of a killed
+    process.
     """
     if resumed:
         remove_partial_files([folder])

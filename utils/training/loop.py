@@ -62,7 +62,7 @@ def train_one_epoch(
 
 
 def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Tensor, share: float) -> Tensor:
-    """Train on a batch; does not wait for the result.
+    """Train on a batch; does not wait for the result, but in float16, where the gradient scaler does.
 
     Args:
         state: gets the gradients of the mean loss over the images of all processes, and an optimizer step.
@@ -183,6 +183,9 @@ def predict_examples(
     """The first images of a dataset, (h, w, 3) uint8, with their ground truth and predicted (h, w) classes."""
     state.network.eval()
     images, masks = zip(*(dataset[i] for i in range(min(count, len(dataset)))), strict=True)
-    logits = class_logits(state.network(to_network_input(torch.stack(images), state.device)))
-    predicted = logits.argmax(dim=1).byte().cpu()
-    return [i.permute(1, 2, 0).numpy() for i in images], [m.numpy() for m in masks], list(predicted.numpy())
+    predicted = []
+    for image in images:  # one by one: training may have left no memory for more
+        with state.autocast():
+            logits = class_logits(state.network(to_network_input(image[None], state.device)))
+        predicted.append(logits[0].argmax(dim=0).byte().cpu().numpy())
+    return [i.permute(1, 2, 0).numpy() for i in images], [m.numpy() for m in masks], predicted

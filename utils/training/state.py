@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from utils.runtime.device import mixed_precision
 from utils.runtime.distributed import world_size
@@ -137,7 +137,14 @@ def new_training_state(
         network=network,
         batch_loss=RecordedCall(batch_loss, record),
         optimizer=optimizer,
-        scheduler=OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total_steps, cycle_momentum=False),
+        scheduler=_new_schedule(optimizer, learning_rate, total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         dtype=dtype,
     )
+
+
+def _new_schedule(optimizer: torch.optim.Optimizer, peak: float, total_steps: int) -> LRScheduler:
+    """One cycle of the learning rate; a single step, with which the cycle would end, has the peak."""
+    if total_steps == 1:
+        return ConstantLR(optimizer, factor=1)
+    return OneCycleLR(optimizer, max_lr=peak, total_steps=total_steps, cycle_momentum=False)

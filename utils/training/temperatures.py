@@ -72,4 +72,4 @@ def minimising_temperature(losses: np.ndarray) -> float:
 
 def format_temperatures(temperatures: Mapping[str, float]) -> str:
     """Temperatures in one human-readable line."""
-    return ", ".join(f"{method} {value:.3f}" for method, value in temperatures.items())
+    return ", ".join(f"{method} {value:.3f}" for method, value in temperatures.items()) or "none"

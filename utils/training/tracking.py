@@ -4,7 +4,7 @@ import logging
 import netrc
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from utils.runtime.atomic_files import atomic_file
 from utils.runtime.errors import first_line
 
 logger = logging.getLogger(__name__)
+
+# Images, (h, w, 3) uint8, and ground truth and prediction of each, (h, w) uint8 classes.
+Examples = tuple[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[np.ndarray]]
 
 DEFAULT_SERVER = "https://api.wandb.ai"
 MODES = ("online", "offline", "disabled")
@@ -137,29 +140,22 @@ class WandbRun:
             file.write(f"{run.id}\n".encode())
         return run
 
-    def log(
-        self,
-        row: Mapping[str, float | None],
-        images: Sequence[np.ndarray],
-        masks: Sequence[np.ndarray],
-        predicted: Sequence[np.ndarray],
-    ) -> None:
-        """Log an epoch's numbers and example images.
+    def log(self, row: Mapping[str, float | None], examples: Callable[[], Examples]) -> None:
+        """Log an epoch's numbers and example predictions.
 
         Args:
             row: numbers by name; None is left out.
-            images: (h, w, 3) uint8.
-            masks, predicted: (h, w) uint8 classes, ground truth and prediction of each image.
+            examples: predicts them; is called only if they are logged.
         """
         if self.run is None:
             return
         content = {panel_name(name): value for name, value in row.items() if value is not None}
         try:
             if self.log_examples:
-                content[panel_name("val_examples")] = _examples(images, masks, predicted)
+                content[panel_name("val_examples")] = _examples(*examples())
         except Exception as error:  # older versions of wandb do not support the newest Pillow
             self.log_examples = False
-            logger.warning("wandb cannot log the example predictions (%s): continuing without them", error)
+            logger.warning("wandb cannot log the example predictions (%s): continuing without them", first_line(error))
         try:
             self.run.log(content)
         except Exception as error:
