@@ -5,6 +5,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from utils import arguments, cli, model_flags
 from utils.data.images import read_image, save_png
 from utils.data.mask_classes import MaskClasses
@@ -52,11 +54,9 @@ def main(args: argparse.Namespace) -> int:
             save_png(path, pixels)
         return list(files)
 
-    def show(item: Item, prediction: Prediction) -> None:
-        classes = prediction.classes
-        target = ground_truth.read(item, classes.shape) if ground_truth else None
+    def show(item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
         image = read_image(item.path, model.white)
-        row = prediction_row(image, classes, prediction.maps, target, item.key, prediction.regions)
+        row = prediction_row(image, prediction.classes, prediction.maps, target, item.key, prediction.regions)
         show_predictions([row], fallback=item.output(args.output_dir, "_figure.png"))
 
     # The record of finished images, with what has to be equal for an interrupted run to be resumed

@@ -19,7 +19,7 @@ from utils.runtime.errors import OUT_OF_MEMORY, InputError, bulleted, first_line
 logger = logging.getLogger(__name__)
 
 _LISTED_IMAGES = 3  # empty masks in a message
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
 
 
 def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -61,7 +61,7 @@ class Report:
         except OUT_OF_MEMORY:
             reason = "out of memory"
         except OSError as error:
-            if error.errno in _DISK_ERRORS:
+            if error.errno in DISK_ERRORS:
                 raise
             reason = f"its result could not be written ({error.strerror or error})"
         except Exception as error:
