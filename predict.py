@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
         settings |= run_settings(model, sampler, ground_truth, guarantee)
-        journal = Journal(args.output_dir, settings, items, args.skip_existing)
+        journal = Journal(args.output_dir, settings, items, args.skip_existing, ground_truth)
 
     # Loop over the images, report
     options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else (), guarantee=guarantee)

@@ -164,7 +164,7 @@ def prepare_tables(
     batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
     if args.output_dir:
         own = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-        batch.journal = Journal(args.output_dir, own | settings, batch.items, args.skip_existing)
+        batch.journal = Journal(args.output_dir, own | settings, batch.items, args.skip_existing, batch.ground_truth)
 
 
 def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) -> FigureRow:

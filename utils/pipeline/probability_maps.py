@@ -113,7 +113,7 @@ def predict_probabilities(
     maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept, guarantee=guarantee)
     outputs = {item.path: item.output(output_dir) for item in items}
     check_room_for_floats(output_dir, outputs, (2 * model.n_classes + 3) * options.save_npy, FLOAT_MAPS)
-    journal = Journal(output_dir, settings, items, options.skip_existing)
+    journal = Journal(output_dir, settings, items, options.skip_existing, ground_truth)
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
     report = FolderPredictor(model, sampler, save, maps, ground_truth, compile=options.compile).run(batch)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})
