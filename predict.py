@@ -20,7 +20,7 @@ from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
-from utils.pipeline.report import write_tables
+from utils.pipeline.report import check_tables, write_tables
 from utils.pipeline.run_settings import run_settings
 
 
@@ -34,6 +34,8 @@ def main(args: argparse.Namespace) -> int:
     # The images, the model, and the ground truth
     cli.check_review_flags(args)
     items = cli.items_from_args(args)
+    if not args.no_save:
+        check_tables(args.output_dir)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
     guarantee = make_guarantee(model, sampler, args.guarantee)
