@@ -5,6 +5,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from utils import arguments, cli, model_flags
 from utils.data.images import read_image, save_png
 from utils.data.mask_classes import MaskClasses
@@ -18,7 +20,7 @@ from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
-from utils.pipeline.report import write_tables
+from utils.pipeline.report import check_tables, write_tables
 from utils.pipeline.run_settings import run_settings
 
 
@@ -32,6 +34,8 @@ def main(args: argparse.Namespace) -> int:
     # The images, the model, and the ground truth
     cli.check_review_flags(args)
     items = cli.items_from_args(args)
+    if not args.no_save:
+        check_tables(args.output_dir)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
     guarantee = make_guarantee(model, sampler, args.guarantee)
@@ -52,11 +56,9 @@ def main(args: argparse.Namespace) -> int:
             save_png(path, pixels)
         return list(files)
 
-    def show(item: Item, prediction: Prediction) -> None:
-        classes = prediction.classes
-        target = ground_truth.read(item, classes.shape) if ground_truth else None
+    def show(item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
         image = read_image(item.path, model.white)
-        row = prediction_row(image, classes, prediction.maps, target, item.key, prediction.regions)
+        row = prediction_row(image, prediction.classes, prediction.maps, target, item.key, prediction.regions)
         show_predictions([row], fallback=item.output(args.output_dir, "_figure.png"))
 
     # The record of finished images, with what has to be equal for an interrupted run to be resumed
@@ -64,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
         settings |= run_settings(model, sampler, ground_truth, guarantee)
-        journal = Journal(args.output_dir, settings, items, args.skip_existing)
+        journal = Journal(args.output_dir, settings, items, args.skip_existing, ground_truth)
 
     # Loop over the images, report
     options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else (), guarantee=guarantee)

@@ -3,10 +3,11 @@
 import argparse
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,11 +94,7 @@ def main(args: argparse.Namespace) -> int:
         values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)
         paths = {item.path: outputs[item.reported] for item in items}
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
-        batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
-        if args.output_dir:
-            settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-            settings |= run_settings(model, sampler, ground_truth, options.guarantee)
-            batch.journal = Journal(args.output_dir, settings, items, args.skip_existing)
+        prepare_tables(batch, outputs, args, options, run_settings(model, sampler, ground_truth, options.guarantee))
     model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
@@ -123,6 +120,8 @@ def main(args: argparse.Namespace) -> int:
     # The summary of each output folder; the figure of all images
     if distributed.is_main():
         batch.write_rows(report.rows)
+        if ground_truth:
+            ground_truth.fitter.log()
     rows = {name: row for part in distributed.all_gather(rows) for name, row in part.items()}
     if rows and distributed.is_main():
         with report.isolating(str(args.figure)):
@@ -152,6 +151,20 @@ def options_from_args(args: argparse.Namespace, guarantee: Guarantee | None) -> 
         save_npy=args.save_npy,
         guarantee=guarantee,
     )
+
+
+def prepare_tables(
+    batch: Batch,
+    outputs: Mapping[str, Path],
+    args: argparse.Namespace,
+    options: SingleImageOptions,
+    settings: Mapping[str, Any],
+) -> None:
+    """Have a batch write its summaries and, with an output folder, the journal, which records these settings."""
+    batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
+    if args.output_dir:
+        own = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
+        batch.journal = Journal(args.output_dir, own | settings, batch.items, args.skip_existing, batch.ground_truth)
 
 
 def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) -> FigureRow:

@@ -15,6 +15,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
+    cli.check_review_flags(args)
     items = cli.items_from_args(args)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)

@@ -88,9 +88,14 @@ def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
 
 
 def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, model_file: Path):
-    common = ["--input-dir", project / "imgs", "--mask-dir", project / "masks", "-m", model_file]
+    masks = shutil.copytree(project / "masks", tmp_path / "masks")
+    name = min(path.name for path in masks.iterdir())
+    with Image.open(project / "masks" / name) as mask:
+        mask.resize((3 * mask.width, 3 * mask.height), Image.Resampling.NEAREST).save(masks / name)
+    common = ["--input-dir", project / "imgs", "--mask-dir", masks, "-m", model_file]
     result = run_module("utils.passes", *common, "--output-dir", tmp_path, "--mc", 5)
     assert result.returncode == 0, result.stderr
+    assert "1 mask was resized to the size of the image" in result.stderr
     with open(tmp_path / "passes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["T"] for row in rows] == ["1", "2", "3", "4", "5"]

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,14 +13,17 @@ from PIL import Image
 from tests.conftest import lively_network, make_folders
 from utils.checkpoint import TrainedModel
 from utils.data.images import IMAGE_EXTENSIONS
+from utils.data.mask_classes import MaskClasses
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import MCDropout, Sampler, Softmax
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
+from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.report import Report
+from utils.runtime.errors import InputError
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -181,7 +185,8 @@ def test_show_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
     items = make_items(tmp_path, 5)
     shown = []
 
-    def show(item: Item, prediction: Prediction) -> None:
+    def show(item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
+        assert target is None
         assert threading.current_thread() is threading.main_thread()
         assert prediction.maps.predictive_entropy.shape == prediction.classes.shape == (20, 20)
         shown.append(item)
@@ -189,3 +194,45 @@ def test_show_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
     options = MapOptions(keep=["predictive_entropy"])
     FolderPredictor(model, Softmax(), save_nothing, options, show=show).run(Batch(items))
     assert shown == items
+
+
+def test_figure_that_fails_loses_nothing_else(tmp_path: Path, model: TrainedModel):
+    imgs, masks = make_folders(tmp_path, 2, (20, 20))
+    items = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS)
+    saved, shown = [], []
+
+    def save(item: Item, prediction: Prediction) -> list[Path]:
+        saved.append(item.key)
+        return []
+
+    def show(item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
+        shown.append(target)
+        raise OSError(errno.EACCES, "reason")
+
+    for path in masks.iterdir():  # read once for each image, so that the number of resized masks is right
+        with Image.open(path) as mask:
+            resized = mask.resize((40, 40))
+        resized.save(path)
+    ground_truth = GroundTruth(items, masks, MaskClasses((0, 255)))
+    predictor = FolderPredictor(model, Softmax(), save, ground_truth=ground_truth, show=show)
+    report = predictor.run(Batch(items, ground_truth))
+    assert sorted(saved) == done(report) == names(0, 1)
+    assert report.failures == [
+        (f"figure of {name}", "its result could not be written (reason)") for name in names(0, 1)
+    ]
+    assert [target.shape for target in shown] == [(20, 20)] * 2
+    assert len(ground_truth.fitter.resized) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "reason"), InputError("reason")])
+def test_unwritable_summary_on_the_way_is_no_failure_of_an_image(
+    error: Exception, tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    def write_rows(rows: object) -> None:
+        raise error
+
+    monkeypatch.setattr("utils.pipeline.batch._SUMMARY_INTERVAL", -1)
+    batch = Batch(make_items(tmp_path, 2), write_rows=write_rows)
+    report = FolderPredictor(model, Softmax(), save_nothing).run(batch)
+    assert (done(report), report.failures) == (names(0, 1), [])
+    assert "The summary of the images so far could not be written" in caplog.text

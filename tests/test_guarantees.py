@@ -23,7 +23,7 @@ from utils.inference.maps import full_size_maps
 from utils.inference.predictor import MapOptions, draw_samples, predict, predict_full_size
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation, calibrated
 from utils.metrics.evaluation import format_evaluation
-from utils.metrics.risk_control import RISK_THRESHOLDS, RiskCurves, controlling_thresholds, image_losses
+from utils.metrics.risk_control import RISK_THRESHOLDS, RiskCurves, controlling_thresholds, image_losses, region_losses
 from utils.models import TrainedModel, combine_models
 from utils.pipeline.items import find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
@@ -300,6 +300,8 @@ def test_caption_of_the_figure():
     words = "false negative rate of the outer mask 0.040 · false discoveries of the inner mask 0.030"
     assert words in format_scores("a", scores)
     assert "mask" not in format_scores("a", {k: v for k, v in scores.items() if not k.startswith(("outer", "inner"))})
+    nothing_counts = scores | region_losses(*np.zeros((2, 3, 3), bool), np.full((3, 3), IGNORED_CLASS, np.uint8))
+    assert "mask" not in format_scores("a", nothing_counts)
 
 
 def test_probability_above_a_threshold_of_one():

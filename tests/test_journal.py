@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path, PurePath
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,26 @@ def test_changed_image_and_missing_result(out: Path, items: list[Item]):
     assert finished(out, items) == ["b.jpg"]
     items[1].output(out).unlink()
     assert finished(out, items) == []
+
+
+def test_changed_mask(out: Path, items: list[Item]):
+    masks = [item.path.with_suffix(".png") for item in items]
+    for path in masks:
+        path.touch()
+    ground_truth = SimpleNamespace(paths={item.name: [path] for item, path in zip(items, masks, strict=True)})
+
+    def done() -> list[str]:
+        return sorted(Journal(out, SETTINGS, items, True, ground_truth).rows)
+
+    (path,) = out.glob(".progress-*")
+    path.write_text(path.read_text().replace(', "masks": []', ""))
+    assert done() == ["a.jpg", "b.jpg"]  # of a version that recorded no masks
+    journal = Journal(out, SETTINGS, items, False, ground_truth)
+    for item in items[:2]:
+        journal.add({"image": item.key, "area": 5}, [item.output(out)], None)
+    assert done() == ["a.jpg", "b.jpg"]
+    os.utime(masks[1], (1, 1))
+    assert done() == ["a.jpg"]
 
 
 def test_line_that_was_cut_off(out: Path, items: list[Item]):

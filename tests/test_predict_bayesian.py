@@ -151,10 +151,14 @@ def test_no_save(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
 def test_ground_truth_and_figure_of_all_images(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     inputs = [images[0] / f"SKIN_00{i}.jpg" for i in range(3)]
     outputs = [tmp_path / "o" / f"{i}.png" for i in range(3)]
+    with Image.open(images[1] / "SKIN_000_Segmentation.png") as mask:
+        enlarged = mask.resize((300, 220))
+    enlarged.save(images[1] / "SKIN_000_Segmentation.png")
     common = ("--mask-dir", images[1], "--mc", 3, "-m", model_file)
     figure = ("--figure", tmp_path / "all.png")
     result = run_script("predict_bayesian.py", "-i", *inputs, "-o", *outputs, "--save-npy", *common, *figure)
     assert result.returncode == 0, result.stderr
+    assert "1 mask was resized to the size of the image" in result.stderr
     width, height = size_in_inches(tmp_path / "all.png")
     width_of_one, height_of_one = size_in_inches(tmp_path / "o" / "0_figure.png")
     assert width == pytest.approx(width_of_one, abs=0.01)

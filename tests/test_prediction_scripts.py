@@ -135,6 +135,16 @@ def test_masks_that_are_added_between_runs(model_file: Path, images: tuple[Path,
     assert "3 of 4 images are already done" in result.stderr
 
 
+def test_metrics_of_a_training_are_not_removed(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("epoch,train_loss\n1,0.5\n")
+    for script in ("predict.py", "predict_prob_direct.py"):
+        result = run_script(script, "--input-dir", images[0], "--output-dir", tmp_path, "-m", model_file)
+        assert_one_clear_line(result, f"{metrics} is not of predictions, and would be removed: move it away")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "metrics.csv"}
+    assert metrics.read_text() == "epoch,train_loss\n1,0.5\n"
+
+
 @pytest.mark.parametrize("script", PROB_SCRIPTS)
 def test_probabilities_with_ground_truth(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "--mask-dir", images[1], "-m", model_file)

@@ -11,7 +11,7 @@ import torch
 from utils.data.fitting import MaskFitter
 from utils.metrics.segmentation import CHALLENGE_SCORES
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.report import Report
+from utils.pipeline.report import Report, check_tables
 from utils.runtime.errors import InputError
 
 
@@ -90,3 +90,29 @@ def test_write_removes_metrics_of_an_earlier_run(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
     Report(failures=[("a.jpg", "it is empty")]).write(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", "epoch,train_loss\n1,0.5\n"),
+        ("metrics.csv", ""),
+        ("metrics.json", '{"epoch": 1, "run": 2}'),
+        ("metrics.json", "[]"),
+        ("summary.csv", "patient,age\n1,50\n"),
+    ],
+)
+def test_tables_of_others_are_not_overwritten(name: str, content: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name} is not .*, and would be (removed|overwritten): move it away"):
+        check_tables(tmp_path)
+
+
+def test_tables_of_an_earlier_run_may_be_overwritten(tmp_path: Path):
+    check_tables(tmp_path / "new")
+    ground_truth = GroundTruth.__new__(GroundTruth)
+    ground_truth.packed, ground_truth.mask_dir, ground_truth.fitter = {}, Path("masks"), MaskFitter()
+    common = {"soft_dice_confidence": 0.5, "pairwise_dice": None, "mean_entropy": 0.1}
+    Report([{"image": "a.jpg", **dict.fromkeys(CHALLENGE_SCORES, 0.5), **common}]).write(tmp_path, ground_truth)
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.csv", "metrics.csv", "metrics.json"}
+    check_tables(tmp_path)

@@ -87,6 +87,7 @@ def set_slider(page: "playwright.Page", name: str, value: float) -> None:
 
 
 def badges(page: "playwright.Page") -> dict[str, str]:
+    page.wait_for_selector(".list li")  # which follows the last decision
     rows = page.eval_on_selector_all(
         ".list li", "rows => rows.map(row => ['.name', '.badge'].map(part => row.querySelector(part).textContent))"
     )

@@ -59,6 +59,10 @@ def test_help(script: str):
         ("predict_prob_bayesian.py", ["--input-dir", ".", "--output-dir", "x", "--mc", "0"], "--mc"),
         ("predict_prob_tta.py", ["--input-dir", ".", "--output-dir", "x", "--shrink", "0"], "--shrink"),
         ("predict_prob_direct.py", ["--input-dir", ".", "--output-dir", "x", "--seed", "-1"], "--seed"),
+        *(
+            (script, ["--input-dir", ".", "--output-dir", "x", "--class-index", "0", "--review"], "shows no background")
+            for script in ("predict_prob_bayesian.py", "predict_prob_direct.py", "predict_prob_tta.py")
+        ),
     ],
 )
 def test_mistakes_are_one_clear_message(script: str, arguments: list[str], word: str, tmp_path: Path):

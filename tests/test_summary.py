@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary, write_summary
+from utils.pipeline.summary import SUMMARY_COLUMNS, read_earlier_summary, read_summary, write_summary
 from utils.runtime.errors import InputError
 
 
@@ -41,3 +41,13 @@ def test_other_files_are_not_overwritten(tmp_path: Path):
     with pytest.raises(InputError, match="is not a summary of predictions"):
         write_summary(path, [summary_row("a.jpg", 0.9)], keep_others=True)
     assert path.read_text() == "patient,age\n1,50\n"
+
+
+@pytest.mark.parametrize("content", ["", "patient,age\n1,50\n", "image,soft_dice_confidence\na.jpg,\n"])
+def test_only_who_writes_says_that_a_file_would_be_overwritten(content: str, tmp_path: Path):
+    path = tmp_path / "summary.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"summary\.csv is not a summary of predictions$"):
+        read_summary(path)
+    with pytest.raises(InputError, match="is not a summary of predictions, and would be overwritten: move it away"):
+        read_earlier_summary(path)

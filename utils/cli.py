@@ -118,8 +118,10 @@ def check_review_flags(args: argparse.Namespace) -> None:
     """Check that --review has results to show.
 
     Raises:
-        InputError: --no-save leaves none.
+        InputError: --no-save leaves none, or --class-index 0 leaves those of the background only.
     """
+    if args.review and getattr(args, "class_index", 1) == 0:
+        raise InputError("--review shows no background, whose probability --class-index 0 writes: omit one of them")
     if args.review and getattr(args, "no_save", False):
         raise InputError("--review shows the results, which --no-save does not write: omit one of them")
 

@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> int:
             totals = [a + b for a, b in zip(totals, counts, strict=True)] if totals else counts
             curves.append(points)
             report.rows.append({"image": item.key})
+    ground_truth.fitter.log()
 
     # The set after each number of passes: a table and a figure
     if curves:

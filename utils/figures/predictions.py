@@ -38,6 +38,10 @@ _CONTOUR_WIDTH = 1 / 160  # of those of the masks with a guarantee, relative to 
 _ERRORS = ((FALSE_NEGATIVE, "false negatives"), (FALSE_POSITIVE, "false positives"))
 
 _CONTOURS = ((OUTER, OUTER_CONTOUR, "outer mask"), (INNER, INNER_CONTOUR, "inner mask"))  # on the prediction
+_GUARANTEED = {
+    "outer_false_negative_rate": "false negative rate of the outer mask",
+    "inner_false_discovery_proportion": "false discoveries of the inner mask",
+}
 
 Colour = tuple[int, int, int]
 
@@ -102,9 +106,9 @@ def format_scores(name: str, scores: Mapping[str, Any]) -> str:
     parts = [name]
     if math.isfinite(scores.get("dice", math.nan)):
         parts.append(f"Dice {scores['dice']:.3f}, Jaccard {scores['jaccard']:.3f}")
-    if "outer_false_negative_rate" in scores:
-        parts.append(f"false negative rate of the outer mask {scores['outer_false_negative_rate']:.3f}")
-        parts.append(f"false discoveries of the inner mask {scores['inner_false_discovery_proportion']:.3f}")
+    for name, title in _GUARANTEED.items():
+        if math.isfinite(scores.get(name, math.nan)):
+            parts.append(f"{title} {scores[name]:.3f}")
     parts.append(f"soft Dice confidence {scores['soft_dice_confidence']:.3f}")
     if scores["pairwise_dice"] is not None:
         parts.append(f"pairwise Dice {scores['pairwise_dice']:.3f}")

@@ -11,9 +11,10 @@ from typing import Any
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
-from utils.pipeline.report import Report
+from utils.pipeline.report import DISK_ERRORS, Report
 from utils.runtime import distributed
 from utils.runtime.console import progress
+from utils.runtime.errors import InputError
 from utils.runtime.signals import GracefulStop
 
 logger = logging.getLogger(__name__)
@@ -102,8 +103,17 @@ class Batch:
             self._rows[item.reported] = row
             if distributed.is_main() and time.monotonic() > self._next_rows:
                 started = time.monotonic()
-                self.write_rows(self._ordered(self._rows))
+                self._write_rows_so_far()
                 self._next_rows = time.monotonic() + max(_SUMMARY_INTERVAL, 20 * (time.monotonic() - started))
+
+    def _write_rows_so_far(self) -> None:
+        """Write the scores of the images that are finished; a failure is not that of the image that was just added."""
+        try:
+            self.write_rows(self._ordered(self._rows))
+        except (OSError, InputError) as error:
+            if getattr(error, "errno", None) in DISK_ERRORS:
+                raise
+            logger.warning("The summary of the images so far could not be written (%s)", error)
 
     def _finished_rows(self) -> dict[str, dict[str, Any]]:
         if self.journal is None:

@@ -61,7 +61,8 @@ class FolderPredictor:
             that it raises is the image's failure.
         options: what else is computed of each image.
         ground_truth: with which the predictions are compared.
-        show: called in the main thread, in the order of the images, with the same arguments as `save`.
+        show: called in the main thread, in the order of the images, with each image, its prediction and its (H, W)
+            uint8 ground-truth classes, if there are any. An error that it raises loses nothing else of the image.
         compile: compile the network first, if there is an image to predict.
     """
 
@@ -70,7 +71,7 @@ class FolderPredictor:
     save: Callable[[Item, Prediction], Collection[Path]]
     options: MapOptions = field(default_factory=MapOptions)
     ground_truth: GroundTruth | None = None
-    show: Callable[[Item, Prediction], None] | None = None
+    show: Callable[[Item, Prediction, np.ndarray | None], None] | None = None
     compile: bool = False
     _batch: Batch = field(init=False)
     _replicas: queue.SimpleQueue = field(init=False, default_factory=queue.SimpleQueue)
@@ -109,10 +110,10 @@ class FolderPredictor:
                 self._replicas.put(self.model.replica())
             for group, future in predictions:
                 for item, prediction, target in future.result():
-                    with self._batch.report.isolating(item.reported):
-                        if self.show is not None:
-                            self.show(item, prediction)
-                        writer.submit(self._finish, item, prediction, target)
+                    writer.submit(self._finish, item, prediction, target)
+                    if self.show is not None:
+                        with self._batch.report.isolating(f"figure of {item.reported}"):
+                            self.show(item, prediction, target)
                 if handled(len(group)):
                     break
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
@@ -22,6 +23,7 @@ class Journal:
         settings: plain values that have to be equal for results to belong together.
         items: the images; one whose file has changed is predicted again.
         resume: take over what an earlier run has finished; otherwise start over.
+        ground_truth: an image with a mask whose file has changed is predicted again, too.
 
     Attributes:
         rows: the scores of the finished images whose files all exist, by their reported names.
@@ -31,11 +33,20 @@ class Journal:
         InputError: the earlier results were made with other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], items: Sequence[Item], resume: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        items: Sequence[Item],
+        resume: bool,
+        ground_truth: GroundTruth | None = None,
+    ) -> None:
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
         self.rows: dict[str, dict[str, Any]] = {}
         self.packed: dict[str, bytes] = {}
         self._sources = {item.reported: _file_state(item.path) for item in items}
+        masks = ground_truth.paths if ground_truth else {}
+        self._masks = {item.reported: [_file_state(path) for path in masks.get(item.name, ())] for item in items}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
         self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
@@ -67,7 +78,9 @@ class Journal:
         for line, entry in list(entries.items())[1:]:
             key = entry["row"]["image"]
             files_exist = all((self.folder / file).is_file() for file in entry["files"])
-            if files_exist and entry["source"] == self._sources.get(key):
+            masks = self._masks.get(key)
+            unchanged = entry["source"] == self._sources.get(key) and entry.get("masks", masks) == masks
+            if files_exist and unchanged:  # earlier versions recorded no masks
                 self.rows[key] = entry["row"]
                 if entry["counts"]:
                     self.packed[key] = base64.b64decode(entry["counts"])
@@ -91,6 +104,7 @@ class Journal:
         entry = {
             "row": row,
             "source": self._sources[row["image"]],
+            "masks": self._masks[row["image"]],
             "files": [path.relative_to(self.folder).as_posix() for path in files],
             "counts": base64.b64encode(packed).decode() if packed else None,
         }

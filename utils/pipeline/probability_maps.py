@@ -20,7 +20,7 @@ from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.journal import Journal
 from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats, make_greyscale_maps, save_float_maps
-from utils.pipeline.report import write_tables
+from utils.pipeline.report import check_tables, write_tables
 from utils.pipeline.run_settings import run_settings
 from utils.runtime.errors import InputError
 
@@ -75,14 +75,14 @@ def predict_probabilities(
         The exit code.
 
     Raises:
-        InputError: the model has no such class or no temperature, or cannot give the guarantee, or no image has a
-            ground-truth mask.
+        InputError: the model has no such class or no temperature, or cannot give the guarantee, no image has a
+            ground-truth mask, or the output folder has other tables.
     """
+    check_tables(output_dir)
     sampler = calibrated(sampler, model) if options.calibrated else sampler
     sampler.check(model)
     guarantee = make_guarantee(model, sampler, options.guarantee)
-    class_index = options.class_index
-    if class_index >= model.n_classes:
+    if (class_index := options.class_index) >= model.n_classes:
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
     ground_truth = None
     if options.mask_dir:
@@ -113,7 +113,7 @@ def predict_probabilities(
     maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept, guarantee=guarantee)
     outputs = {item.path: item.output(output_dir) for item in items}
     check_room_for_floats(output_dir, outputs, (2 * model.network.n_classes + 3) * options.save_npy, FLOAT_MAPS)
-    journal = Journal(output_dir, settings, items, options.skip_existing)
+    journal = Journal(output_dir, settings, items, options.skip_existing, ground_truth)
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
     report = FolderPredictor(model, sampler, save, maps, ground_truth, compile=options.compile).run(batch)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})

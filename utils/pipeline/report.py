@@ -11,15 +11,31 @@ from typing import Any
 
 from utils.metrics.evaluation import format_evaluation
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.summary import write_summary
+from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import write_csv, write_json
 from utils.runtime.errors import InputError, bulleted, first_line, is_gpu_error, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+_BEGINNINGS = {"metrics.csv": "image,", "metrics.json": '{"run":'}  # without white space
 _LISTED_IMAGES = 3  # empty masks in a message
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
+
+
+def check_tables(folder: Path) -> None:
+    """Check that `write_tables` removes no files but those of earlier predictions.
+
+    Raises:
+        InputError: a file of that name is something else, such as the metrics of a training.
+    """
+    read_earlier_summary(folder / "summary.csv")
+    for name, beginning in _BEGINNINGS.items():
+        path = folder / name
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if not "".join(path.read_text("utf-8", "replace").split()).startswith(beginning):
+                words = "is not of predictions, and would be removed: move it away, or choose another folder"
+                raise InputError(f"{path} {words}")
 
 
 def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -27,7 +43,7 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Those of an earlier run, and its metrics.json, are removed.
     """
-    for name in ("metrics.csv", "metrics.json"):
+    for name in _BEGINNINGS:
         with suppress(FileNotFoundError, NotADirectoryError):
             (folder / name).unlink()
     if rows:
@@ -59,7 +75,7 @@ class Report:
         except InputError as error:
             reason = str(error)
         except OSError as error:
-            if error.errno in _DISK_ERRORS:
+            if error.errno in DISK_ERRORS:
                 raise
             reason = f"its result could not be written ({error.strerror or error})"
         except Exception as error:

@@ -21,7 +21,7 @@ from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
-from utils.pipeline.summary import read_summary, write_summary
+from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
@@ -101,7 +101,7 @@ def _check_figure(figure: Path | None, inputs: Sequence[Path], outputs: Sequence
 def _check_outputs(others: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Check that neither a mask nor what is written beside it overwrites another mask or one of the other files."""
     for folder in {path.parent for path in outputs}:
-        read_summary(folder / "summary.csv")  # raises if the file is something else
+        read_earlier_summary(folder / "summary.csv")  # raises if the file is something else
     names = defaultdict(Counter)  # by folder
     for path in (*others, *outputs):
         names[path.parent.resolve()][path.name] += 1

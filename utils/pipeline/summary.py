@@ -34,9 +34,21 @@ def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bo
         InputError: the existing file is not such a summary.
     """
     names = {row["image"] for row in rows}
-    others = [row for row in read_summary(path) if row["image"] not in names] if keep_others else []
+    others = [row for row in read_earlier_summary(path) if row["image"] not in names] if keep_others else []
     ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
     write_csv(path, [{name: row.get(name) for name in SUMMARY_COLUMNS} for row in ordered])
+
+
+def read_earlier_summary(path: Path) -> list[dict[str, str]]:
+    """The rows of a summary that is about to be written.
+
+    Raises:
+        InputError: the file is not a summary.
+    """
+    try:
+        return read_summary(path)
+    except InputError as error:
+        raise InputError(f"{error}, and would be overwritten: move it away, or choose another folder") from error
 
 
 def read_summary(path: Path) -> list[dict[str, str]]:
@@ -52,12 +64,12 @@ def read_summary(path: Path) -> list[dict[str, str]]:
             columns = set(reader.fieldnames or ())  # earlier versions wrote fewer
             known = set(SUMMARY_COLUMNS[:2]) <= columns <= set(SUMMARY_COLUMNS)
             if not known or not all(_is_number(row[SUMMARY_COLUMNS[1]]) for row in rows):
-                raise InputError(f"{path} is not a summary of predictions, and would be overwritten: move it away")
+                raise InputError(f"{path} is not a summary of predictions")
             return rows
     except (FileNotFoundError, NotADirectoryError):
         return []
     except csv.Error as error:
-        raise InputError(f"{path} cannot be read as CSV ({error}): move it away") from error
+        raise InputError(f"{path} cannot be read as CSV ({error})") from error
 
 
 def _is_number(text: str) -> bool:
