@@ -75,6 +75,22 @@ def test_folder_that_cannot_be_made(tmp_path: Path):
             check(tmp_path / "file" / "o")
 
 
+def test_folder_that_another_run_removes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mkdir = Path.mkdir
+    refusals = [FileNotFoundError(errno.ENOENT, "No such file"), FileExistsError(errno.EEXIST, "File exists")] * 2
+
+    def removed(path: Path, *arguments, **options) -> None:
+        if refusals:
+            raise refusals.pop()
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    with output_folder(tmp_path / "o"):
+        assert (tmp_path / "o").is_dir()
+    assert not refusals
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(file) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -90,13 +90,18 @@ def check_room(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> None
 
 def _make(folder: Path) -> list[Path]:
     """Create a folder; returns what did not exist before, the deepest first."""
-    try:
-        created = [path for path in (folder, *folder.parents) if not path.exists()]
-        if not created and not folder.is_dir():
-            raise InputError(f"the output folder {folder} is a file, a folder was expected")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the output folder {folder} cannot be created ({error.strerror})") from error
+    attempts = 10  # another run that ends may remove an empty folder between two of the steps
+    for attempt in range(1, attempts + 1):
+        try:
+            created = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            break
+        except OSError as error:
+            if isinstance(error, (FileExistsError, FileNotFoundError)) and attempt < attempts:
+                continue
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise InputError(f"the output folder {folder} is a file, a folder was expected") from error
+            raise InputError(f"the output folder {folder} cannot be created ({error.strerror})") from error
     return created
 
 
@@ -110,8 +115,8 @@ def _lock(folder: Path, deadline: float) -> BinaryIO:
     """The open file of the lock, which names this process."""
     path = folder / _LOCK_NAME
     while True:
+        _make(folder)  # the run that held the lock may have removed it
         try:
-            folder.mkdir(parents=True, exist_ok=True)  # the run that held the lock may have removed it
             file = open(path, "a+b")  # noqa: SIM115 - open as long as the lock is held
         except FileNotFoundError:
             continue
