@@ -65,6 +65,8 @@ def check_tracing() -> None:
 
     with torch_thread_pool(2) as pool:
         results = list(pool.map(sample, range(2)))
+    with pytest.raises(RuntimeError, match="recompile"):  # in threads, a late compilation is neither safe nor wanted
+        sampler.sample(compiled, [inputs[0][..., :32, :32]], ["0.jpg"])
     assert len(traced) == 2
     for i, found in enumerate(results):
         torch.testing.assert_close(found, sampler.sample(model, [inputs[i]], [f"{i}.jpg"])[0][0].logits)

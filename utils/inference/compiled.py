@@ -22,7 +22,6 @@ from utils.runtime.output_folder import check_writable
 
 logger = logging.getLogger(__name__)
 
-_MAX_NETWORKS = 1000
 _SURELY_PAYS = 10_000  # forward passes of each core
 DEFAULT_COMPILER_CACHE = DEFAULT_CACHE_DIR.with_name(".compiled")
 
@@ -73,18 +72,19 @@ def compiling_pays(n_passes: int, device: torch.device, cores: int) -> bool:
 
 @contextmanager
 def compiler_settings(device: torch.device) -> Iterator[None]:
-    """In the `with` block any number of networks can be compiled; for a CPU their weights are constants of the code.
+    """Networks are compiled in the `with` block, and none after it; for a CPU their weights are constants of the code.
 
     The option `freezing` of `torch.compile` itself comes too late: the weights are inputs of the graph by then.
+    Wherever it may still compile, PyTorch counts the calls of all threads together, and now and then fails for that.
     """
-    import torch._dynamo.config
     import torch._inductor.config
 
-    with (
-        torch._inductor.config.patch(freezing=device.type == "cpu"),
-        torch._dynamo.config.patch(recompile_limit=_MAX_NETWORKS),  # all networks count as one function
-    ):
-        yield
+    torch.compiler.set_stance("default")
+    try:
+        with torch._inductor.config.patch(freezing=device.type == "cpu"):
+            yield
+    finally:
+        torch.compiler.set_stance("fail_on_recompile")
 
 
 class _Norm(nn.Module):
@@ -127,5 +127,6 @@ def _compile(network: BayesianUNet, dropout: bool) -> Callable[[Tensor, Tensor |
             layer.mask = None
         return logits
 
+    forward.__code__ = forward.__code__.replace()  # with several graphs of the same code, a thread can miss its own
     compiled = torch.compile(forward, fullgraph=True, dynamic=False)
     return lambda x, masks: compiled(x, split_masks(layers, masks) if dropout else (), norms)
