@@ -327,6 +327,24 @@ def test_what_is_refused(tmp_path: Path):
         write_review([many], imgs, ReviewOptions(single_file=True))
 
 
+def test_file_in_the_way_of_the_pictures(model_file: Path, tmp_path: Path):
+    """Is named before anything is predicted."""
+    imgs, run = images_of(tmp_path / "imgs", "a.png"), tmp_path / "run"
+    write_run(run, {"a.png": np.full((6, 8), 200, np.uint8)})
+    (run / "review_files").touch()
+    message = f"{run / 'review_files'} is in the way of the page's folder of pictures: move it away"
+    with pytest.raises(InputError, match=re.escape(message)):
+        write_review([run], imgs)
+    write_review([run], imgs, ReviewOptions(single_file=True))
+    before = (run / "a_OUT.png").read_bytes()
+    result = run_script("predict.py", "--input-dir", imgs, "--output-dir", run, "-m", model_file, "--review")
+    assert_one_clear_line(result, message)
+    assert (run / "a_OUT.png").read_bytes() == before
+    for single_file in (False, True):
+        with pytest.raises(InputError, match=r"cannot be created|is a file"):
+            write_review([run], imgs, ReviewOptions(output=run / "a_OUT.png" / "p.html", single_file=single_file))
+
+
 def test_scores_are_described():
     assert describe_score("mean_entropy") == {
         "name": "mean_entropy",
