@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> int:
             save_figure(draw_predictions([rows[name] for name in outputs if name in rows]), args.figure)
             logger.info("Figure of all images: %s", args.figure)
     code = report.finish("" if args.no_save else describe_results(images, model.n_classes))
-    return cli.review_from_args(args, items[0].path.parent, code)
+    return cli.review_from_args(args, items[0].path.parent, code) if report.rows else code
 
 
 def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> Sampler:

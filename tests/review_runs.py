@@ -35,23 +35,26 @@ def write_run(
     Args:
         folder: is created.
         maps: the (H, W) uint8 content of NAME_OUT.png, by the names of the images.
-        settings: of the journal; {} for none.
+        settings: of the journal, which lists the files; {} for none.
         layers: further maps of every image, by the end of their names.
         scores: of some images; the soft Dice confidence of the k-th image is otherwise 0.5 + k / 100.
     """
     if settings is None:
         settings = {"method": "MC dropout, 4 passes", "class_index": 1, "mask_values": [0, 255], "ignore_value": None}
-    rows = []
+    rows, entries = [], []
     for k, (name, values) in enumerate(maps.items()):
         stem = folder / Path(name).with_suffix("")
-        save_png(stem.with_name(f"{stem.name}_OUT.png"), values)
-        for end, layer in (layers or {}).items():
-            save_png(stem.with_name(f"{stem.name}_OUT_{end}.png"), layer)
+        files = {"": values, **{f"_{end}": layer for end, layer in (layers or {}).items()}}
+        paths = [stem.with_name(f"{stem.name}_OUT{end}.png") for end in files]
+        for path, pixels in zip(paths, files.values(), strict=True):
+            save_png(path, pixels)
         base = {"soft_dice_confidence": 0.5 + k / 100, "mean_entropy": 0.3 - k / 100, "area": int((values > 127).sum())}
         rows.append({"image": name, **base, **(scores or {}).get(name, {})})
+        entries.append({"row": rows[-1], "files": [path.relative_to(folder).as_posix() for path in paths]})
     write_summary(folder / "summary.csv", rows)
     if settings:
-        (folder / ".progress-0.jsonl").write_text(json.dumps(dict(settings)) + "\n", encoding="utf-8")
+        lines = [json.dumps(one) + "\n" for one in (dict(settings), *entries)]
+        (folder / ".progress-0.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 

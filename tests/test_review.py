@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 import zlib
@@ -22,7 +23,7 @@ from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
 from utils.review_page.page import MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
 from utils.review_page.pictures import PictureMaker
-from utils.review_page.runs import fingerprint, read_run, read_runs
+from utils.review_page.runs import ResultFiles, fingerprint, read_run, read_runs
 from utils.runtime.errors import InputError
 
 
@@ -212,6 +213,31 @@ def test_results_without_their_hidden_files(tmp_path: Path):
     assert "note" not in read.scores["a.png"]
 
 
+def test_what_an_earlier_run_has_left_is_not_shown(tmp_path: Path):
+    """Its maps, its scores, its images, and its masks of other names."""
+    imgs, values = images_of(tmp_path / "imgs", "a.png", "b.png"), np.full((6, 8), 200, np.uint8)
+    names = ("std", "entropy", "prob_c1", "outer", "inner")
+    write_run(tmp_path / "run", {"a.png": values, "b.png": values}, {"threshold": 0.5}, dict.fromkeys(names, values))
+    (tmp_path / "run" / "metrics.csv").write_text("image,dice\na.png,0.25\n")
+    summary = (tmp_path / "run" / "summary.csv").read_text(encoding="utf-8")
+    run = write_run(tmp_path / "run", {"a.png": values}, {"class_index": 1, "guarantee": {"level": 0.9, "images": 9}})
+    (run / "summary.csv").write_text(summary, encoding="utf-8")  # predict_bayesian.py keeps the rows of other images
+    (run / "a.png").touch()
+    read = read_run(run, imgs)
+    assert {name: "dice" in scores for name, scores in read.scores.items()} == {"a.png": False}
+    assert read.files("a.png") == ResultFiles(None, {1: run / "a_OUT.png"}, {}, {})
+    write_run(tmp_path / "run", {"b.png": values}, layers={"std": values})
+    assert {*read_run(run, imgs).files("b.png").layers} == {"std"}
+    copied = (run / ".progress-0.jsonl").rename(run / "journal")  # what metrics.json says, without the hidden files
+    (run / "metrics.json").write_text('{"run": {"class_index": 1, "save_entropy": false, "guarantee": null}}')
+    files = read_run(run, imgs).files("b.png")
+    assert (files.layers, files.regions) == ({}, {})
+    copied.rename(run / ".progress-1.jsonl")
+    (run / ".progress-0.jsonl").write_text('{"method": "older"}\n{"row": {"image": "a.png"}, "files": []}\n')
+    os.utime(run / ".progress-0.jsonl", (1, 1))
+    assert [*read_run(run, imgs).scores] == ["b.png"]
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -292,12 +318,31 @@ def test_what_is_refused(tmp_path: Path):
     background = write_run(tmp_path / "background", {"a.png": values}, {"class_index": 0})
     with pytest.raises(InputError, match="contains background probabilities"):
         read_run(background, imgs)
+    (run / ".progress-0.jsonl").unlink()
     (run / "metrics.csv").write_text("patient\n1\n")
     with pytest.raises(InputError, match="not a table of metrics"):
         read_run(run, imgs)
     many = write_run(tmp_path / "many", {f"{i}.png": values[:1, :1] for i in range(MAX_EMBEDDED + 1)})
     with pytest.raises(InputError, match="201 images do not fit into a single file, which holds 200"):
         write_review([many], imgs, ReviewOptions(single_file=True))
+
+
+def test_file_in_the_way_of_the_pictures(model_file: Path, tmp_path: Path):
+    """Is named before anything is predicted."""
+    imgs, run = images_of(tmp_path / "imgs", "a.png"), tmp_path / "run"
+    write_run(run, {"a.png": np.full((6, 8), 200, np.uint8)})
+    (run / "review_files").touch()
+    message = f"{run / 'review_files'} is in the way of the page's folder of pictures: move it away"
+    with pytest.raises(InputError, match=re.escape(message)):
+        write_review([run], imgs)
+    write_review([run], imgs, ReviewOptions(single_file=True))
+    before = (run / "a_OUT.png").read_bytes()
+    result = run_script("predict.py", "--input-dir", imgs, "--output-dir", run, "-m", model_file, "--review")
+    assert_one_clear_line(result, message)
+    assert (run / "a_OUT.png").read_bytes() == before
+    for single_file in (False, True):
+        with pytest.raises(InputError, match=r"cannot be created|is a file"):
+            write_review([run], imgs, ReviewOptions(output=run / "a_OUT.png" / "p.html", single_file=single_file))
 
 
 def test_scores_are_described():
@@ -348,6 +393,49 @@ def test_scripts_write_the_page_themselves(model_file: Path, tmp_path: Path):
     assert_one_clear_line(result, "--no-save does not write")
     result = run_script("predict_bayesian.py", "-i", imgs / "SKIN_000.jpg", *common, "-o", tmp_path / "o.png")
     assert_one_clear_line(result, "--review requires --output-dir")
+
+
+def test_page_shows_the_latest_run_into_a_folder(model_file: Path, tmp_path: Path):
+    """With other maps, of fewer images, of another folder; a run that has predicted nothing writes no page."""
+    imgs, _ = make_folders(tmp_path, 2, (64, 48))
+    other, out = images_of(tmp_path / "other", "z.png"), tmp_path / "out"
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    first, second = sorted(imgs.iterdir())
+    spread = {"std", "entropy", "expected_entropy", "mutual_information"}
+    of_folder, of_image = ["--input-dir", imgs], ["--mc", 2, "-i"]
+    for script, flags, shown, maps, left_out in (
+        ("predict_prob_bayesian.py", [*of_folder, "--mc", 2, "--save-entropy"], {first, second}, spread, 0),
+        ("predict.py", of_folder, {first, second}, {"mask_c1"}, 0),
+        ("predict_bayesian.py", [*of_image, first], {first}, {"mask_c1", *spread}, 1),
+        ("predict_bayesian.py", [*of_image, other / "z.png"], {other / "z.png"}, {"mask_c1", *spread}, 3),
+    ):
+        result = run_script(script, *flags, "-m", model_file, "--review", "--output-dir", out)
+        assert result.returncode == 0, result.stderr
+        data = data_of(out / "review.html")
+        assert {image["name"] for image in data["images"]} == {path.name for path in shown}
+        assert {*maps_of(out / "review.html", 0)["runs"][0]} - {"probability_c1"} == maps
+        lines = re.findall(r"Not on the page.*: (\d) images?, such as", result.stderr)
+        assert lines == ([str(left_out)] if left_out else [])
+    with pytest.raises(InputError, match=r"the latest run into .* has predicted none of the images in"):
+        read_run(out, imgs)
+    flags = (*of_image, tmp_path / "broken.png", "-m", model_file, "--review", "--output-dir", out)
+    result = run_script("predict_bayesian.py", *flags)
+    assert result.returncode == 1, result.stderr
+    assert "on the page" not in result.stderr
+
+
+def test_links_keep_their_names(model_file: Path, tmp_path: Path):
+    """Links to images, in a folder that is given as a link or not."""
+    imgs, out = images_of(tmp_path / "imgs", "store/target.png"), tmp_path / "out"
+    (imgs / "a.png").symlink_to("store/target.png")
+    (tmp_path / "link").symlink_to("imgs")
+    for given in (imgs, tmp_path / "link"):
+        flags = ("-i", given, "--mc", 0, "-m", model_file, "--review", "--output-dir", out)
+        result = run_script("predict_bayesian.py", *flags)
+        assert result.returncode == 0, result.stderr
+        for folder in (imgs, tmp_path / "link"):
+            assert [*read_run(out, folder).scores] == ["a.png"]
+            assert read_run(out, folder).files("a.png").mask == out / "a.png"
 
 
 def test_command(tmp_path: Path):

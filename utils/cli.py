@@ -20,7 +20,7 @@ from utils.data.pairing import PairingOptions
 from utils.model_flags import join_names
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
-from utils.review_page.page import ReviewOptions, write_review
+from utils.review_page.page import DEFAULT_PAGE, ReviewOptions, check_page, write_review
 from utils.runtime import distributed
 from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
 from utils.runtime.errors import InputError, first_line, is_gpu_error, is_out_of_memory
@@ -115,15 +115,17 @@ def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
 
 
 def check_review_flags(args: argparse.Namespace) -> None:
-    """Check that --review has results to show.
+    """Check that --review has results to show, and that nothing is in the way of its page.
 
     Raises:
-        InputError: --no-save leaves none, or --class-index 0 leaves those of the background only.
+        InputError: --no-save leaves none, --class-index 0 leaves those of the background only, or see `check_page`.
     """
     if args.review and getattr(args, "class_index", 1) == 0:
         raise InputError("--review shows no background, whose probability --class-index 0 writes: omit one of them")
     if args.review and getattr(args, "no_save", False):
         raise InputError("--review shows the results, which --no-save does not write: omit one of them")
+    if args.review and args.output_dir is not None:
+        check_page(args.output_dir / DEFAULT_PAGE)
 
 
 def review_from_args(args: argparse.Namespace, input_dir: Path, code: int) -> int:

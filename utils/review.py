@@ -1,7 +1,7 @@
 """Make the page on which a person reviews the results of prediction runs: the least certain images first.
 
 `python -m utils.review OUT_DIR --imgs-dir DIR` reads what predict.py, predict_bayesian.py or a predict_prob script has
-written, or several of them side by side; the page opens from the disk in any browser.
+written last, or several of them side by side; the page opens from the disk in any browser.
 """
 
 import argparse

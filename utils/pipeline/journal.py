@@ -62,10 +62,7 @@ class Journal:
 
     def _take_over(self, path: Path) -> None:
         """Read the finished images of a file of an earlier run."""
-        entries = {}  # by their lines
-        for line in path.read_bytes().splitlines():
-            with suppress(ValueError):  # a line that a killed process was writing
-                entries[line] = json.loads(line)
+        entries = _read_entries(path)
         earlier = next(iter(entries.values()), self.settings)
         changed = [name for name in earlier | self.settings if earlier.get(name) != self.settings.get(name)]
         if changed:
@@ -116,6 +113,30 @@ class Journal:
                 self._kept_lines = None
             with open(self._path, "ab") as file:
                 file.write(b"\n" + json.dumps(entry).encode() + b"\n")  # after a line that may have been cut off
+
+
+def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What the latest run into a folder has recorded.
+
+    Returns:
+        Its settings, and the entry of each finished image by its reported name; both empty without a journal.
+    """
+    settings, finished = {}, {}
+    for path in sorted(folder.glob(".progress-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+        first, *entries = [*_read_entries(path).values()] or [{}]
+        if first != settings:
+            settings, finished = first, {}
+        finished |= {entry["row"]["image"]: entry for entry in entries}
+    return settings, finished
+
+
+def _read_entries(path: Path) -> dict[bytes, dict[str, Any]]:
+    """The settings and the finished images in a file of a journal, by their lines."""
+    entries = {}
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):  # a line that a killed process was writing
+            entries[line] = json.loads(line)
+    return entries
 
 
 def _file_state(path: Path) -> list[int]:

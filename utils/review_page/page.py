@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,12 +38,14 @@ from utils.review_page.runs import PredictionRun, fingerprint, read_runs
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import check_writable
 from utils.runtime.threads import cores_per_process, map_ahead
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).parent / "template"
 SCRIPT_FILES = ("scores", "decisions", "maps", "panes", "image_list", "viewer", "main", "actions", "keys")
+DEFAULT_PAGE = "review.html"  # in the output folder
 MAX_EMBEDDED = 200  # images in a single file
 _RESULT_STEM = re.compile(r"_OUT(_[a-z_]+\d*)*$")
 _PICTURES = re.compile(r"[0-9a-f]{16}")  # a folder of pictures
@@ -80,9 +83,9 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
         InputError: a folder holds no results, or none of the images can be shown.
     """
     options = options or ReviewOptions()
-    output = options.output or folders[0] / "review.html"
-    if output.is_dir() or output.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"page {output}: a file name that ends with .html was expected", "output")
+    output = options.output or folders[0] / DEFAULT_PAGE
+    check_page(output, options.single_file)
+    check_writable(output.parent if options.single_file else _folder_of_pictures(output))
     runs = read_runs(folders, imgs_dir)
     names = list(dict.fromkeys(name for run in runs for name in run.scores))
     if options.single_file and len(names) > MAX_EMBEDDED:
@@ -109,6 +112,23 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
     failures = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures]
     page.write([*failures, *((name, "no result in this run") for name in without_result)])
     return output, report
+
+
+def check_page(path: Path, single_file: bool = False) -> None:
+    """Check that nothing is in the way of a page and its pictures.
+
+    Raises:
+        InputError: something is, or the name is not that of a page.
+    """
+    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"page {path}: a file name that ends with .html was expected", "output")
+    files = _folder_of_pictures(path)
+    if os.path.lexists(files) and not files.is_dir() and not single_file:
+        raise InputError(f"{files} is in the way of the page's folder of pictures: move it away")
+
+
+def _folder_of_pictures(page: Path) -> Path:
+    return page.with_name(f"{page.stem}_files")
 
 
 def _without_result(imgs_dir: Path, names: set[str], options: ReviewOptions, others: set[Path]) -> list[str]:
@@ -181,7 +201,7 @@ class _Page:
         self.path, self.single_file, self.run = path, single_file, run
         self._images: list[dict[str, Any]] = []
         self._embedded: list[dict[str, Any]] = []
-        self.files = path.with_name(f"{path.stem}_files")
+        self.files = _folder_of_pictures(path)
         self._partial = self.files / ".unfinished"
 
     def add(self, name: str, scores: Sequence[Mapping[str, float] | None], pictures: ImagePictures) -> None:

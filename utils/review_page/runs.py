@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,8 +18,11 @@ from utils.data.images import decoding_errors
 from utils.data.mask_values import read_palettes
 from utils.data.masks import read_mask
 from utils.pipeline.items import sibling
+from utils.pipeline.journal import read_journal
 from utils.pipeline.summary import read_summary
 from utils.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 LAYER_SUFFIXES = ("std", "entropy", "expected_entropy", "mutual_information")
 REGION_SUFFIXES = ("outer", "inner")  # of the masks with a guarantee
@@ -49,9 +54,11 @@ class PredictionRun:
         folder: its output folder.
         title: display name of its method.
         scores: those of each image by its path within the folder of images, the least confident first; with those
-            of metrics.csv, if the run has compared its predictions with a ground truth.
+            against a ground truth, if the run has compared its predictions with one.
         settings: those of its journal, or of metrics.json.
         holds_probs: whether NAME_OUT.png is a probability map, not a mask.
+        written: the files of each image as its journal lists them, since another run may have left more of them in the
+            same folder; None without a journal.
     """
 
     folder: Path
@@ -59,11 +66,7 @@ class PredictionRun:
     scores: Mapping[str, Mapping[str, float]]
     settings: Mapping[str, Any]
     holds_probs: bool
-
-    @property
-    def has_guarantee(self) -> bool:
-        """Whether masks with a guarantee are those of this run, rather than of an earlier one in the same folder."""
-        return not self.settings or self.settings.get("guarantee") is not None
+    written: Mapping[str, Collection[Path]] | None = None
 
     def files(self, name: str) -> ResultFiles:
         """The files of an image.
@@ -71,19 +74,29 @@ class PredictionRun:
         Raises:
             InputError: there are none.
         """
-        base = _find_result(self.folder, PurePath(name))
-        probs, layers = {}, {}
-        for suffix, path in _beside(base):
+        written = None if self.written is None else self.written[name]
+        base = _find_result(self.folder, PurePath(name), written)
+        probs, layers, regions = {}, {}, {}
+        for suffix, path in _beside(base, self._map_kinds(), written):
             kind, _, k = suffix.partition("_c")
             if kind == "prob":
                 probs[int(k or 1)] = path
-            elif kind in LAYER_SUFFIXES:
+            elif kind in REGION_SUFFIXES:
+                regions[suffix] = path
+            else:
                 layers[suffix] = path
-        regions = {suffix: sibling(base, f"_{suffix}.png") for suffix in REGION_SUFFIXES if self.has_guarantee}
-        others = (layers, {suffix: path for suffix, path in regions.items() if path.is_file()})
         if self.holds_probs and not probs:
-            return ResultFiles(None, {self.settings.get("class_index", 1): base}, *others)
-        return ResultFiles(base, probs, *others)
+            return ResultFiles(None, {self.settings.get("class_index", 1): base}, layers, regions)
+        return ResultFiles(base, probs, layers, regions)
+
+    def _map_kinds(self) -> list[str]:
+        """The maps that the run may have written beside a result, as far as its settings say."""
+        kinds = ["prob"]
+        if self.settings.get("save_entropy", True):
+            kinds += LAYER_SUFFIXES
+        if not self.settings or self.settings.get("guarantee"):
+            kinds += REGION_SUFFIXES
+        return kinds
 
     def mask_values(self) -> list[int]:
         """The mask value of class 0, 1, …, as recorded or, failing that, as the masks of the run show them.
@@ -103,30 +116,37 @@ class PredictionRun:
 
 
 def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:
-    """Read the tables of an output folder.
+    """Read what the latest run into an output folder has recorded.
+
+    Images of earlier runs, which predict_bayesian.py keeps in the summary, and images of other folders are left out.
 
     Args:
         folder: the output folder of any script that predicts.
         imgs_dir: the folder of its images.
 
     Raises:
-        InputError: there is no summary, or the run has written background probabilities.
+        InputError: there is no summary, or none of these images, or the run has written background probabilities.
     """
-    rows = read_summary(folder / "summary.csv")
-    if not rows:
+    summary = {row.pop("image"): row for row in read_summary(folder / "summary.csv")}
+    if not summary:
         raise InputError(f"{folder} has no summary.csv: the output folder of a prediction was expected")
-    settings = _read_settings(folder)
+    settings, finished = read_journal(folder)
+    if settings:
+        measured = {image: entry["row"] for image, entry in finished.items()}
+    else:  # hidden files were not copied
+        settings = _read_metrics_settings(folder / "metrics.json")
+        measured = {image: {} for image in summary} | _read_metrics_table(folder / "metrics.csv")
     if settings.get("class_index") == 0:
         raise InputError(f"{folder} contains background probabilities: predict those of class 1")
-    measured = {row.pop("image"): row for row in _read_metrics_table(folder / "metrics.csv")}
-    scores = {}
-    for row in rows:
-        image = row.pop("image")
-        scores[_name_within(image, imgs_dir)] = _numbers({**row, **measured.get(image, {})})
+    names = _names_within(folder, imgs_dir, summary, measured)
+    scores = {name: _numbers({**summary[image], **measured[image]}) for image, name in names.items()}
     holds_probs = "class_index" in settings
     if not settings:
         holds_probs = _looks_like_probs(folder, scores)
-    return PredictionRun(folder, _method_of(folder, settings, scores), scores, settings, holds_probs)
+    written = None
+    if finished:
+        written = {name: {folder / file for file in finished[image]["files"]} for image, name in names.items()}
+    return PredictionRun(folder, _method_of(folder, settings, scores), scores, settings, holds_probs, written)
 
 
 def read_runs(folders: Sequence[Path], imgs_dir: Path) -> list[PredictionRun]:
@@ -151,32 +171,26 @@ def fingerprint(runs: Sequence[PredictionRun]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """The first line of a journal of the run or, where hidden files were not copied, what metrics.json says of it."""
-    for path in sorted(folder.glob(".progress-*.jsonl")):
-        try:
-            with open(path, encoding="utf-8") as file:
-                return dict(json.loads(file.readline()))
-        except (ValueError, TypeError):
-            continue
+def _read_metrics_settings(path: Path) -> dict[str, Any]:
+    """What metrics.json says of the run; nothing if there is no such file."""
     try:
-        return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["run"])
+        return dict(json.loads(path.read_text(encoding="utf-8"))["run"])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _read_metrics_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; none if there is no such file."""
+def _read_metrics_table(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a metrics.csv by their images; none if there is no such file."""
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
-        return []
+        return {}
     except csv.Error as error:
         raise InputError(f"{path} cannot be read as CSV ({error}): move it away") from error
     if not all("image" in row for row in rows):
         raise InputError(f"{path} is not a table of metrics, and has no column image: move it away")
-    return rows
+    return {row.pop("image"): row for row in rows}
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -192,32 +206,57 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _name_within(image: str, imgs_dir: Path) -> str:
-    """The path of an image within its folder; predict_bayesian.py records its path as it was given."""
-    if (imgs_dir / image).exists() and not Path(image).is_absolute():
+def _names_within(folder: Path, imgs_dir: Path, images: Collection[str], finished: Collection[str]) -> dict[str, str]:
+    """The paths within their folder of those images of a summary that the run has finished; says how many are not."""
+    within = {image: _name_within(image, imgs_dir) for image in images}
+    names = {image: name for image, name in within.items() if name is not None and image in finished}
+    if not names:
+        raise InputError(f"the latest run into {folder} has predicted none of the images in {imgs_dir}")
+    shown = {*names.values()}
+    if left_out := [image for image, name in within.items() if name not in shown]:
+        words = "Not on the page, since they are of an earlier run into %s or not in %s: %d image%s, such as %s"
+        logger.warning(words, folder, imgs_dir, len(left_out), "s" * (len(left_out) > 1), left_out[0])
+    return names
+
+
+def _name_within(image: str, imgs_dir: Path) -> str | None:
+    """The path of an image within its folder, None if it is in another; predict_bayesian.py records it as it was given.
+
+    A link to an image keeps its name, whatever it points to.
+    """
+    path = Path(image)
+    if (imgs_dir / path).exists() and not path.is_absolute() and ".." not in path.parts:
         return image
-    path, folder = Path(image).resolve(), imgs_dir.resolve()
-    if path.is_relative_to(folder):
-        return path.relative_to(folder).as_posix()
-    return PurePath(image).name if (imgs_dir / PurePath(image).name).exists() else image
+    given, resolved = Path(os.path.abspath(path)), path.parent.resolve() / path.name
+    for inner, folder in ((given, Path(os.path.abspath(imgs_dir))), (resolved, imgs_dir.resolve())):
+        if inner.is_relative_to(folder):
+            return inner.relative_to(folder).as_posix()
+    if path.exists():
+        return None
+    return path.name if (imgs_dir / path.name).exists() else image
 
 
-def _find_result(folder: Path, name: PurePath) -> Path:
+def _find_result(folder: Path, name: PurePath, written: Collection[Path] | None = None) -> Path:
     """The mask or probability map of an image, beside which its other results are."""
     mirrored = folder / name.with_name(f"{name.stem}_OUT.png")
     candidates = (mirrored, folder / mirrored.name, folder / f"{name.stem}.png")
     for path in candidates:
-        if path.is_file():
+        if _is_written(path, written):
             return path
     raise InputError(f"its result is missing (looked for {candidates[0]} and {candidates[-1]})")
 
 
-def _beside(base: Path) -> Iterator[tuple[str, Path]]:
+def _is_written(path: Path, written: Collection[Path] | None) -> bool:
+    """Whether a file exists and, if it is known what the run has written, is not of another run."""
+    return path.is_file() and (written is None or path in written)
+
+
+def _beside(base: Path, kinds: Sequence[str], written: Collection[Path] | None) -> Iterator[tuple[str, Path]]:
     """The maps beside a result, with the ends of their names; with several classes these are numbered from 1 on."""
-    for kind in ("prob", *LAYER_SUFFIXES):
+    for kind in kinds:
         for end in (kind, *(f"{kind}_c{k}" for k in range(1, 256))):
             path = sibling(base, f"_{end}.png")
-            if path.is_file():
+            if _is_written(path, written):
                 yield end, path
             elif end != kind:
                 break
