@@ -247,7 +247,9 @@ def test_shift(command: str, project: Path, guaranteeing: tuple[str, ...]):
 @pytest.mark.parametrize("command", CALIBRATIONS)
 def test_calibration(command: str, project: Path):
     run(command, project)
-    run("python predict_prob_direct.py --input-dir data/imgs_test --output-dir calibrated --calibrated", project)
+    (model,) = re.findall(r"--output (\S+)", command) or re.findall(r"-m (\S+\.pth)", command)
+    flags = ("-m", model, "--output-dir", "calibrated", "--calibrated")
+    run("python predict_prob_direct.py --input-dir data/imgs_test", project, *flags)
 
 
 SMALL_TRAINING = ("--epochs", "1", "--newW", "32", "--newH", "32")
