@@ -36,6 +36,7 @@ from utils.pipeline.single_images import (
     save_single_image,
     write_single_summaries,
 )
+from utils.result_arguments import add_passes
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 
@@ -48,14 +49,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, parents=[arguments.image_parent(), arguments.mask_parent(), arguments.model_parent()]
     )
-    arguments.add_with_default(
-        parser,
-        "--mc",
-        type=arguments.integer(0),
-        default=20,
-        metavar="T",
-        help="number of MC dropout passes; 0 or 1: a single pass without dropout",
-    )
+    words = "number of MC dropout passes; 0 or 1: a single pass without dropout"
+    add_passes(parser, 20, arguments.integer(0), words)
     parser.add_argument(
         "--save-prob", action="store_true", help="also save each pass: NAME_mc00_c0.png ..., and all in NAME_probs.npy"
     )
@@ -133,8 +128,9 @@ def main(args: argparse.Namespace) -> int:
 
 def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> Sampler:
     """The method."""
-    sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
-    if args.mc <= 1:
+    passes = model_flags.passes_from_args(args, model)
+    sampler = MCDropout(args.batch_size, dtype, num_samples=passes, seed=args.seed)
+    if passes <= 1:
         sampler = Softmax(args.batch_size, dtype)
     sampler = (calibrated(sampler, model) if args.calibrated else sampler).for_single_images()
     sampler.check(model)

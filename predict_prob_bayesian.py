@@ -5,6 +5,7 @@ import argparse
 from utils import arguments, cli, model_flags
 from utils.inference.samplers import MCDropout
 from utils.pipeline.probability_maps import predict_probabilities
+from utils.result_arguments import add_passes
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -12,9 +13,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__,
         parents=[arguments.folder_parent(), arguments.probability_parent(), arguments.model_parent()],
     )
-    arguments.add_with_default(
-        parser, "--mc", type=arguments.integer(1), default=50, metavar="T", help="number of passes"
-    )
+    add_passes(parser, 50, arguments.integer(1), "number of passes")
     return parser
 
 
@@ -22,7 +21,8 @@ def main(args: argparse.Namespace) -> int:
     cli.check_review_flags(args)
     items = cli.items_from_args(args)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
-    sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed)
+    passes = model_flags.passes_from_args(args, model)
+    sampler = MCDropout(args.batch_size, dtype, num_samples=passes, seed=args.seed)
     code = predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
     return cli.review_from_args(args, args.input_dir, code)
 

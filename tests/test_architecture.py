@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "value_arguments": {"data"},
     "result_arguments": set(),
     "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments", "result_arguments"},
-    "model_flags": {"unet", "runtime", "models", "checkpoint", "data", "arguments"},
+    "model_flags": {"unet", "runtime", "models", "checkpoint", "data", "inference", "arguments"},
     "cli": {"runtime", "data", "pipeline", "review_page", "arguments", "model_flags"},
 }
 EVERYTHING = {*LAYERS}

@@ -42,6 +42,7 @@ def test_command_uses_the_validation_images(tmp_path: Path):
     result = run_module("utils.calibration", *flags)
     assert result.returncode == 2
     assert "8 images, this one has 7" in result.stderr
+    assert "On other labelled images, calibrate it into a new file (see --output)" in result.stderr
 
 
 def test_held_out_images():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import predict_prob_bayesian
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, make_image, run_module, run_script
 from utils import IGNORED_CLASS
 from utils.calibration import are_other_images
@@ -24,6 +25,7 @@ from utils.inference.predictor import MapOptions, draw_samples, predict, predict
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation, calibrated
 from utils.metrics.evaluation import format_evaluation
 from utils.metrics.risk_control import RISK_THRESHOLDS, RiskCurves, controlling_thresholds, image_losses, region_losses
+from utils.model_flags import passes_from_args
 from utils.models import TrainedModel, combine_models
 from utils.pipeline.items import find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
@@ -39,7 +41,7 @@ SETTINGS = {"softmax": {}, "mc_dropout": {"num_samples": 20}, "tta": {"shrink": 
 def curves_of(n: int, method: str = "softmax") -> RiskCurves:
     """Of a mean loss that rises, and falls, evenly with the logit of the threshold."""
     rising = np.linspace(0, 1, len(RISK_THRESHOLDS))
-    return RiskCurves(n, rising, rising[::-1].copy(), SETTINGS[method])
+    return RiskCurves(n, rising, rising[::-1].copy(), dict(SETTINGS[method]))
 
 
 @pytest.fixture
@@ -146,17 +148,31 @@ def test_guarantees_that_cannot_be_given(model: TrainedModel):
 
 
 def test_guarantee_is_that_of_the_same_probabilities(model: TrainedModel, caplog: pytest.LogCaptureFixture):
-    with pytest.raises(InputError, match=r"of the calibration, which had num_samples = 20, not num_samples = 50"):
+    with pytest.raises(InputError, match=r"of the calibration, which had 20 passes, not 50 passes"):
         make_guarantee(model, MCDropout(num_samples=50), 0.9)
     with pytest.raises(InputError, match=r"of the calibration, which had shrink = 0\.8, not shrink = 0\.7"):
         make_guarantee(model, TestTimeAugmentation(shrink=0.7), 0.9)
     with caplog.at_level(logging.INFO):
         make_guarantee(model, MCDropout(num_samples=20, seed=3, dtype=torch.bfloat16), 0.9)
-    assert "MC dropout, 20 passes: guarantee of 0.9 by 99 calibration images" in caplog.text
+    assert "MC dropout, 20 passes: guarantee of 0.9 from 99 calibration images" in caplog.text
     assert "outer mask from a probability of 5.235e-05, inner mask above 0.9999; on average" in caplog.text
     assert "on average over images like those, not for each" in caplog.text
-    same = "by 9 calibration images: one mask, from a probability of 0.5, is outer and inner mask; on average"
+    same = "from 9 calibration images: one mask, from a probability of 0.5, is outer and inner mask; on average"
     assert same in str(Guarantee(0.9, 0.5, 0.5, 9))
+
+
+def test_passes_are_those_of_the_calibration_unless_given(model: TrainedModel):
+    parser = predict_prob_bayesian.get_args_parser()
+    model.risk_curves["mc_dropout"].settings["num_samples"] = 7
+
+    def passes(*flags: str) -> int:
+        args = parser.parse_args(["--input-dir", "x", "--output-dir", "y", *flags])
+        return passes_from_args(args, model)
+
+    assert (passes(), passes("--mc", "3")) == (50, 3)
+    assert (passes("--guarantee", "0.9"), passes("--guarantee", "0.9", "--mc", "3")) == (7, 3)
+    model.risk_curves = {}
+    assert passes("--guarantee", "0.9") == 50
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
@@ -251,8 +267,12 @@ def test_scripts_write_the_masks(model: TrainedModel, tmp_path: Path):
         "predict_bayesian.py", "-i", imgs, "--output-dir", tmp_path / "b", *flags[:4], "--skip-existing"
     )
     assert_one_clear_line(result, "contains results with guarantee = {'level': 0.6,")
-    result = run_script("predict_prob_bayesian.py", "--input-dir", imgs, "--output-dir", tmp_path / "q", *flags)
-    assert_one_clear_line(result, "num_samples = 20, not num_samples = 50 (see --mc)")
+    folders = ("--input-dir", imgs, "--output-dir", tmp_path / "q")
+    result = run_script("predict_prob_bayesian.py", *folders, *flags, "--mc", 50)
+    assert_one_clear_line(result, "which had 20 passes, not 50 passes (see --mc)")
+    result = run_script("predict_prob_bayesian.py", "--input-dir", imgs, "--output-dir", tmp_path / "r", *flags)
+    assert "MC dropout, 20 passes: guarantee of 0.6 from 99 calibration images" in result.stderr  # without --mc
+    assert (tmp_path / "r" / "SKIN_001_OUT_outer.png").is_file()
     result = run_script("predict.py", "--input-dir", imgs, "--output-dir", tmp_path / "q", *flags[:-1], 0.995)
     assert_one_clear_line(result, "a guarantee of 0.995 requires 199 calibration images, this model has 99")
     assert not (tmp_path / "q").exists()

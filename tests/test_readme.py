@@ -83,6 +83,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
     shutil.copy(model_file, project / "pretrained_model.pth")
     make_folders(project / "clinic", 4, (64, 48))
     shutil.copytree(project / "data" / "imgs_test", project / "clinic" / "new")
+    (project / "checkpoints").mkdir()
+    shutil.copy(model_file, project / "checkpoints/best.pth")
     for seed in range(5):  # the members of an ensemble
         (project / f"checkpoints/seed{seed}").mkdir(parents=True)
         shutil.copy(model_file, project / f"checkpoints/seed{seed}/best.pth")

@@ -79,6 +79,20 @@ def test_empty_data_folder(tmp_path: Path):
     assert_one_clear_line(result, "data contains no image", "outside its sub-folders", "(see --recursive)")
 
 
+def test_nested_folder(tmp_path: Path):
+    """Also one with a name of the challenge's folders: its images are not to be downloaded."""
+    for name in ("own/imgs/patient1", "data/imgs/patient1", "empty/imgs"):
+        (tmp_path / name).mkdir(parents=True)
+    for folder in ("own/imgs", "data/imgs"):
+        result = run_script("predict.py", "--input-dir", folder, "--output-dir", "x", cwd=tmp_path)
+        assert_one_clear_line(result, f"{folder} contains no image outside its sub-folders", "(see --recursive)")
+        assert "download" not in result.stderr
+        result = run_script("predict_bayesian.py", "-i", folder, "--output-dir", "x", cwd=tmp_path)
+        assert_one_clear_line(result, f"{folder} contains no image outside its sub-folders: name one of these (")
+    result = run_script("predict.py", "--input-dir", "empty/imgs", "--output-dir", "x", cwd=tmp_path)
+    assert "download" not in result.stderr
+
+
 def test_shipped_model_from_another_folder(images: tuple[Path, Path], tmp_path: Path):
     result = run_script("predict.py", "--input-dir", images[0], "--output-dir", "o", "--ext", "jpg", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

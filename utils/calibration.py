@@ -27,6 +27,8 @@ from utils.training.temperatures import format_temperatures
 
 logger = logging.getLogger(__name__)
 
+_NOT_IDENTIFIED = "its validation images cannot be identified. On other labelled images, calibrate it into a new file"
+
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -158,12 +160,13 @@ def held_out_indices(
     if settings.get("images") != n_images:
         raise InputError(
             f"the model was trained on a folder of {settings.get('images')} images, this one has {n_images}: "
-            "its validation images cannot be identified"
+            f"{_NOT_IDENTIFIED}",
+            "output",
         )
     if settings.get("image_names", names) != names:
         raise InputError(
-            f"the model was trained on {n_images} images of other names, or in another order: its validation images "
-            "cannot be identified"
+            f"the model was trained on {n_images} images of other names, or in another order: {_NOT_IDENTIFIED}",
+            "output",
         )
     if settings.get("groups") != (groups_digest(groups) if groups else None):
         expected = "with the groups of another file" if groups else "by groups"

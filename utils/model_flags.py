@@ -13,6 +13,7 @@ from unet.mc_dropout import dropout_layers
 from utils.arguments import DEFAULT_MODEL
 from utils.checkpoint import load_model
 from utils.data.images import find_white
+from utils.inference.samplers import MCDropout
 from utils.models import DEFAULT_INPUT_SIZE, TrainedModel, combine_models
 from utils.runtime.device import amp_dtype, choose_device, device_name, precision_name
 from utils.runtime.errors import InputError
@@ -92,6 +93,14 @@ def _check_values(args: argparse.Namespace, path: Path | str, actual: Mapping[st
             flag = f"--{name}" if given is True else f"--{name} {given}"
             actual_value = "transposed convolutions" if given is True else value
             raise InputError(f"{path} contradicts {flag}: the model has {actual_value}. Omit the flag")
+
+
+def passes_from_args(args: argparse.Namespace, model: TrainedModel) -> int:
+    """The number of MC dropout passes: --mc, or with --guarantee that of the model's calibration, or the default."""
+    if args.mc is not None:
+        return args.mc
+    curves = model.risk_curves.get(MCDropout.method) if args.guarantee else None
+    return curves.settings.get("num_samples", args.default_passes) if curves else args.default_passes
 
 
 def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> tuple[BayesianUNet, tuple[int, int]]:

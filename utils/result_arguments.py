@@ -1,6 +1,7 @@
 """The flags that every script that predicts has beside those of its images and its model."""
 
 import argparse
+from collections.abc import Callable
 
 _MAX_LEVEL = 0.999  # of which 999 calibration images are required
 
@@ -24,13 +25,20 @@ def add_result_flags(parser: argparse._ActionsContainer) -> None:
         "--guarantee",
         type=guarantee_level,
         metavar="LEVEL",
-        help="such as 0.9: also save NAME_outer.png, in which at least 90 %% of the lesion lie, and NAME_inner.png, of "
-        "which at least 90 %% are lesion. On average over images like those of the calibration: not for each image, "
-        "and not for other sources without labelled images of theirs (python -m utils.calibration). MC dropout with "
-        "as many passes as in the calibration, 20",
+        help="such as 0.95: also save an outer mask, in which at least 95 %% of the lesion lie, and an inner mask, of "
+        "which at least 95 %% are lesion, as NAME_outer.png and NAME_inner.png beside the result NAME.png. On average "
+        "over images like those of the calibration: not for each image, and not for other sources without labelled "
+        "images of theirs (python -m utils.calibration)",
     )
     parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")
     add_compile(parser)
+
+
+def add_passes(parser: argparse._ActionsContainer, default: int, passes: Callable[[str], int], help: str) -> None:
+    """Add --mc, None if it is not given: see `model_flags.passes_from_args`, which then reads `default_passes`."""
+    text = f"{help} (default: {default}; with --guarantee as many as in the calibration)"
+    parser.add_argument("--mc", type=passes, metavar="T", help=text)
+    parser.set_defaults(default_passes=default)
 
 
 def add_compile(parser: argparse._ActionsContainer) -> None:

@@ -78,7 +78,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--guarantee",
         type=guarantee_level,
         metavar="LEVEL",
-        help="such as 0.9: also what the masks with a guarantee reach, see the prediction scripts",
+        help="such as 0.95: also what the masks with a guarantee reach, see the prediction scripts",
     )
     add_compile(methods)
     return parser

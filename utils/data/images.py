@@ -107,10 +107,12 @@ def list_images(
             Path(root, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
         ]
     if not found:
+        within = " outside its sub-folders: name one of these" * has_folders
+        of_challenge = folder.name in _CHALLENGE_FOLDERS and folder.parent.resolve() == Path("data").resolve()
         advice = "; python -m utils.download_isic downloads the images and masks of the challenge"
         raise InputError(
-            f"{folder} contains no image{' outside its sub-folders' * has_folders} (looked for "
-            f"{' '.join(sorted(suffixes))}){advice * (folder.name in _CHALLENGE_FOLDERS)}",
+            f"{folder} contains no image{within} (looked for {' '.join(sorted(suffixes))})"
+            f"{advice * (of_challenge and not has_folders)}",
             *["recursive"] * has_folders,
         )
     images = [path for path in found if not path.stem.lower().endswith(_SUPERPIXELS)]

@@ -51,7 +51,7 @@ class Guarantee:
         if self.outer == self.inner:
             thresholds = f"one mask, from a probability of {self.outer:.4g}, is outer and inner mask"
         return (
-            f"guarantee of {self.level:g} by {self.images} calibration images: {thresholds}; on average over images "
+            f"guarantee of {self.level:g} from {self.images} calibration images: {thresholds}; on average over images "
             "like those, not for each"
         )
 
@@ -101,4 +101,5 @@ def probability_settings(sampler: Sampler) -> dict[str, Any]:
 
 
 def _describe(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in settings.items()) or "no settings"
+    words = [f"{value} passes" if name == "num_samples" else f"{name} = {value}" for name, value in settings.items()]
+    return ", ".join(words) or "no settings"
