@@ -1,4 +1,4 @@
-"""Write the probability map of each image of a folder: uncalibrated softmax of a single pass."""
+"""Write the probability map of each image of a folder: the softmax of a single pass."""
 
 import argparse
 

@@ -162,6 +162,9 @@ def calibrate_best_epoch(
         save_calibration(path, model)
         logger.info("Temperatures for --calibrated: %s", format_temperatures(model.temperatures))
         logger.info("Best validation %s %.4f: %s", *headline_score(state.best), path)
+        if state.best["val_dice"] == 0:
+            words = "The best validation Dice is 0: this network predicts no lesion, or none where there is one; see %s"
+            logger.warning(words, '"My prediction is black" in data/README.md')
 
 
 def log_datasets(training: SegmentationDataset, validation: SegmentationDataset) -> None:

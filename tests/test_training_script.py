@@ -20,9 +20,12 @@ from tests.conftest import (
     run_script,
     start_script,
 )
+from tests.test_guarantees import dataset
 from tests.test_prediction_scripts import pixels
+from train_bayesian import calibrate_best_epoch
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.training.state import new_training_state
 
 
 def training_flags(tmp_path: Path, n: int = 8) -> list[object]:
@@ -214,8 +217,9 @@ def test_three_classes_are_evaluated_one_by_one(tmp_path: Path):
     more = ["--checkpoint-dir", tmp_path / "c", "--classes", 3, "--epochs", 1, "--quiet", "--load", start]
     result = run_script("train_bayesian.py", *data, *more)
     assert result.returncode == 0, result.stderr
-    # Whether an epoch is enough for a temperature within its range depends on the device.
-    assert not [line for line in result.stderr.splitlines() if not line.startswith("Warning: The temperature ")]
+    # Whether an epoch is enough for a prediction, and for a temperature within its range, depends on the device.
+    expected = ("Warning: The temperature ", "Warning: The best validation Dice is 0")
+    assert not [line for line in result.stderr.splitlines() if not line.startswith(expected)]
     out = tmp_path / "o"
     result = run_script(
         "predict_prob_direct.py",
@@ -271,7 +275,25 @@ def test_input_size(tmp_path: Path):
     assert_one_clear_line(result, "contradicts --newW 64: the model has 32")
     assert "contradicts --newH 64" in logged(tmp_path, "--resume", "--newH", 64, code=2)
     words = logged(tmp_path, "--resume", "--epochs", 40, code=2)
-    assert f"start a new run from its weights, with --load {out / 'last.pth'}" in words
+    file = out / "last.pth"
+    assert f"the run of {file} has finished its 1 epoch; to train further, use --load {file} with --epochs N" in words
+    interrupted = read_checkpoint(file)
+    interrupted["settings"]["epochs"] = 2
+    torch.save(interrupted, file)
+    words = logged(tmp_path, "--resume", "--epochs", 40, code=2)
+    assert f"{file} is one of 2 epochs: complete it with --resume and --epochs 2; to train further" in words
+
+
+@pytest.mark.parametrize("dice", [0.0, 0.3, None])
+def test_network_that_predicts_nothing(tmp_path: Path, dice: float | None, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, TrainedModel(lively_network(), (32, 32), settings={"validation": 0.0}))
+    settings = {"validation": 0.0, "validation_images": None}
+    state = new_training_state(lively_network(), 1e-3, total_steps=1)
+    state.history = [{"val_dice": dice, "val_loss": 1.0}]
+    calibrate_best_epoch(path, state, settings, dataset(2))
+    warnings = [record.message for record in caplog.records if "My prediction is black" in record.message]
+    assert len(warnings) == (dice == 0)
 
 
 def test_validation_set(tmp_path: Path):

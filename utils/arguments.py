@@ -225,8 +225,8 @@ def training_parent() -> argparse.ArgumentParser:
         "--augmentation",
         choices=["light", "strong", "wild"],
         default="light",
-        help="random transforms of the training images; strong and wild, for images of other sources, take 60 epochs "
-        "or more",
+        help="random transforms of the training images; for images of other sources strong, with 60 epochs or more, "
+        "and wild, with 140",
     )
     recipe.add_argument(
         "--classes",

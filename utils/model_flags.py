@@ -134,9 +134,9 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
         logger.warning("%s has no dropout layers: what is trained from it cannot be used with MC dropout", path)
     epochs = model.settings.get("epochs", args.epochs)
     if resumed is not None and epochs != args.epochs:
-        raise InputError(
-            f"{path} was saved in a run of --epochs {epochs}, whose learning rate ends with it: --resume with --epochs "
-            f"{epochs} completes that run; for more epochs start a new run from its weights, with --load {path} in "
-            f"place of --resume and --epochs for the number of further epochs"
-        )
+        state = f"has finished its {epochs} epoch{'s' * (epochs != 1)}"
+        if model.epoch < epochs:
+            state = f"is one of {epochs} epochs: complete it with --resume and --epochs {epochs}"
+        further = f"to train further, use --load {path} with --epochs N, in place of --resume"
+        raise InputError(f"the run of {path} {state}; {further}")
     return model.network, size
