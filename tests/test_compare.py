@@ -101,7 +101,7 @@ def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, 
     assert [row["T"] for row in rows] == ["1", "2", "3", "4", "5"]
     metrics = json.loads((project / "bayesian" / "metrics.json").read_text())
     assert float(rows[-1]["mean Dice"]) == pytest.approx(metrics["segmentation"]["dice"]["value"], abs=1e-4)
-    assert float(rows[-1]["NLL"]) == pytest.approx(metrics["calibration"]["nll"]["value"], abs=1e-5)
+    assert float(rows[-1]["NLL (nats)"]) == pytest.approx(metrics["calibration"]["nll"]["value"], abs=1e-5)
     ece = metrics["calibration"]["ece_top_label"]["value"]
     assert float(rows[-1]["ECE, top-label"]) == pytest.approx(ece, abs=1e-5)
     aurc = metrics["selective"]["soft_dice_confidence"]["aurc"]["value"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 
 matplotlib.use("agg")
@@ -52,6 +53,8 @@ def test_reliability_diagram_shows_each_bin(results: dict[str, dict], column: in
         np.testing.assert_allclose(line.get_xdata(), bins["probability"][used] / bins["pixels"][used])
         np.testing.assert_allclose(line.get_ydata(), bins["positives"][used] / bins["pixels"][used])
         assert line.get_label().endswith(f"(ECE {result['calibration'][f'ece_{kind}']['value']:.3f})")
+    FigureCanvasAgg(upper.figure).draw()
+    assert upper.get_legend().get_window_extent().y0 >= upper.get_window_extent().y1  # it covers no point
     (diagonal,) = [line for line in upper.get_lines() if line not in labelled_lines(upper)]
     assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
     for stairs, result in zip(lower.patches, results.values(), strict=True):

@@ -41,7 +41,7 @@ from utils.inference.samplers import Softmax
 METHODS = ("softmax", "MC dropout, 20 passes", "test-time augmentation")
 CAPTION = (
     "ISIC_0000000.jpg  ·  Dice 0.912, Jaccard 0.838  ·  soft Dice confidence 0.923  ·  pairwise Dice 0.945  ·  "
-    "area 12345 ± 123 pixels  ·  mean entropy 0.123 nats"
+    "mean area 12345 ± 123 pixels  ·  mean entropy 0.123 nats"
 )
 
 
@@ -224,7 +224,11 @@ def test_several_classes_have_colours_and_a_legend():
     assert legends_of(figure) == [["class 1", "class 2"], ["false negatives", "false positives"]]
     colours = [patch.get_facecolor()[:3] for patch in figure.legends[0].get_patches()]
     np.testing.assert_allclose(colours, np.array([class_colour(1), class_colour(2)]) / 255)
+    of_errors = {FALSE_NEGATIVE, FALSE_POSITIVE}
+    assert not of_errors & {class_colour(k) for k in range(1, 6)}
     assert legends_of(draw_comparison([row])) == [["class 1", "class 2"]]
+    assert texts_of(figure, "Foreground probability")
+    assert texts_of(draw_comparison([row], "Probability, class 2"), "Probability, class 2")
     assert not draw_predictions([row_and_maps()[0]]).legends
 
 

@@ -81,6 +81,14 @@ def test_page_of_the_samples(tmp_path: Path):
             assert photo.size == (512, 384)
 
 
+def test_scores_have_more_digits_than_are_shown(tmp_path: Path):
+    """0.9795, of five digits, would be shown as 0.980, where the files and figures say 0.979."""
+    scores = {"a.png": {"soft_dice_confidence": 0.97949512}}
+    run = write_run(tmp_path / "run", {"a.png": np.zeros((6, 8), np.uint8)}, scores=scores)
+    page, _ = write_review([run], images_of(tmp_path / "imgs", "a.png"))
+    assert scores_of(data_of(page), 0)["soft_dice_confidence"] == 0.97949512
+
+
 def test_pictures_of_large_images_are_reduced(tmp_path: Path):
     imgs = images_of(tmp_path / "imgs", "a.png", size=(2400, 1200))
     values = np.zeros((1200, 2400), np.uint8)

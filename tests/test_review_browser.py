@@ -107,8 +107,12 @@ def test_list_is_sorted_and_searched(samples: Path, opened: Open):
     page = opened(samples)
     assert listed(page) == SAMPLE_NAMES  # the least certain first
     assert page.locator(".list img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 240
+    assert page.locator("#direction").text_content() == "least certain first ↑"
+    assert page.locator(".columns .sorted").text_content() == "Soft Dice confidence ↑"
     page.click("#direction")
     assert listed(page) == SAMPLE_NAMES[::-1]
+    assert page.locator("#direction").text_content() == "most certain first ↓"
+    assert page.locator(".columns .sorted").text_content() == "Soft Dice confidence ↓"
     page.click(".columns button:has-text('Dice, measured')")
     data = data_of(samples)
     dice = [score["name"] for score in data["scores"]].index("dice")
@@ -124,6 +128,18 @@ def test_list_is_sorted_and_searched(samples: Path, opened: Open):
     assert page.locator("#empty").text_content() == "No image of these matches."
 
 
+def test_scores_are_rounded_once_and_empty_masks_are_marked(tmp_path: Path, opened: Open):
+    maps = {name: np.full((30, 40), grey, np.uint8) for name, grey in (("a.png", 200), ("b.png", 0))}
+    scores = {"a.png": {"soft_dice_confidence": 0.9794951}, "b.png": {"soft_dice_confidence": 0.0012345678}}
+    run = write_run(tmp_path / "run", maps, scores=scores)
+    page = opened(write_review([run], images_of(tmp_path / "imgs", "a.png", "b.png", size=(40, 30)))[0])
+    texts = page.locator(".list li").all_text_contents()
+    assert listed(page) == ["b.png", "a.png"]
+    assert ("empty mask" in texts[0], "empty mask" in texts[1]) == (True, False)
+    assert "0.001" in texts[0]
+    assert "0.979" in texts[1]  # not of 0.9795
+
+
 def test_slider_says_what_is_left_to_expect(samples: Path, opened: Open):
     page, data = opened(samples), data_of(samples)
     dice_at = [score["name"] for score in data["scores"]].index("dice")
@@ -132,12 +148,17 @@ def test_slider_says_what_is_left_to_expect(samples: Path, opened: Open):
         set_slider(page, "#cut", count)
         assert page.locator("#cut-count").text_content() == f"{count} of 9 images to review"
         assert len(listed(page)) == count
-        label = f"Review soft Dice confidence of at most {CONFIDENCE[count - 1]:.3f}" if count else "Review none"
+        label = f"Review images whose soft Dice confidence is at most {CONFIDENCE[max(count - 1, 0)]:.3f}"
+        label = label if count else "Review none"
         assert page.locator("#cut-label").text_content() == label
         expected, measured = (float(b.text_content()) for b in page.locator("#cut-dice b").all())
         assert expected == pytest.approx(np.mean(CONFIDENCE[count:]), abs=6e-4)
         assert measured == pytest.approx(np.mean(dice[count:]), abs=6e-4)
     assert page.locator("#curve path").count() == 2
+    low, high = (float(page.locator(f"#curve-{end}").text_content()) for end in ("low", "high"))
+    of_rest = [np.mean(scores[k:]) for scores in (CONFIDENCE, dice) for k in range(9)]
+    assert (low, high) == pytest.approx((min(of_rest), max(of_rest)), abs=6e-3)
+    assert page.locator(".curve-x").text_content() == "0 images reviewed 9"
 
 
 def test_equal_scores_are_not_torn_apart(tmp_path: Path, opened: Open):
@@ -219,6 +240,28 @@ def test_contour_lines(rows: list[str], expected: int, samples: Path, opened: Op
     pixels = sum(values) / 255
     assert abs(enclosed) <= pixels
     assert abs(enclosed) >= pixels / 2
+
+
+def test_a_border_of_two_regions_is_drawn_once(samples: Path, opened: Open):
+    """The contour of a region whose neighbour's is drawn already is open, from one end of their border to the other."""
+    left = np.tile(np.uint8([255, 255, 100, 0, 0, 0]), (4, 1))
+    middle = np.tile(np.uint8([0, 0, 155, 255, 0, 0]), (4, 1))
+    page = opened(samples)
+
+    def lines_of(*maps: np.ndarray) -> list[list[float]]:
+        script = "([map, ...others]) => contourLines(map, 6, 4, 127.5, others)"
+        values = [map_.ravel().tolist() for map_ in maps]
+        return page.evaluate(f"maps => ({script})(maps.map(map => Uint8Array.from(map)))", values)
+
+    (whole,), (left_line,), (rest,) = lines_of(middle), lines_of(left), lines_of(middle, left)
+    points = [{*map(tuple, np.reshape(line, (-1, 2)).round(3).tolist())} for line in (whole, left_line, rest)]
+    shared = points[0] & points[1]
+    assert len(shared) >= 4
+    assert points[2] < points[0]
+    assert len(points[2] & shared) <= 2  # its ends
+    assert points[2] | shared == points[0]
+    assert whole[:2] == whole[-2:]
+    assert rest[:2] != rest[-2:]
 
 
 def test_layers_and_methods(samples: Path, opened: Open):

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
     }
     for name, figure in figures.items():
         save_figure(figure, args.output_dir / name, dpi=150)
-    save_figure(draw_comparison(rows), args.output_dir / "UQ_compare.png")
+    save_figure(draw_comparison(rows, probability_title(results)), args.output_dir / "UQ_compare.png")
     print(table)
     logger.info("%s: comparison.md, comparison.json, %s, UQ_compare.png", args.output_dir, ", ".join(figures))
 
@@ -140,6 +140,13 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     if run["class_index"] == 0:
         raise InputError(f"{folder} contains background probabilities: predict with --class-index 1")
     return result
+
+
+def probability_title(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The title of the probabilities that the methods have saved; with several classes it says of which."""
+    runs = [result["run"] for result in results.values()]
+    classes = sorted({run["class_index"] for run in runs})
+    return f"Probability, class {'/'.join(map(str, classes))}" if len(runs[0]["mask_values"]) > 2 else "Probability"
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -134,7 +134,7 @@ def table_row(t: int, counts: PixelCounts, points: Sequence[PassesPoint]) -> dic
     return {
         "T": t,
         "ECE, top-label": float(PIXEL_METRICS["ece_top_label"](counts)),
-        "NLL": float(PIXEL_METRICS["nll"](counts)),
+        "NLL (nats)": float(PIXEL_METRICS["nll"](counts)),
         "AURC": aurc(confidence, 1 - dice),
         "mean Dice": float(dice.mean()),
     }

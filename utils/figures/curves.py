@@ -29,7 +29,7 @@ def draw_reliability(results: Results) -> Figure:
     load_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.6 + 0.16 * len(results)), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", height_ratios=(3, 1))
     min_confidence = min(1 / len(result["run"]["mask_values"]) for result in results.values())
     kinds = {
@@ -49,8 +49,10 @@ def draw_reliability(results: Results) -> Figure:
             upper.plot(total[used] / n[used], positives[used] / n[used], label=label, **_THIN, **style)
             edges = np.linspace(0, 1, len(n) + 1)
             lower.stairs(n / n.sum(), edges, color=style["color"], linestyle=style["linestyle"])
-        upper.set(xlim=(low, 1), ylim=(lowest, 1), ylabel=y, title=title)
-        upper.legend(prop={"size": 7.5, "family": font_families("".join(results))}, loc="best")
+        upper.set(xlim=(low, 1), ylim=(lowest, 1), ylabel=y)
+        prop = {"size": 7.5, "family": font_families("".join(results))}
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}  # above all points
+        upper.legend(prop=prop, title=title, title_fontsize=12, alignment="left", frameon=False, **place)
         lower.set(yscale="log", xlabel=x, ylabel="fraction of pixels")
         for ax in (upper, lower):
             ax.grid(alpha=0.25)

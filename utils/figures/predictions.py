@@ -112,7 +112,7 @@ def format_scores(name: str, scores: Mapping[str, Any]) -> str:
     parts.append(f"soft Dice confidence {scores['soft_dice_confidence']:.3f}")
     if scores["pairwise_dice"] is not None:
         parts.append(f"pairwise Dice {scores['pairwise_dice']:.3f}")
-        parts.append(f"area {scores['area_mean']:.0f} ± {scores['area_std']:.0f} pixels")
+        parts.append(f"mean area {scores['area_mean']:.0f} ± {scores['area_std']:.0f} pixels")
     else:
         parts.append(f"area {scores['area']} pixels")
     parts.append(f"mean entropy {scores['mean_entropy']:.3f} nats")
@@ -154,11 +154,16 @@ def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure
             panels.append([row.image, white, prediction, white])
         else:
             panels.append([row.image, prediction])
-    return _with_maps(columns, panels, rows, new_figure)
+    return _with_maps(columns, panels, rows, "Foreground probability" if n_classes > 2 else "Probability", new_figure)
 
 
-def draw_comparison(rows: Sequence[FigureRow]) -> Figure:
-    """One row per image: image, ground truth if there is one, and probability and entropy by each method."""
+def draw_comparison(rows: Sequence[FigureRow], probability: str = "Probability") -> Figure:
+    """One row per image: image, ground truth if there is one, and probability and entropy by each method.
+
+    Args:
+        rows: with the same methods.
+        probability: the title of the probabilities.
+    """
     labelled = rows[0].target is not None
     legend = _class_legend(max(row.n_classes for row in rows))
     columns = [Column("Image"), *[Column("Ground truth", legend=legend)] * labelled]
@@ -167,18 +172,19 @@ def draw_comparison(rows: Sequence[FigureRow]) -> Figure:
         panels.append([row.image])
         if labelled:
             panels[-1].append(tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH))
-    return _with_maps(columns, panels, rows)
+    return _with_maps(columns, panels, rows, probability)
 
 
 def _with_maps(
     columns: list[Column],
     panels: list[list[np.ndarray]],
     rows: Sequence[FigureRow],
+    probability: str,
     new_figure: Callable[..., Figure] | None = None,
 ) -> Figure:
     """The figure of these columns, with those of each method's probability and entropy added."""
     for method in rows[0].maps:
-        columns = [*columns, Column("Probability", "probability", method), Column("Entropy", "entropy", method)]
+        columns = [*columns, Column(probability, "probability", method), Column("Entropy", "entropy", method)]
     panels = [
         [*images, *(values for pair in row.maps.values() for values in pair)]
         for images, row in zip(panels, rows, strict=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Inches; a figure of 9 inches is shown 900 pixels wide.
-_WIDTH, _ROW, _TITLES, _BOTTOM, _RIGHT = 9.0, 0.68, 0.62, 0.42, 0.08
+_WIDTH, _ROW, _TITLES, _BOTTOM, _RIGHT, _TOP = 9.0, 0.68, 0.62, 0.42, 0.08, 0.06
 _ROW_LABELS = 1.38  # for the names of the rows, and the numbers of the first column
 _TEXT = 9  # points
 _COLUMN_LETTERS = 100  # of all titles of the columns in a line
@@ -38,15 +38,15 @@ def draw_small_multiples(panels: Mapping[str, Mapping[str, Curves]], x_label: st
     columns = list(next(iter(panels.values())))
     names = list(next(iter(panels.values()))[columns[0]])
     per_line = len(names) if sum(map(len, names)) <= _LINE_LENGTH else 1
-    top = _TITLES + _LINE * math.ceil(len(names) / per_line)
+    top = _TOP + _TITLES + _LINE * math.ceil(len(names) / per_line)
     height = top + _ROW * len(panels) + _BOTTOM
     figure = Figure(figsize=(_WIDTH, height))
     edges = {"left": _ROW_LABELS / _WIDTH, "right": 1 - _RIGHT / _WIDTH, "top": 1 - top / height}
-    edges |= {"bottom": _BOTTOM / height, "wspace": 0.36, "hspace": 0.2}
+    edges |= {"bottom": _BOTTOM / height, "wspace": 0.46, "hspace": 0.2}
     axes = figure.subplots(len(panels), len(columns), sharex=True, sharey="col", squeeze=False, gridspec_kw=edges)
     for row, (name, by_column) in zip(axes, panels.items(), strict=True):
         label = textwrap.fill(name, 14, break_long_words=False)
-        row[0].text(-0.34, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=_TEXT)
+        row[0].text(-0.42, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=_TEXT)
         for ax, curves in zip(row, by_column.values(), strict=True):
             _draw_panel(ax, curves)
     for ax, column in zip(axes[0], columns, strict=True):
@@ -55,7 +55,9 @@ def draw_small_multiples(panels: Mapping[str, Mapping[str, Curves]], x_label: st
     figure.text(middle, 0.06 / height, x_label, ha="center", va="bottom", fontsize=_TEXT)
     prop = {"size": _TEXT, "family": font_families("".join(names))}
     style = {"ncols": per_line, "frameon": False, "borderaxespad": 0.1, "borderpad": 0.2, "prop": prop}
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(middle, 1), **style)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(middle, 1 - _TOP / height), **style
+    )
     return figure
 
 
@@ -65,14 +67,8 @@ def _draw_panel(ax: Axes, curves: Curves) -> None:
     ax.grid(alpha=0.3, linewidth=0.6)
     ax.tick_params(labelsize=_TEXT - 2, length=2, pad=1.5, width=0.6)
     ax.locator_params(axis="y", nbins=3)
-    ax.yaxis.set_major_formatter(lambda value, position: format_tick(value))
+    ax.ticklabel_format(axis="y", useOffset=False)  # as many decimals at all ticks
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_linewidth(0.6)
-
-
-def format_tick(value: float) -> str:
-    """A number as short as it can be read: .05 for 0.05."""
-    text = f"{value:g}"
-    return text[1:] if text.startswith("0.") else text

@@ -278,7 +278,7 @@ def _json(content: Any) -> str:
 def _rounded(value: float | None) -> float | None:
     if value is None or math.isnan(value):  # no pixel of the ground truth counts
         return None
-    return float(f"{value:.5g}") if value < 1000 else round(value)
+    return float(f"{value:.10g}") if value < 1000 else round(value)  # the page rounds once
 
 
 def _data_url(jpeg: bytes) -> str:

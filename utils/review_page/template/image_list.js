@@ -86,12 +86,12 @@ class ImageList {
 }
 
 /** The row of an image: a link with its picture, name, bars and decision. */
-function makeRow(index, { name, picture, bars, decision, comment }) {
+function makeRow(index, { name, isEmpty, picture, bars, decision, comment }) {
   const row = document.createElement("li");
   row.dataset.index = index;
   const link = make("a", "row");
   link.href = `#${index + 1}`;
-  link.setAttribute("aria-label", [name, ...bars.map(bar => `${bar.title} ${bar.text}`), DECISIONS[decision] ?? "undecided", comment].filter(Boolean).join(", "));
+  link.setAttribute("aria-label", [name, ...bars.map(bar => `${bar.title} ${bar.text}`), DECISIONS[decision] ?? "undecided", isEmpty && "empty mask", comment].filter(Boolean).join(", "));
   const image = make("img", "small");
   image.alt = "";
   image.decoding = "async";
@@ -99,6 +99,7 @@ function makeRow(index, { name, picture, bars, decision, comment }) {
   else image.style.visibility = "hidden";
   const who = make("span", "who");
   who.append(make("span", "name", name));
+  if (isEmpty) who.append(Object.assign(make("span", "note", "empty mask"), { title: "Its soft Dice confidence is the product of 1 − p over all pixels: close to 0 even where every p is small." }));
   if (comment) who.append(make("span", "note", comment.length > 60 ? `${comment.slice(0, 60)} …` : comment));
   link.append(image, who, ...bars.map(makeBar), make("span", `badge ${decision || "undecided"}`, DECISIONS[decision] ?? "undecided"));
   row.append(link);

@@ -60,7 +60,8 @@ function describeRow(index) {
     return { title: capitalised(score), text: formatScore(value, score.unit), part: value == null ? 0 : partOf(score, value), measured: score.measured };
   });
   const method = image.scores[view.method] ? view.method : -1;
-  return { name: image.name, picture: method < 0 ? null : pictureOf(data, index, `${method}.jpg`), bars, ...store.get(image.name) };
+  const isEmpty = scoreOf(image, "area") === 0;
+  return { name: image.name, isEmpty, picture: method < 0 ? null : pictureOf(data, index, `${method}.jpg`), bars, ...store.get(image.name) };
 }
 
 function capitalised({ title }) {
@@ -85,8 +86,9 @@ function showList() {
   ui.method.value = view.method;
   const score = data.scores.find(one => one.name === view.sort);
   const isUncertainFirst = view.descending === (score.sign < 0);
-  ui.direction.textContent = isUncertainFirst ? (score.measured ? "worst first ↓" : "least certain first ↓") : (score.measured ? "best first ↑" : "most certain first ↑");
-  if (score.unit === "pixels" || score.name === "largest_probability") ui.direction.textContent = view.descending ? "largest first ↓" : "smallest first ↑";
+  let words = isUncertainFirst ? (score.measured ? "worst first" : "least certain first") : (score.measured ? "best first" : "most certain first");
+  if (score.unit === "pixels" || score.name === "largest_probability") words = view.descending ? "largest first" : "smallest first";
+  ui.direction.textContent = `${words} ${view.descending ? "↓" : "↑"}`; // the arrow of the column
   showProgress();
   return shown;
 }
@@ -101,7 +103,7 @@ function showCut(count) {
   ui.cut.setAttribute("aria-valuetext", `${count} of ${total} images`);
   const score = data.scores.find(one => one.name === view.sort);
   const last = count ? formatScore(scoreOf(data.images[ordered[count - 1]], view.sort), score.unit) : "";
-  ui.cutLabel.textContent = count ? `Review ${score.title} of at ${view.descending ? "least" : "most"} ${last}` : "Review none";
+  ui.cutLabel.textContent = count ? `Review images whose ${score.title} is at ${view.descending ? "least" : "most"} ${last}` : "Review none";
   ui.cutCount.textContent = `${count} of ${total} image${total === 1 ? "" : "s"} to review`;
   const k = count < total ? count : 0;
   const parts = [count < total ? `Expected Dice of the ${count ? `other ${total - count}` : `${total}`}: ` : `Expected Dice of all: `, make("b", "", formatScore(expected[k]))];
@@ -111,7 +113,8 @@ function showCut(count) {
   const curves = [{ means: expected, name: "expected" }];
   ui.measuredKey.hidden = measured[0] == null;
   if (measured[0] != null) curves.push({ means: measured, name: "measured" });
-  drawCurves(ui.curve, curves, count);
+  [ui.curveLow.textContent, ui.curveHigh.textContent] = drawCurves(ui.curve, curves, count).map(value => value?.toFixed(2) ?? "");
+  ui.curveEnd.textContent = total;
 }
 
 function showColumns() {

@@ -105,18 +105,28 @@ function binaryEntropy(probability) {
 // 0 top, 1 right, 2 bottom, 3 left, from which a contour enters and to which it leaves, with the region on its right.
 const CELLS = [[], [3, 2], [2, 1], [3, 1], [1, 0], [1, 0, 3, 2], [2, 0], [3, 0], [0, 3], [0, 2], [0, 3, 2, 1], [0, 1], [1, 3], [1, 2], [2, 3], []];
 
-/** The contours of a map at a level, by marching squares (Lorensen and Cline 1987): closed lines [x0, y0, x1, y1, …] in pixels. */
-function contourLines(values, width, height, level) {
-  const w = width + 2, h = height + 2; // with a rim of zeros, so that every line is closed
-  const padded = new Uint8Array(w * h);
-  for (let y = 0; y < height; y += 1) padded.set(values.subarray(y * width, (y + 1) * width), (y + 1) * w + 1);
+/**
+ * The contours of a map at a level, by marching squares (Lorensen and Cline 1987): lines [x0, y0, x1, y1, …] in pixels.
+ *
+ * Where the contour of one of the other maps is in the same cell it is left out, and the lines are open.
+ */
+function contourLines(values, width, height, level, others = []) {
+  const w = width + 2, h = height + 2; // with a rim of zeros, so that every whole line is closed
+  const pad = map => {
+    const padded = new Uint8Array(w * h);
+    for (let y = 0; y < height; y += 1) padded.set(map.subarray(y * width, (y + 1) * width), (y + 1) * w + 1);
+    return padded;
+  };
+  const cornersOf = (padded, i) => (padded[i] > level) << 3 | (padded[i + 1] > level) << 2 | (padded[i + w + 1] > level) << 1 | (padded[i + w] > level);
+  const padded = pad(values), paddedOthers = others.map(pad);
+  const isShared = i => paddedOthers.some(other => cornersOf(other, i) % 15);
   const next = new Int32Array(2 * w * h).fill(-1); // by side: 2 i to the right of pixel i, 2 i + 1 below it
   const starts = [];
   for (let y = 0; y < h - 1; y += 1) {
     for (let x = 0; x < w - 1; x += 1) {
       const i = y * w + x;
-      const corners = (padded[i] > level) << 3 | (padded[i + 1] > level) << 2 | (padded[i + w + 1] > level) << 1 | (padded[i + w] > level);
-      if (corners === 0 || corners === 15) continue;
+      const corners = cornersOf(padded, i);
+      if (corners % 15 === 0 || isShared(i)) continue;
       const sides = [2 * i, 2 * (i + 1) + 1, 2 * (i + w), 2 * i + 1];
       const cell = CELLS[corners];
       for (let s = 0; s < cell.length; s += 2) {
@@ -125,30 +135,38 @@ function contourLines(values, width, height, level) {
       }
     }
   }
+  const pointAt = side => {
+    const i = side >> 1, below = side & 1, j = below ? i + w : i + 1;
+    const f = (level - padded[i]) / (padded[j] - padded[i]);
+    const x = i % w - 0.5 + (below ? 0 : f), y = Math.floor(i / w) - 0.5 + (below ? f : 0);
+    return [Math.min(Math.max(x, 0), width), Math.min(Math.max(y, 0), height)];
+  };
+  const entered = others.length ? new Set(starts.map(side => next[side])) : null;
+  if (entered) starts.sort((a, b) => entered.has(a) - entered.has(b)); // open lines first, from their ends
   const lines = [];
   for (const start of starts) {
+    if (next[start] < 0) continue;
     const line = [];
-    for (let side = start; next[side] >= 0;) {
-      const i = side >> 1, below = side & 1, j = below ? i + w : i + 1;
-      const f = (level - padded[i]) / (padded[j] - padded[i]);
-      const x = i % w - 0.5 + (below ? 0 : f), y = Math.floor(i / w) - 0.5 + (below ? f : 0);
-      line.push(Math.min(Math.max(x, 0), width), Math.min(Math.max(y, 0), height));
+    let side = start;
+    while (next[side] >= 0) {
+      line.push(...pointAt(side));
       const following = next[side];
       next[side] = -1;
       side = following;
     }
-    if (line.length) lines.push(line);
+    line.push(...pointAt(side)); // of a closed line the first one again
+    lines.push(line);
   }
   return lines;
 }
 
-/** Closed lines as a path. */
+/** Lines as a path. */
 function pathOf(lines) {
   const path = new Path2D();
   for (const line of lines) {
     path.moveTo(line[0], line[1]);
     for (let i = 2; i < line.length; i += 2) path.lineTo(line[i], line[i + 1]);
-    path.closePath();
+    if (line[0] === line.at(-2) && line[1] === line.at(-1)) path.closePath();
   }
   return path;
 }

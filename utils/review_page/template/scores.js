@@ -34,14 +34,14 @@ function meansOfRest(values) {
   return means;
 }
 
-/** Draws curves of such means against k in an SVG of 240×64, with a line at the chosen k. */
+/** Draws curves of such means against k in an SVG of 240×64, with a line at the chosen k; returns lowest and highest. */
 function drawCurves(svg, curves, chosen) {
   const points = curves.flatMap(curve => curve.means.filter(mean => mean != null));
   const low = points.reduce((a, b) => Math.min(a, b), 1);
   const high = points.reduce((a, b) => Math.max(a, b), 0);
   const last = curves[0].means.length - 1;
   const x = k => 240 * k / Math.max(1, last);
-  const y = mean => 60 - 56 * (mean - low) / Math.max(1e-6, high - low);
+  const y = mean => 62 - 60 * (mean - low) / Math.max(1e-6, high - low);
   const step = Math.max(1, Math.floor(last / 240));
   const shapes = curves.map(({ means, name }) => {
     const known = means.map((mean, k) => [k, mean]).filter(([k, mean]) => mean != null && k % step === 0);
@@ -49,6 +49,7 @@ function drawCurves(svg, curves, chosen) {
   });
   shapes.push(svgElement("line", { x1: x(chosen), x2: x(chosen), y1: 0, y2: 64 }));
   svg.replaceChildren(...(points.length ? shapes : []));
+  return points.length ? [low, high] : [null, null];
 }
 
 function svgElement(name, attributes) {

@@ -235,10 +235,10 @@ class Viewer {
   contours(method) {
     const { elements: e, maps, data } = this;
     const several = data.classes > 2;
-    const line = (values, level, colour, dashed) => ({ path: pathOf(contourLines(values, maps.width, maps.height, level)), colour, dashed });
+    const line = (values, level, colour, dashed, others) => ({ path: pathOf(contourLines(values, maps.width, maps.height, level, others)), colour, dashed });
     const contours = [];
     const { regions, level } = this.predictionOf(method);
-    if (e.showTruth.checked) maps.truth.forEach((values, i) => contours.push(line(values, 127.5, several ? data.colours.classes[i] : data.colours.truth, true)));
+    if (e.showTruth.checked) maps.truth.forEach((values, i) => contours.push(line(values, 127.5, several ? data.colours.classes[i] : data.colours.truth, true, maps.truth.slice(0, i)))); // two dashed lines in one place would look solid
     if (e.showRegions.checked) REGIONS.filter(name => this.mapsOf(method)[name]).forEach(name => contours.push(line(this.mapsOf(method)[name], 127.5, data.colours[name], false)));
     if (e.showPrediction.checked) regions.forEach(({ k, values }) => contours.push(line(values, level, several ? data.colours.classes[k - 1] : data.colours.prediction, false)));
     return contours;
