@@ -103,10 +103,11 @@ def test_more_epochs_are_a_new_run(tmp_path: Path):
     save_checkpoint(path, TrainedModel(lively_network(), settings={"epochs": 20}))
     model_flags.network_from_args(training_flags("--epochs", 20), resumed=path)
     model_flags.network_from_args(training_flags("--epochs", 40, "--load", path))
-    with pytest.raises(
-        InputError, match=rf"--epochs 20, .* start a new run .* with --load {path} in place of --resume"
-    ):
-        model_flags.network_from_args(training_flags("--epochs", 40), resumed=path)
+    further = f"to train further, use --load {path} with --epochs N, in place of --resume"
+    for epoch, state in ((3, "is one of 20 epochs: complete it with --resume and --epochs 20"), (20, "has finished")):
+        save_checkpoint(path, TrainedModel(lively_network(), settings={"epochs": 20}, epoch=epoch))
+        with pytest.raises(InputError, match=rf"the run of {path} {state}.*; {further}"):
+            model_flags.network_from_args(training_flags("--epochs", 40), resumed=path)
 
 
 def test_validation_folders():

@@ -32,7 +32,11 @@ def test_no_progress_with_quiet(caplog: pytest.LogCaptureFixture, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (45, "45 s"), (100, "2 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min")]
+    ("seconds", "text"),
+    [
+        *((0.2, "1 s"), (8.4, "8 s"), (43, "40 s"), (61, "60 s")),
+        *((100, "2 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min")),
+    ],
 )
 def test_durations(seconds: float, text: str):
     assert format_duration(seconds) == text

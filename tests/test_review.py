@@ -390,7 +390,7 @@ def test_scripts_write_the_page_themselves(model_file: Path, tmp_path: Path):
         out = tmp_path / script
         result = run_script(script, *flags, *common, "--output-dir", out)
         assert result.returncode == 1, result.stderr
-        assert f"2 images done on the page {out / 'review.html'}" in result.stderr
+        assert f"2 images done: open {out / 'review.html'} in a browser" in result.stderr
         data = data_of(out / "review.html")
         assert data["missing"] == [["SKIN_009.jpg", "no result in this run"]]
         assert {score["name"] for score in data["scores"]} >= {"soft_dice_confidence", "dice"}
@@ -429,7 +429,7 @@ def test_page_shows_the_latest_run_into_a_folder(model_file: Path, tmp_path: Pat
     flags = (*of_image, tmp_path / "broken.png", "-m", model_file, "--review", "--output-dir", out)
     result = run_script("predict_bayesian.py", *flags)
     assert result.returncode == 1, result.stderr
-    assert "on the page" not in result.stderr
+    assert "in a browser" not in result.stderr
 
 
 def test_links_keep_their_names(model_file: Path, tmp_path: Path):

@@ -134,7 +134,7 @@ def review_from_args(args: argparse.Namespace, input_dir: Path, code: int) -> in
         return code
     with distributed.alone():  # the other processes are done
         page, report = write_review([args.output_dir], input_dir, ReviewOptions(args.mask_dir, args.mask_suffix))
-        return report.finish(f" on the page {page}, to be opened in a browser") or code
+        return report.finish(f": open {page} in a browser") or code
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -115,8 +115,8 @@ class ProgressLines(tqdm):
 
 
 def format_duration(seconds: float) -> str:
-    """A human-readable duration, such as 40 s, 12 min or 3 h 20 min."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
+    """A rounded duration, such as 4 s, 40 s, 12 min or 3 h 20 min."""
+    if seconds < 85:
+        return f"{max(round(seconds, -1 if seconds >= 20 else 0), 1):.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
