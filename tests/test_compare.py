@@ -19,6 +19,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
     """Images with masks, and what the three methods have written for them."""
     folder = tmp_path_factory.mktemp("compare")
     imgs, masks = make_folders(folder, 6, (70, 50), seed=300)
+    Image.new("L", (70, 50)).save(masks / "SKIN_005_Segmentation.png")  # without a lesion
     common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file]
     for method, more in (("direct", ["--save-entropy"]), ("bayesian", ["--mc", 5]), ("tta", [])):
         result = run_script(f"predict_prob_{method}.py", *common, "--output-dir", folder / method, *more)

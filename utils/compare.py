@@ -89,10 +89,9 @@ def main(args: argparse.Namespace) -> None:
     with atomic_file(args.output_dir / "comparison.md") as file:
         file.write(table.encode() + b"\n")
     write_json(args.output_dir / "comparison.json", {title: dict(result) for title, result in results.items()})
-    figures = {
-        "reliability.png": draw_reliability(results),
-        "risk_coverage.png": draw_risk_coverage(results),
-    }
+    figures = {"reliability.png": draw_reliability(results)}
+    if all(result["risk_coverage"] for result in results.values()):  # not without a lesion
+        figures["risk_coverage.png"] = draw_risk_coverage(results)
     for name, figure in figures.items():
         save_figure(figure, args.output_dir / name, dpi=150)
     save_figure(draw_comparison(rows), args.output_dir / "UQ_compare.png")
