@@ -57,6 +57,16 @@ def test_table_and_figures(project: Path, tmp_path: Path):
         assert image.height < sizes["UQ_compare"][1] / 2
 
 
+def test_image_whose_mask_does_not_fit_is_not_shown(project: Path, tmp_path: Path, model_file: Path):
+    masks = shutil.copytree(project / "masks", tmp_path / "masks")
+    Image.new("L", (5, 5)).save(masks / "SKIN_003_Segmentation.png")
+    flags = ["--input-dir", project / "imgs", "--mask-dir", masks, "-m", model_file, "--output-dir", tmp_path / "o"]
+    assert run_script("predict_prob_direct.py", *flags).returncode == 1
+    folders = ["--imgs-dir", project / "imgs", "--masks-dir", masks, "--output-dir", tmp_path / "d"]
+    result = run_module("utils.compare", tmp_path / "o", *folders, "--rows", 6)
+    assert result.returncode == 0, result.stderr
+
+
 def test_images_are_spread_over_confidence(project: Path):
     with open(project / "direct" / "summary.csv", newline="") as file:
         names = [row["image"] for row in csv.DictReader(file)]

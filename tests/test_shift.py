@@ -59,7 +59,7 @@ def metrics_of_the_scripts(
 ) -> dict[str, float]:
     """What a predict_prob script writes to metrics.json, by the names of `SHIFT_METRICS`."""
     items = find_items(imgs, output_dir, IMAGE_EXTENSIONS)
-    assert predict_probabilities(model, sampler, items, output_dir, ProbabilityMapOptions(mask_dir=masks)) == 0
+    assert not predict_probabilities(model, sampler, items, output_dir, ProbabilityMapOptions(mask_dir=masks)).failures
     content = json.loads((output_dir / "metrics.json").read_text())
     return {
         "dice": content["segmentation"]["dice"]["value"],

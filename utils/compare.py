@@ -27,6 +27,7 @@ from utils.metrics.uncertainty import CONFIDENCE_SIGNS, entropy, score_title
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.summary import read_summary
+from utils.review_page.runs import read_metrics_table
 from utils.runtime.atomic_files import atomic_file, write_json
 from utils.runtime.errors import InputError
 
@@ -81,7 +82,10 @@ def main(args: argparse.Namespace) -> None:
     run = next(iter(results.values()))["run"]
     recorded = MaskClasses(run["mask_values"])
     ground_truth = GroundTruth(items, args.masks_dir, recorded, run["ignore_value"], args.mask_suffix)
-    names = args.images or spread_over_confidence(summary, args.rows, {str(name) for name in ground_truth.paths})
+    labelled = {str(name) for name in ground_truth.paths}
+    if scored := read_metrics_table(args.results[0] / "metrics.csv"):  # of the others the masks do not fit
+        labelled &= scored.keys()
+    names = args.images or spread_over_confidence(summary, args.rows, labelled)
     shown = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in names]
     rows = [comparison_row(item, results, folders, ground_truth) for item in shown]
 

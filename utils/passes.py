@@ -13,7 +13,6 @@ import torch
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel
-from utils.data.images import read_image
 from utils.data.mask_classes import MaskClasses
 from utils.figures.curves import draw_passes
 from utils.figures.grid import save_figure
@@ -109,7 +108,7 @@ def evaluate_passes(
     model: TrainedModel, sampler: MCDropout, item: Item, ground_truth: GroundTruth, numbers: Sequence[int]
 ) -> list[PassesPoint]:
     """Evaluate an image after each of these numbers of passes, by every member of an ensemble; they are increasing."""
-    image = read_image(item.path, model.white)
+    image = item.read(model.white)
     target = ground_truth.read(item, (image.height, image.width))
     (samples,) = draw_samples(model, image, sampler, item.key)  # of an ensemble, of one member after the other
     points, total = [], 0.0

@@ -11,7 +11,6 @@ import numpy as np
 
 from utils.checkpoint import TrainedModel
 from utils.data.corruptions import CORRUPTIONS, corrupt
-from utils.data.images import read_image
 from utils.inference.compiled import compile_model
 from utils.inference.guarantees import INNER, OUTER, Guarantee
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
@@ -160,7 +159,7 @@ class ShiftEvaluation:
 
     def _predict(self, item: Item, shift: Shift) -> tuple[dict[str, Prediction], np.ndarray]:
         """The predictions of a changed image by each method, and its (H, W) ground truth."""
-        image = read_image(item.path, self.model.white)
+        image = item.read(self.model.white)
         target = self.ground_truth.read(item, (image.height, image.width))
         if target is None:
             raise InputError("it has no mask")
