@@ -126,12 +126,12 @@ def evaluate_passes(
 
 def table_row(t: int, counts: PixelCounts, points: Sequence[PassesPoint]) -> dict[str, float]:
     """The metrics of a set after t passes."""
-    dice, area = mean_dice_and_aurc([point.dice for point in points], [point.confidence for point in points])
+    dice, aurc = mean_dice_and_aurc([point.dice for point in points], [point.confidence for point in points])
     return {
         "T": t,
         "ECE, top-label": float(PIXEL_METRICS["ece_top_label"](counts)),
         "NLL": float(PIXEL_METRICS["nll"](counts)),
-        "AURC": area,
+        "AURC": aurc,
         "mean Dice": dice,
     }
 

@@ -79,11 +79,11 @@ class _SetScores:
         """The number of images, and the metrics, None where one is undefined. Empty without images."""
         if self._counts is None:
             return {}
-        dice, area = mean_dice_and_aurc(self._dice, self._confidence)
+        dice, aurc = mean_dice_and_aurc(self._dice, self._confidence)
         values = {
             "dice": dice,
             **{name: PIXEL_METRICS[name](self._counts) for name in SHIFT_METRICS if name in PIXEL_METRICS},
-            "aurc": area,
+            "aurc": aurc,
             **{name: np.mean([one[name] for one in self._regions]) for name in REGION_LOSS_TITLES if self._regions},
         }
         numbers = {name: float(value) for name, value in values.items()}
