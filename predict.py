@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import arguments, cli, model_flags
-from utils.data.images import read_image, save_png
+from utils.data.images import save_png
 from utils.data.mask_classes import MaskClasses
 from utils.data.masks import mask_to_image
 from utils.figures.predictions import prediction_row, show_predictions
@@ -32,6 +32,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # The images, the model, and the ground truth
+    cli.check_no_save(args)
     cli.check_review_flags(args)
     items = cli.items_from_args(args)
     if not args.no_save:
@@ -57,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
         return list(files)
 
     def show(item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
-        image = read_image(item.path, model.white)
+        image = item.read(model.white)
         row = prediction_row(image, prediction.classes, prediction.maps, target, item.key, prediction.regions)
-        show_predictions([row], fallback=item.output(args.output_dir, "_figure.png"))
+        show_predictions([row], fallback=None if args.no_save else item.output(args.output_dir, "_figure.png"))
 
     # The record of finished images, with what has to be equal for an interrupted run to be resumed
     journal = None
@@ -75,8 +76,7 @@ def main(args: argparse.Namespace) -> int:
     report = predictor.run(Batch(items, ground_truth, journal, write_rows))
     run = {"guarantee": asdict(guarantee)} if guarantee else None
     report.write(None if args.no_save else args.output_dir, ground_truth, run)
-    code = report.finish("" if args.no_save else f": {args.output_dir}")
-    return cli.review_from_args(args, args.input_dir, code)
+    return cli.finish_prediction(args, report, args.input_dir, "" if args.no_save else f": {args.output_dir}")
 
 
 if __name__ == "__main__":

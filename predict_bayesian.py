@@ -69,9 +69,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     # The images and their output files, the model, the method, the ground truth
-    if args.skip_existing and (args.output_dir is None or args.figure is not None):
-        raise InputError("--skip-existing requires --output-dir, and no --figure, which shows the images of one run")
-    cli.check_review_flags(args)
+    check_flags(args)
     masks = (args.mask_dir, args.mask_suffix)
     images = find_single_images(args.input, args.output, args.output_dir, args.figure, not args.no_save, masks)
     items, outputs = [item for item, _ in images], {item.reported: output for item, output in images}
@@ -79,7 +77,8 @@ def main(args: argparse.Namespace) -> int:
         raise InputError("--review requires --output-dir, and images of one folder")
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = sampler_from_args(args, model, dtype)
-    options = options_from_args(args, make_guarantee(model, sampler, args.guarantee))
+    guarantee = make_guarantee(model, sampler, args.guarantee)
+    options = options_from_args(args, guarantee)
     ground_truth = None
     if args.mask_dir:
         recorded = MaskClasses(model.mask_values, model.ignore_value)
@@ -89,7 +88,9 @@ def main(args: argparse.Namespace) -> int:
         values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)
         paths = {item.path: outputs[item.reported] for item in items}
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
-        prepare_tables(batch, outputs, args, options, run_settings(model, sampler, ground_truth, options.guarantee))
+        batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
+        if args.output_dir:
+            batch.journal = open_journal(batch, args, options, run_settings(model, sampler, ground_truth, guarantee))
     model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
@@ -98,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
         for item in until_stopped(share, handled):
             with batch.report.isolating(item.reported):
                 result = predict_single_image(model, sampler, item, options)
-                row, output, files = make_row(item, result, ground_truth), outputs[item.reported], []
+                row, output, files = make_row(item, result, batch), outputs[item.reported], []
                 if args.figure:
                     rows[item.reported] = row
                 if not args.no_save:
@@ -122,8 +123,20 @@ def main(args: argparse.Namespace) -> int:
         with report.isolating(str(args.figure)):
             save_figure(draw_predictions([rows[name] for name in outputs if name in rows]), args.figure)
             logger.info("Figure of all images: %s", args.figure)
-    code = report.finish("" if args.no_save else describe_results(images, model.n_classes))
-    return cli.review_from_args(args, items[0].path.parent, code) if report.rows else code
+    destination = "" if args.no_save else describe_results(images, model.n_classes)
+    return cli.finish_prediction(args, report, items[0].path.parent, destination)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Check that no flag contradicts another.
+
+    Raises:
+        InputError: one does.
+    """
+    cli.check_no_save(args)
+    cli.check_review_flags(args)
+    if args.skip_existing and (args.output_dir is None or args.figure is not None):
+        raise InputError("--skip-existing requires --output-dir, and no --figure, which shows the images of one run")
 
 
 def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> Sampler:
@@ -149,27 +162,20 @@ def options_from_args(args: argparse.Namespace, guarantee: Guarantee | None) -> 
     )
 
 
-def prepare_tables(
-    batch: Batch,
-    outputs: Mapping[str, Path],
-    args: argparse.Namespace,
-    options: SingleImageOptions,
-    settings: Mapping[str, Any],
-) -> None:
-    """Have a batch write its summaries and, with an output folder, the journal, which records these settings."""
-    batch.write_rows = partial(write_single_summaries, outputs, args.output_dir)
-    if args.output_dir:
-        own = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
-        batch.journal = Journal(args.output_dir, own | settings, batch.items, args.skip_existing, batch.ground_truth)
+def open_journal(
+    batch: Batch, args: argparse.Namespace, options: SingleImageOptions, settings: Mapping[str, Any]
+) -> Journal:
+    """The journal of the output folder, which records these settings."""
+    own = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
+    return Journal(args.output_dir, own | settings, batch.items, args.skip_existing, batch.ground_truth)
 
 
-def make_row(item: Item, result: SingleImage, ground_truth: GroundTruth | None) -> FigureRow:
+def make_row(item: Item, result: SingleImage, batch: Batch) -> FigureRow:
     """The row of an image in a figure; with ground truth, its scores are added to the prediction's."""
-    prediction, regions, target = result.prediction, result.prediction.regions, None
-    if ground_truth:
-        target = ground_truth.read(item, prediction.classes.shape)
+    prediction, regions = result.prediction, result.prediction.regions
+    target = batch.report.read_target(batch.ground_truth, item, prediction.classes.shape)
     if target is not None:
-        prediction.scores |= segmentation_scores(prediction.classes, target, ground_truth.n_classes)
+        prediction.scores |= segmentation_scores(prediction.classes, target, batch.ground_truth.n_classes)
         if regions:
             prediction.scores |= region_losses(regions[OUTER], regions[INNER], target)
     caption = format_scores(item.key, prediction.scores)

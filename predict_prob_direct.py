@@ -19,8 +19,8 @@ def main(args: argparse.Namespace) -> int:
     items = cli.items_from_args(args)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = Softmax(args.batch_size, dtype)
-    code = predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
-    return cli.review_from_args(args, args.input_dir, code)
+    report = predict_probabilities(model, sampler, items, args.output_dir, cli.probability_options(args))
+    return cli.finish_prediction(args, report, args.input_dir, f": {args.output_dir}")
 
 
 if __name__ == "__main__":

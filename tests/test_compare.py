@@ -19,6 +19,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
     """Images with masks, and what the three methods have written for them."""
     folder = tmp_path_factory.mktemp("compare")
     imgs, masks = make_folders(folder, 6, (70, 50), seed=300)
+    Image.new("L", (70, 50)).save(masks / "SKIN_005_Segmentation.png")  # without a lesion
     common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file]
     for method, more in (("direct", ["--save-entropy"]), ("bayesian", ["--mc", 5]), ("tta", [])):
         result = run_script(f"predict_prob_{method}.py", *common, "--output-dir", folder / method, *more)
@@ -54,6 +55,16 @@ def test_table_and_figures(project: Path, tmp_path: Path):
     assert compare(project, tmp_path / "e", "--images", "SKIN_004.jpg").returncode == 0
     with Image.open(tmp_path / "e" / "UQ_compare.png") as image:
         assert image.height < sizes["UQ_compare"][1] / 2
+
+
+def test_image_whose_mask_does_not_fit_is_not_shown(project: Path, tmp_path: Path, model_file: Path):
+    masks = shutil.copytree(project / "masks", tmp_path / "masks")
+    Image.new("L", (5, 5)).save(masks / "SKIN_003_Segmentation.png")
+    flags = ["--input-dir", project / "imgs", "--mask-dir", masks, "-m", model_file, "--output-dir", tmp_path / "o"]
+    assert run_script("predict_prob_direct.py", *flags).returncode == 1
+    folders = ["--imgs-dir", project / "imgs", "--masks-dir", masks, "--output-dir", tmp_path / "d"]
+    result = run_module("utils.compare", tmp_path / "o", *folders, "--rows", 6)
+    assert result.returncode == 0, result.stderr
 
 
 def test_images_are_spread_over_confidence(project: Path):

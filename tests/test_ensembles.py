@@ -99,7 +99,7 @@ def test_folder_equals_mean_of_the_members(members: dict[str, TrainedModel], tmp
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert predict_probabilities(ensemble, Softmax(), items, out, options) == 0
+        assert not predict_probabilities(ensemble, Softmax(), items, out, options).failures
     finally:
         torch.set_num_threads(before)
     for item in items:

@@ -23,11 +23,11 @@ from utils.runtime.errors import InputError
 
 def test_set_metrics_equal_those_of_all_pixels(tmp_path: Path, trained: TrainedModel):
     imgs, masks = make_folders(tmp_path, 5, (60, 44))
-    (masks / "SKIN_003_Segmentation.png").write_bytes(b"")  # fails, and is not counted
+    (masks / "SKIN_003_Segmentation.png").write_bytes(b"")  # fails: the image is predicted, but not counted
     out = tmp_path / "o"
     options = ProbabilityMapOptions(mask_dir=masks, save_npy=True)
     items = find_items(imgs, out, IMAGE_EXTENSIONS)
-    assert predict_probabilities(trained, MCDropout(num_samples=4), items, out, options) == 1
+    assert len(predict_probabilities(trained, MCDropout(num_samples=4), items, out, options).failures) == 1
     result = json.loads((out / "metrics.json").read_text())
     assert (result["images"], result["pixels"]) == (4, 4 * 60 * 44)
     assert result["run"]["method"] == "MC dropout, 4 passes"
@@ -48,7 +48,7 @@ def test_set_metrics_equal_those_of_all_pixels(tmp_path: Path, trained: TrainedM
     with open(out / "summary.csv", newline="") as file:
         confidences = [float(row["soft_dice_confidence"]) for row in csv.DictReader(file)]
     assert confidences == sorted(confidences)
-    assert len(confidences) == 4
+    assert len(confidences) == 5
 
 
 def test_images_of_one_name(tmp_path: Path):

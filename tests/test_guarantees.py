@@ -209,12 +209,12 @@ def test_no_guarantee_no_regions(model: TrainedModel):
 
 
 def test_folder_with_ground_truth(spread: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture):
-    imgs, masks = make_folders(tmp_path, 4, (80, 60))
+    imgs, masks = make_folders(tmp_path, 10, (80, 60))
     for path in masks.iterdir():  # the network has learnt the lesions too well
         save_png(path, np.roll(Image.open(path), 8, axis=1))
     items, out = find_items(imgs, tmp_path / "out", IMAGE_EXTENSIONS), tmp_path / "out"
     options = ProbabilityMapOptions(mask_dir=masks, guarantee=0.52)
-    assert predict_probabilities(spread, Softmax(), items, out, options) == 0
+    assert not predict_probabilities(spread, Softmax(), items, out, options).failures
     losses, areas = [], []
     for item in items:
         with Image.open(item.output(out, "_OUT_outer.png")) as file:
@@ -233,9 +233,9 @@ def test_folder_with_ground_truth(spread: TrainedModel, tmp_path: Path, capsys: 
     outer, inner, predicted = np.sum(areas, axis=0)
     assert reached["outer_area_ratio"]["value"] == pytest.approx(outer / predicted)
     assert reached["inner_area_ratio"]["value"] == pytest.approx(inner / predicted)
-    drawn = np.random.default_rng(0).multinomial(4, [0.25] * 4, size=1000)
+    drawn = np.random.default_rng(0).multinomial(10, [0.1] * 10, size=1000)
     for name, resampled in (
-        ("outer_false_negative_rate", drawn @ np.array(losses)[:, 0] / 4),
+        ("outer_false_negative_rate", drawn @ np.array(losses)[:, 0] / 10),
         ("inner_area_ratio", drawn @ np.array(areas)[:, 1] / (drawn @ np.array(areas)[:, 2])),
     ):
         interval = [reached[name]["low"], reached[name]["high"]]

@@ -90,6 +90,9 @@ def test_white_is_that_of_the_bit_depth_of_all_images(
     assert line == f"2 16-bit images with values up to {largest}: {white.bit_length()} bits, white is {white}"
     for path, value in ((paths[0], 100), (paths[1], largest)):
         assert np.asarray(read_image(path, white))[0, :, 0].tolist() == [0, round(value * 255 / white)]
+    caplog.clear()
+    find_white(paths[1:])
+    assert caplog.messages[0].startswith("1 16-bit image with values up to ")
     assert find_white(paths[2:]) is None
 
 

@@ -139,7 +139,11 @@ def test_images_without_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     ]
     assert "1 of 14 images have a mask" in caplog.text
     assert "NAME_gt for NAME (1)" in caplog.text
-    assert "2 more masks" in caplog.text  # no error
+    assert f"2 other masks in {masks} belong to none of these images" in caplog.text  # no error
+    (masks / "other_gt.png").unlink()
+    find_masks({Path("good.jpg"): imgs / "good.jpg"}, masks)
+    assert f"1 other mask in {masks} belongs to none of these images" in caplog.text
+    save_blank(masks, "other_gt.png")
     (pair,) = pair_files(imgs, masks, PairingOptions(skip_unusable=True))
     assert pair.image.name == "good.jpg"
     assert "13 of 14" in caplog.text

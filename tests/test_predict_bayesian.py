@@ -3,7 +3,9 @@
 import csv
 import math
 import os
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import predict_bayesian
 from tests.conftest import assert_one_clear_line, make_folders, make_image, run_script, start_script
 from tests.reference import network_probability
 from tests.test_prediction_scripts import pixels
-from utils.checkpoint import load_model
+from utils.checkpoint import TrainedModel, load_model
 from utils.pipeline.report import Report
 
 
@@ -141,11 +143,63 @@ def test_memory_of_a_large_image(model_file: Path, tmp_path: Path):
 
 def test_no_save(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     image = images[0] / "SKIN_000.jpg"
-    result = run_script(
-        "predict_bayesian.py", "-i", image, "-o", tmp_path / "x.png", "--mc", 2, "-n", "--save-prob", "-m", model_file
-    )
+    common = ("-i", image, "--mc", 2, "-n", "-m", model_file)
+    result = run_script("predict_bayesian.py", *common, "-o", tmp_path / "x.png")
     assert result.returncode == 0
+    flags = ("--save-prob", "--save-npy", "--save-mean-std", "--skip-existing")
+    result = run_script("predict_bayesian.py", *common, "--output-dir", tmp_path / "o", *flags)
+    assert_one_clear_line(result, f"--no-save saves nothing, which contradicts {', '.join(flags)}")
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+def test_image_given_by_another_path_has_one_row(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """That of the latest run, as has a result of another image; an image with a result of its own keeps its row."""
+    out, name = tmp_path / "o", "SKIN_000.jpg"
+    other = tmp_path / "other" / name
+    other.parent.mkdir()
+    shutil.copy(images[0] / "SKIN_001.jpg", other)
+
+    def rows_after(*given: object, cwd: Path = tmp_path) -> list[str]:
+        result = run_script("predict_bayesian.py", *given, "--mc", 0, "-m", model_file, cwd=cwd)
+        assert result.returncode == 0, result.stderr
+        with open(out / "summary.csv", newline="") as file:
+            return sorted(row["image"] for row in csv.DictReader(file))
+
+    in_folder = ("--output-dir", out)
+    assert rows_after("-i", name, *in_folder, cwd=images[0]) == [name]
+    assert rows_after("-i", f"../imgs/{name}", *in_folder, cwd=images[1]) == [f"../imgs/{name}"]
+    assert rows_after("-i", images[0] / name, *in_folder) == [str(images[0] / name)]
+    second = str(images[0] / "SKIN_001.jpg")
+    assert rows_after("-i", other, second, "-o", out / "a.png", out / "b.png") == sorted(
+        [str(images[0] / name), str(other), second]
+    )
+    assert rows_after("-i", other, *in_folder) == sorted([str(other), second])
+
+
+def test_weights_are_hashed_for_a_journal_only(images: tuple[Path, Path], model_file: Path, tmp_path: Path):
+    hashing = AssertionError("hashed")
+
+    def run(*flags: object) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainedModel, "fingerprint", Mock(side_effect=hashing))
+            words = ["-i", images[0] / "SKIN_000.jpg", "--mc", "0", "-m", model_file, *flags]
+            args = predict_bayesian.get_args_parser().parse_args([str(word) for word in words])
+            return predict_bayesian.main(args)
+
+    assert run("-o", tmp_path / "x.png") == 0
+    with pytest.raises(AssertionError, match="hashed"):
+        run("--output-dir", tmp_path / "o")
+
+
+def test_mask_of_another_size_fails_but_not_its_image(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    mask = images[1] / "SKIN_000_Segmentation.png"
+    Image.new("L", (5, 5)).save(mask)
+    common = ("--mask-dir", images[1], "--output-dir", tmp_path / "o", "--mc", 0, "-m", model_file)
+    result = run_script("predict_bayesian.py", "-i", *sorted(images[0].glob("*_00[01].jpg")), *common)
+    assert result.returncode == 1
+    line = f"{images[0] / 'SKIN_000.jpg'}, not scored: it has 150x110 pixels, its mask {mask} has 5x5"
+    assert result.stderr.endswith(f"Error: 1 failed:\n  {line}\n")
+    assert {path.stem for path in (tmp_path / "o").glob("*_figure.png")} == {"SKIN_000_figure", "SKIN_001_figure"}
 
 
 def test_ground_truth_and_figure_of_all_images(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

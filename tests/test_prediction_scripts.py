@@ -2,6 +2,8 @@
 
 import csv
 import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,24 +77,40 @@ def test_predict_threshold_no_save_viz(model_file: Path, images: tuple[Path, Pat
         "predict.py", "--input-dir", images[0], "--output-dir", tmp_path / "v", "-m", model_file, "--no-save", "--viz"
     )
     assert result.returncode == 0
+    assert "There is no display to show the figure on\n" in result.stderr
+    assert not (tmp_path / "v").exists()
+    common = ("--input-dir", images[0], "--output-dir", tmp_path / "v", "-m", model_file)
+    assert_one_clear_line(run_script("predict.py", *common, "-n", "--skip-existing"), "contradicts --skip-existing")
+    result = run_script("predict.py", *common, "--viz")
     assert "There is no display to show the figure on: it has been written to" in result.stderr
-    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == [f"SKIN_00{i}_figure.png" for i in range(4)]
+    assert {path.name for path in (tmp_path / "v").glob("*_figure.png")} == {f"SKIN_00{i}_figure.png" for i in range(4)}
 
 
 def test_ground_truth_is_missing_or_of_another_size(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     imgs, masks = images
     arguments = ("--input-dir", imgs, "--output-dir", tmp_path / "o", "-m", model_file, "--mask-dir", masks)
     Image.new("L", (5, 5)).save(masks / "SKIN_001_Segmentation.png")
-    result = run_script("predict.py", *arguments)
-    assert result.returncode == 1
-    assert "SKIN_001.jpg: it has 150x110 pixels, its mask" in result.stderr
-    assert "5x5" in result.stderr
-    assert "3 images compared with" in result.stdout
+    (masks / "SKIN_003_Segmentation.png").write_bytes(b"broken")
+    for more in ((), ("--skip-existing", "--review")):  # the image is predicted, and again to be scored
+        result = run_script("predict.py", *arguments, *more)
+        assert result.returncode == 1
+        *_, title, wrong_size, unreadable = result.stderr.splitlines()
+        assert title == "Error: 2 failed:"
+        assert wrong_size.startswith("  SKIN_001.jpg, not scored: it has 150x110 pixels, its mask")
+        assert wrong_size.endswith("has 5x5")
+        assert re.fullmatch(r"  SKIN_003\.jpg, not scored: .*SKIN_003_Seg.* cannot be read as an image .*", unreadable)
+        assert "2 of 4 images compared with" in result.stdout
+        assert len(list((tmp_path / "o").glob("*_OUT.png"))) == 4
+        assert result.stderr.count("have a mask in") == result.stderr.count("masks: 0 background") == 1
+        assert "belong" not in result.stderr
+    assert "2 of 4 images are already done" in result.stderr
+    assert "4 images done on the page" in result.stderr
+    shutil.copy(masks / "SKIN_000_Segmentation.png", masks / "SKIN_003_Segmentation.png")
     (masks / "SKIN_002_Segmentation.png").unlink()
     result = run_script("predict.py", *arguments)
     assert result.returncode == 1
     assert "3 of 4 images have a mask in" in result.stderr
-    assert "2 of 3 images compared with" in result.stdout
+    assert "2 of 4 images compared with" in result.stdout
     assert (tmp_path / "o" / "SKIN_002_OUT.png").exists()
     for path in masks.iterdir():
         path.rename(masks / f"x{path.name}")

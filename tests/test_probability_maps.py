@@ -29,7 +29,7 @@ def test_folder_equals_single_images(tmp_path: Path, model: TrainedModel, sample
     make_image(9, (33, 71))[0].save(imgs / "other_size.png")
     out = tmp_path / "out"
     items = find_items(imgs, out, IMAGE_EXTENSIONS)
-    assert predict_probabilities(model, sampler, items, out, ProbabilityMapOptions()) == 0
+    assert not predict_probabilities(model, sampler, items, out, ProbabilityMapOptions()).failures
     assert len(list(out.glob("*.png"))) == 5
     for path in imgs.iterdir():
         expected = to_greyscale(predict(model, read_image(path), sampler, path.name, statistics=()).probs[1])
@@ -48,7 +48,9 @@ def test_bit_identical_for_every_number_of_threads(tmp_path: Path, sampler):
         for threads in (1, 4):
             torch.set_num_threads(threads)
             out = tmp_path / str(threads)
-            assert predict_probabilities(model, sampler, find_items(imgs, out, IMAGE_EXTENSIONS), out, options) == 0
+            assert not predict_probabilities(
+                model, sampler, find_items(imgs, out, IMAGE_EXTENSIONS), out, options
+            ).failures
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -54,8 +54,12 @@ def test_finish(caplog: pytest.LogCaptureFixture):
     assert "0.000 in 0.jpg, 0.100 in 1.jpg, 0.200 in 2.jpg, … (see summary.csv)" in caplog.text
     assert "5 images done: out" in caplog.text
     caplog.clear()
+    Report([*rows[3:], {"image": "5.jpg", "area": 7}]).finish()
+    assert "1 of 2 masks is empty; its largest foreground probability is 0.300 in 3.jpg" in caplog.text
+    caplog.clear()
     assert Report([{"image": "5.jpg", "area": 7}], [("b.jpg", "reason b"), ("a.jpg", "reason a")]).finish() == 1
     assert "empty" not in caplog.text
+    assert caplog.records[-1].levelname == "ERROR"
     assert "1 image done" in caplog.text
     assert "2 failed:\n  a.jpg: reason a\n  b.jpg: reason b" in caplog.text
 
@@ -99,6 +103,7 @@ def test_write_removes_metrics_of_an_earlier_run(tmp_path: Path):
         ("metrics.csv", ""),
         ("metrics.json", '{"epoch": 1, "run": 2}'),
         ("metrics.json", "[]"),
+        ("metrics.json", 10_000 * " " + "[]"),
         ("summary.csv", "patient,age\n1,50\n"),
     ],
 )

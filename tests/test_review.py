@@ -315,6 +315,19 @@ def test_images_that_cannot_be_shown_are_listed(tmp_path: Path):
         write_review([run], images_of(tmp_path / "others", "z.png"))
 
 
+def test_image_whose_mask_does_not_fit_is_shown(tmp_path: Path):
+    imgs = images_of(tmp_path / "imgs", "a.png", "b.png")
+    masks = images_of(tmp_path / "masks", "a.png", "b.png")
+    Image.new("L", (3, 5)).save(masks / "b.png")
+    run = write_run(tmp_path / "run", dict.fromkeys(("a.png", "b.png"), np.full((6, 8), 200, np.uint8)))
+    page, report = write_review([run], imgs, ReviewOptions(masks))
+    (failure,) = report.failures
+    assert failure == ("b.png, not scored", f"it has 8x6 pixels, its mask {masks / 'b.png'} has 3x5")
+    assert [image["name"] for image in data_of(page)["images"]] == ["a.png", "b.png"]
+    assert data_of(page)["missing"] == []
+    assert [bool(maps_of(page, i)["truth"]) for i in range(2)] == [True, False]
+
+
 def test_what_is_refused(tmp_path: Path):
     imgs = images_of(tmp_path / "imgs", "a.png")
     values = np.full((6, 8), 200, np.uint8)
@@ -390,7 +403,9 @@ def test_scripts_write_the_page_themselves(model_file: Path, tmp_path: Path):
         out = tmp_path / script
         result = run_script(script, *flags, *common, "--output-dir", out)
         assert result.returncode == 1, result.stderr
-        assert f"2 images done: open {out / 'review.html'} in a browser" in result.stderr
+        *_, done, title, failed = result.stderr.splitlines()  # the failures are the last
+        assert done == f"2 images done: open {out / 'review.html'} in a browser"
+        assert (title, failed.rpartition(":")[0][-12:]) == ("Error: 1 failed:", "SKIN_009.jpg")
         data = data_of(out / "review.html")
         assert data["missing"] == [["SKIN_009.jpg", "no result in this run"]]
         assert {score["name"] for score in data["scores"]} >= {"soft_dice_confidence", "dice"}
@@ -415,7 +430,7 @@ def test_page_shows_the_latest_run_into_a_folder(model_file: Path, tmp_path: Pat
         ("predict_prob_bayesian.py", [*of_folder, "--mc", 2, "--save-entropy"], {first, second}, spread, 0),
         ("predict.py", of_folder, {first, second}, {"mask_c1"}, 0),
         ("predict_bayesian.py", [*of_image, first], {first}, {"mask_c1", *spread}, 1),
-        ("predict_bayesian.py", [*of_image, other / "z.png"], {other / "z.png"}, {"mask_c1", *spread}, 3),
+        ("predict_bayesian.py", [*of_image, other / "z.png"], {other / "z.png"}, {"mask_c1", *spread}, 2),
     ):
         result = run_script(script, *flags, "-m", model_file, "--review", "--output-dir", out)
         assert result.returncode == 0, result.stderr

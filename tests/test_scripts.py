@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, assert_one_clear_line, make_folders, run_script
+from tests.conftest import ROOT, assert_one_clear_line, lively_network, make_folders, run_script
 from tests.test_prediction_scripts import PROB_SCRIPTS
+from utils.checkpoint import TrainedModel, save_checkpoint
 
 SCRIPTS = ("train_bayesian.py", "predict.py", "predict_bayesian.py", *PROB_SCRIPTS)
 
@@ -111,6 +112,15 @@ def test_flags_that_contradict_the_model(model_file: Path, images: tuple[Path, P
             PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "out", "-m", model_file, *flags
         )
         assert_one_clear_line(result, word)
+    assert not (tmp_path / "out").exists()
+
+
+def test_threshold_is_for_two_classes(images: tuple[Path, Path], tmp_path: Path):
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(n_classes=3), mask_values=[0, 1, 2]))
+    common = ("-m", tmp_path / "m.pth", "-t", 0.3, "--output-dir", tmp_path / "out")
+    for script, flag in (("predict.py", "--input-dir"), ("predict_bayesian.py", "-i")):
+        result = run_script(script, flag, images[0], *common)
+        assert_one_clear_line(result, "contradicts --mask-threshold 0.3, which is for two classes: the model has 3")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,7 @@
 """Segmentation scores by hand, and against scikit-learn and torchmetrics."""
 
+import math
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -8,7 +10,7 @@ import torchmetrics.functional.classification as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.metrics.segmentation import segmentation_scores, segmentation_title
+from utils.metrics.segmentation import absent_classes, segmentation_scores, segmentation_title, where_shown
 
 
 def test_scores_by_hand():
@@ -21,10 +23,28 @@ def test_scores_by_hand():
 
 def test_empty_and_full_masks():
     empty, full = np.zeros((3, 3), dtype=np.uint8), np.ones((3, 3), dtype=np.uint8)
-    assert set(segmentation_scores(empty, empty).values()) == {1.0}
+    scores = segmentation_scores(empty, empty)
+    assert math.isnan(scores.pop("sensitivity"))  # to no lesion
+    assert set(scores.values()) == {1.0}
     assert set(segmentation_scores(full, full).values()) == {1.0}
     scores = segmentation_scores(full, empty)
     assert (scores["dice"], scores["jaccard"], scores["specificity"], scores["accuracy"]) == (0, 0, 0, 0)
+    assert math.isnan(scores["sensitivity"])
+
+
+def test_classes_that_do_not_occur():
+    target = np.array([[1, 1, 0, 0]])
+    scores = segmentation_scores(np.array([[1, 0, 0, 2]]), target, 4)  # a false alarm of class 2, none of class 3
+    assert absent_classes(scores) == ["_c2", "_c3"]
+    assert (scores["dice"], scores["jaccard"], scores["sensitivity"]) == pytest.approx((2 / 3, 1 / 2, 1 / 2))  # class 1
+    assert scores["specificity"] == pytest.approx(np.mean([1, 3 / 4, 1]))
+    assert (scores["dice_c2"], scores["dice_c3"]) == (0, 1)
+    shown = where_shown(scores)
+    assert {name for name, value in shown.items() if math.isnan(value)} == {
+        f"{name}_c{k}" for name in ("dice", "jaccard", "sensitivity") for k in (2, 3)
+    }
+    assert {name: value for name, value in scores.items() if not math.isnan(shown[name])}.items() <= shown.items()
+    assert absent_classes(segmentation_scores(target, np.zeros_like(target), 3)) == ["", "_c1", "_c2"]
 
 
 @settings(max_examples=60)

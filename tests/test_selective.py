@@ -1,11 +1,20 @@
 """Selective prediction by hand, and its invariants."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.metrics.selective import augrc, aurc, excess_aurc, risk_coverage_curve, risks_by_confidence
+from utils.metrics.selective import (
+    augrc,
+    aurc,
+    excess_aurc,
+    mean_dice_and_aurc,
+    risk_coverage_curve,
+    risks_by_confidence,
+)
 
 
 def test_selective_metrics_by_hand():
@@ -18,6 +27,12 @@ def test_selective_metrics_by_hand():
     coverage, risk = risk_coverage_curve(confidence, risks)
     assert coverage.tolist() == pytest.approx([0.25, 0.5, 0.75, 1])
     assert risk.tolist() == pytest.approx([0, 0.2, 0.5 / 3, 0.25])
+
+
+def test_images_without_a_lesion_are_not_ranked():
+    dice, confidence = [0.9, math.nan, 0.5], [0.8, 0.0, 0.6]
+    assert mean_dice_and_aurc(dice, confidence) == pytest.approx((0.7, (0.1 + 0.3) / 2))
+    assert all(map(math.isnan, mean_dice_and_aurc([math.nan], [0.5])))
 
 
 def test_equal_confidences_share_their_risk():

@@ -59,7 +59,7 @@ def metrics_of_the_scripts(
 ) -> dict[str, float]:
     """What a predict_prob script writes to metrics.json, by the names of `SHIFT_METRICS`."""
     items = find_items(imgs, output_dir, IMAGE_EXTENSIONS)
-    assert predict_probabilities(model, sampler, items, output_dir, ProbabilityMapOptions(mask_dir=masks)) == 0
+    assert not predict_probabilities(model, sampler, items, output_dir, ProbabilityMapOptions(mask_dir=masks)).failures
     content = json.loads((output_dir / "metrics.json").read_text())
     return {
         "dice": content["segmentation"]["dice"]["value"],
@@ -99,6 +99,16 @@ def test_unchanged_images_have_the_metrics_of_the_scripts(model: TrainedModel, f
         expected = metrics_of_the_scripts(model, sampler, folder / "imgs", folder / "masks", output_dir)
         assert (row["corruption"], row["strength"], row["images"]) == (UNCHANGED, 0, 4)
         assert {name: row[name] for name in SHIFT_METRICS} == pytest.approx(expected, rel=1e-9)
+
+
+def test_images_without_a_lesion_are_scored_as_by_the_scripts(model: TrainedModel, folder: Path, tmp_path: Path):
+    shutil.copytree(folder / "masks", tmp_path / "masks")
+    Image.new("L", (48, 40)).save(tmp_path / "masks" / "SKIN_001_Segmentation.png")
+    items = find_items(folder / "imgs", tmp_path / "out", IMAGE_EXTENSIONS)
+    ground_truth = GroundTruth(items, tmp_path / "masks", MaskClasses([0, 255]))
+    (row,) = ShiftEvaluation(model, {"a": Softmax()}, ground_truth).evaluate(items, Shift(UNCHANGED, 0))
+    expected = metrics_of_the_scripts(model, Softmax(), folder / "imgs", tmp_path / "masks", tmp_path / "out")
+    assert {name: row[name] for name in SHIFT_METRICS} == pytest.approx(expected, rel=1e-9)
 
 
 def test_changed_images_have_the_metrics_of_the_scripts(model: TrainedModel, folder: Path, tmp_path: Path):

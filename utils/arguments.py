@@ -13,6 +13,7 @@ from utils.training.tracking import MODES
 from utils.value_arguments import add_class_value_flags, add_value_flags
 
 DEFAULT_MODEL = Path("pretrained_model.pth")
+DEFAULT_THRESHOLD = 0.5
 _MODEL_HELP = f"checkpoint; several are a deep ensemble (default: {DEFAULT_MODEL})"
 _MAX_INTEGER = 10**9
 
@@ -186,7 +187,7 @@ def mask_parent() -> argparse.ArgumentParser:
         "--mask-threshold",
         "-t",
         type=number(0, 1, include_low=True),
-        default=0.5,
+        default=DEFAULT_THRESHOLD,
         metavar="P",
         help="for two classes, the probability above which a pixel is foreground",
     )

@@ -20,9 +20,10 @@ from utils.data.pairing import PairingOptions
 from utils.model_flags import join_names
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions
+from utils.pipeline.report import Report
 from utils.review_page.page import DEFAULT_PAGE, ReviewOptions, check_page, write_review
 from utils.runtime import distributed
-from utils.runtime.console import ConsoleHandler, lasting_streams, set_log_level
+from utils.runtime.console import ConsoleHandler, lasting_streams, only_warnings, set_log_level
 from utils.runtime.errors import InputError, first_line, is_gpu_error, is_out_of_memory
 from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.signals import exit_on_termination
@@ -128,13 +129,40 @@ def check_review_flags(args: argparse.Namespace) -> None:
         check_page(args.output_dir / DEFAULT_PAGE)
 
 
-def review_from_args(args: argparse.Namespace, input_dir: Path, code: int) -> int:
-    """The exit code of a script that predicts; with --review, the page of its output folder is written before."""
-    if not args.review or not distributed.is_main() or not (args.output_dir / "summary.csv").exists():
-        return code
-    with distributed.alone():  # the other processes are done
-        page, report = write_review([args.output_dir], input_dir, ReviewOptions(args.mask_dir, args.mask_suffix))
-        return report.finish(f": open {page} in a browser") or code
+def check_no_save(args: argparse.Namespace) -> None:
+    """Check that --no-save contradicts no flag that saves more, or resumes what is saved.
+
+    Raises:
+        InputError: it does.
+    """
+    names = ("save_prob", "save_npy", "save_mean_std", "skip_existing")
+    others = [flag_of(name) for name in names if getattr(args, name, False)]
+    if args.no_save and others:
+        raise InputError(f"--no-save saves nothing, which contradicts {', '.join(others)}: omit one or the other")
+
+
+def finish_prediction(args: argparse.Namespace, report: Report, input_dir: Path, destination: str) -> int:
+    """Log how a prediction ended, its failures last; with --review, write the page of its output folder before.
+
+    Args:
+        args: of a script that predicts.
+        report: of the images, to which failures of the page are added.
+        input_dir: the folder of the images.
+        destination: where the results are.
+
+    Returns:
+        The exit code.
+    """
+    report.log_results(destination)
+    if args.review and report.rows and distributed.is_main() and (args.output_dir / "summary.csv").exists():
+        options = ReviewOptions(args.mask_dir, args.mask_suffix)
+        # The other processes are done, and what there is to say of the masks has been said.
+        with report.isolating("the page"), distributed.alone(), only_warnings("utils.data"):
+            page, of_page = write_review([args.output_dir], input_dir, options)
+            of_page.log_results(f": open {page} in a browser")
+            known = {reason for _, reason in report.failures}
+            report.failures += [(name, reason) for name, reason in of_page.failures if reason not in known]
+    return report.log_failures()
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

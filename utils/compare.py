@@ -27,6 +27,7 @@ from utils.metrics.uncertainty import CONFIDENCE_SIGNS, entropy, score_title
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.summary import read_summary
+from utils.review_page.runs import read_metrics_table
 from utils.runtime.atomic_files import atomic_file, write_json
 from utils.runtime.errors import InputError
 
@@ -81,7 +82,10 @@ def main(args: argparse.Namespace) -> None:
     run = next(iter(results.values()))["run"]
     recorded = MaskClasses(run["mask_values"])
     ground_truth = GroundTruth(items, args.masks_dir, recorded, run["ignore_value"], args.mask_suffix)
-    names = args.images or spread_over_confidence(summary, args.rows, {str(name) for name in ground_truth.paths})
+    labelled = {str(name) for name in ground_truth.paths}
+    if scored := read_metrics_table(args.results[0] / "metrics.csv"):  # of the others the masks do not fit
+        labelled &= scored.keys()
+    names = args.images or spread_over_confidence(summary, args.rows, labelled)
     shown = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in names]
     rows = [comparison_row(item, results, folders, ground_truth) for item in shown]
 
@@ -89,10 +93,9 @@ def main(args: argparse.Namespace) -> None:
     with atomic_file(args.output_dir / "comparison.md") as file:
         file.write(table.encode() + b"\n")
     write_json(args.output_dir / "comparison.json", {title: dict(result) for title, result in results.items()})
-    figures = {
-        "reliability.png": draw_reliability(results),
-        "risk_coverage.png": draw_risk_coverage(results),
-    }
+    figures = {"reliability.png": draw_reliability(results)}
+    if all(result["risk_coverage"] for result in results.values()):  # not without a lesion
+        figures["risk_coverage.png"] = draw_risk_coverage(results)
     for name, figure in figures.items():
         save_figure(figure, args.output_dir / name, dpi=150)
     save_figure(draw_comparison(rows, probability_title(results)), args.output_dir / "UQ_compare.png")

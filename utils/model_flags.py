@@ -10,7 +10,7 @@ import torch
 
 from unet import BayesianUNet
 from unet.mc_dropout import dropout_layers
-from utils.arguments import DEFAULT_MODEL
+from utils.arguments import DEFAULT_MODEL, DEFAULT_THRESHOLD
 from utils.checkpoint import load_model
 from utils.data.images import find_white
 from utils.inference.samplers import MCDropout
@@ -84,6 +84,10 @@ def check_model_flags(args: argparse.Namespace, path: Path | str, model: Trained
         architecture = network.architecture
         actual = {"classes": architecture["n_classes"], "bilinear": architecture["bilinear"]}
         _check_values(args, path, actual | {"newW": width, "newH": height})
+    threshold = getattr(args, "mask_threshold", DEFAULT_THRESHOLD)
+    if model.n_classes > 2 and threshold != DEFAULT_THRESHOLD:
+        words = f"which is for two classes: the model has {model.n_classes}. Omit the flag"
+        raise InputError(f"{path} contradicts --mask-threshold {threshold:g}, {words}")
 
 
 def _check_values(args: argparse.Namespace, path: Path | str, actual: Mapping[str, Any]) -> None:

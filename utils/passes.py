@@ -6,16 +6,13 @@ a table and writes it as CSV and as a figure.
 
 import argparse
 import logging
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel
-from utils.data.images import read_image
 from utils.data.mask_classes import MaskClasses
 from utils.figures.curves import draw_passes
 from utils.figures.grid import save_figure
@@ -26,8 +23,8 @@ from utils.inference.upsampling import LogitSamples
 from utils.metrics.pixel_counter import count_pixels
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
-from utils.metrics.segmentation import segmentation_scores
-from utils.metrics.selective import aurc
+from utils.metrics.segmentation import segmentation_scores, where_shown
+from utils.metrics.selective import mean_dice_and_aurc
 from utils.metrics.uncertainty import ImageScores, entropy
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
@@ -72,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     for item in progress(items, unit="image"):
         with report.isolating(item.key):
             points = evaluate_passes(model, sampler, item, ground_truth, numbers)
-            if math.isnan(points[0].dice):
+            if not points[0].counts.pixels:
                 logger.warning("%s is left out: its mask has no pixel that counts", item.key)
                 continue
             counts = [point.counts for point in points]
@@ -97,7 +94,7 @@ class PassesPoint(NamedTuple):
 
     Attributes:
         counts: of its pixels.
-        dice: of the mask of their mean.
+        dice: of the mask of their mean; NaN without a lesion.
         confidence: the soft Dice confidence of that mask.
     """
 
@@ -111,7 +108,7 @@ def evaluate_passes(
     model: TrainedModel, sampler: MCDropout, item: Item, ground_truth: GroundTruth, numbers: Sequence[int]
 ) -> list[PassesPoint]:
     """Evaluate an image after each of these numbers of passes, by every member of an ensemble; they are increasing."""
-    image = read_image(item.path, model.white)
+    image = item.read(model.white)
     target = ground_truth.read(item, (image.height, image.width))
     (samples,) = draw_samples(model, image, sampler, item.key)  # of an ensemble, of one member after the other
     points, total = [], 0.0
@@ -122,21 +119,20 @@ def evaluate_passes(
             entropy_of_mean, classes, scores = entropy(mean), predict_classes(mean), ImageScores()
             scores.add(mean, entropy_of_mean, classes)
             counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).coarse()
-            dice = segmentation_scores(classes.cpu().numpy(), target, len(mean))["dice"]
+            dice = where_shown(segmentation_scores(classes.cpu().numpy(), target, len(mean)))["dice"]
             points.append(PassesPoint(counts, dice, scores.soft_dice_confidence))
     return points
 
 
 def table_row(t: int, counts: PixelCounts, points: Sequence[PassesPoint]) -> dict[str, float]:
     """The metrics of a set after t passes."""
-    dice = np.array([point.dice for point in points])
-    confidence = np.array([point.confidence for point in points])
+    dice, aurc = mean_dice_and_aurc([point.dice for point in points], [point.confidence for point in points])
     return {
         "T": t,
         "ECE, top-label": float(PIXEL_METRICS["ece_top_label"](counts)),
         "NLL (nats)": float(PIXEL_METRICS["nll"](counts)),
-        "AURC": aurc(confidence, 1 - dice),
-        "mean Dice": float(dice.mean()),
+        "AURC": aurc,
+        "mean Dice": dice,
     }
 
 

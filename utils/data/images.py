@@ -194,8 +194,8 @@ def find_white(paths: Iterable[Path]) -> float | None:
     white = _white_of_bit_depth(max(largest, default=0)) if largest else None
     if white is not None:
         bits = int(white).bit_length()
-        text = "%d 16-bit images with values up to %d: %d bits, white is %d"
-        logger.info(text, len(largest), max(largest), bits, white)
+        text = "%d 16-bit image%s with values up to %d: %d bits, white is %d"
+        logger.info(text, len(largest), "s" * (len(largest) > 1), max(largest), bits, white)
     return white
 
 

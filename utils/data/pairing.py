@@ -140,7 +140,9 @@ def _match_folders(
     text = "%d of %d images have a mask in %s: %s"
     logger.log(level, text, len(matches.masks), len(matches.images), masks_dir, namings)
     if unused := masks.keys() - both.keys() - {mask for found in matches.masks.values() for mask in found}:
-        logger.log(level, "%d more masks in %s belong to none of the images", len(unused), masks_dir)
+        plural = len(unused) > 1
+        masks_belong = f"mask{'s' * plural} in {masks_dir} belong{'s' * (not plural)}"
+        logger.log(level, "%d other %s to none of these images", len(unused), masks_belong)
     return matches
 
 

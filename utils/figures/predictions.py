@@ -106,9 +106,9 @@ def format_scores(name: str, scores: Mapping[str, Any]) -> str:
     parts = [name]
     if math.isfinite(scores.get("dice", math.nan)):
         parts.append(f"Dice {scores['dice']:.3f}, Jaccard {scores['jaccard']:.3f}")
-    for name, title in _GUARANTEED.items():
-        if math.isfinite(scores.get(name, math.nan)):
-            parts.append(f"{title} {scores[name]:.3f}")
+    for loss, title in _GUARANTEED.items():
+        if math.isfinite(scores.get(loss, math.nan)):
+            parts.append(f"{title} {scores[loss]:.3f}")
     parts.append(f"soft Dice confidence {scores['soft_dice_confidence']:.3f}")
     if scores["pairwise_dice"] is not None:
         parts.append(f"pairwise Dice {scores['pairwise_dice']:.3f}")

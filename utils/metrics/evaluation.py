@@ -8,7 +8,7 @@ import numpy as np
 from utils.metrics.pixel_counts import PixelCounts, sum_counts
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES, PIXEL_METRICS
 from utils.metrics.risk_control import REGION_LOSS_TITLES
-from utils.metrics.segmentation import CHALLENGE_SCORES, segmentation_title
+from utils.metrics.segmentation import CHALLENGE_SCORES, absent_classes, segmentation_title, where_shown
 from utils.metrics.selective import SELECTIVE_METRICS, augrc, aurc, risk_coverage_curve
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, score_title
 
@@ -16,6 +16,8 @@ _GUARANTEE_TITLES = REGION_LOSS_TITLES | {
     "outer_area_ratio": "Area, outer / predicted mask",
     "inner_area_ratio": "Area, inner / predicted mask",
 }
+
+MIN_IMAGES_OF_INTERVAL = 10  # the percentile bootstrap of fewer is far too narrow
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -28,6 +30,9 @@ def evaluate_set(
 ) -> dict[str, Any]:
     """All metrics of a set of images, with 95 % bootstrap confidence intervals over the images (Efron 1979).
 
+    Dice, Jaccard, sensitivity and what is made of Dice, selective prediction, are of the images with a lesion, those of
+    a class of the images in which it occurs.
+
     Args:
         rows: for each image its segmentation scores, its `PIXEL_METRICS`, and its scores without ground truth.
         counts: for each image `PixelCounts.coarse()`, for the intervals.
@@ -35,21 +40,36 @@ def evaluate_set(
         resamples: number of bootstrap samples, drawn with a fixed seed.
 
     Returns:
-        `images`, `segmentation`, `selective` and `risk_coverage`; if the probabilities are evaluated also `pixels`,
-        `calibration`, `errors` and `reliability`; of masks with a guarantee also `guarantee`. A metric is a dict of its
-        `value`, `low` and `high` and, if it is a mean over the images, their `median`; those of the `oracle` and the
-        `random` ranking are plain numbers.
+        `images`, `segmentation`, `selective` and `risk_coverage`; if there are images without a lesion, or without one
+        of several classes, also `without`; if the probabilities are evaluated also `pixels`, `calibration`,
+        `errors` and `reliability`; of masks with a guarantee also `guarantee`. A metric is a dict of its `value`, `low`
+        and `high` and, if it is a mean over the images, their `median`; those of the `oracle` and the `random` ranking
+        are plain numbers. What is undefined is None, as are `low` and `high` of fewer than `MIN_IMAGES_OF_INTERVAL`.
     """
     n = len(rows)
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
     by_class = [name for name in rows[0] if name.rpartition("_c")[0] in CHALLENGE_SCORES]
     result: dict[str, Any] = {"images": n}
-    result["segmentation"] = {name: _mean(rows, name, weights) for name in (*CHALLENGE_SCORES, *by_class)}
+    shown = [where_shown(row) for row in rows]
+    result["segmentation"] = {name: _mean(shown, name, weights) for name in (*CHALLENGE_SCORES, *by_class)}
+    if without := _count_false_alarms(rows):
+        result["without"] = without
     if total is not None:
         result |= _evaluate_pixels(rows, counts, total, weights)
     if "outer_area" in rows[0]:
         result["guarantee"] = _evaluate_guarantee(rows, weights)
-    return result | _evaluate_selection(rows, weights)
+    return result | _evaluate_selection(shown, weights)
+
+
+def _count_false_alarms(rows: Rows) -> dict[str, dict[str, float]]:
+    """The number of images without a lesion, and without each of several classes, and how often one is predicted."""
+    result = {}
+    absent = [absent_classes(row) for row in rows]
+    for suffix in sorted({suffix for one in absent for suffix in one}, key=lambda suffix: (len(suffix), suffix)):
+        alarms = [row[f"dice{suffix}"] < 1 for row, one in zip(rows, absent, strict=True) if suffix in one]
+        name = suffix.replace("_c", "class_") or "lesion"
+        result[name] = {"images": len(alarms), "false_alarm_rate": sum(alarms) / len(alarms)}
+    return result
 
 
 def _mean(rows: Rows, name: str, weights: np.ndarray) -> dict[str, float | None]:
@@ -59,7 +79,7 @@ def _mean(rows: Rows, name: str, weights: np.ndarray) -> dict[str, float | None]
     with np.errstate(invalid="ignore"):
         resampled = weights[:, defined] @ values[defined] / weights[:, defined].sum(axis=1)
     mean, median = (f(values[defined]) if defined.any() else np.nan for f in (np.mean, np.median))
-    return _interval(mean, resampled) | {"median": _json_number(median)}
+    return _interval(mean, resampled, np.count_nonzero(defined)) | {"median": _json_number(median)}
 
 
 def _evaluate_pixels(
@@ -70,7 +90,8 @@ def _evaluate_pixels(
     pooled = {}
     for name, metric in PIXEL_METRICS.items():
         value = float(metric(total))
-        pooled[name] = _interval(value, metric(resampled) + (value - float(metric(coarse))))  # without what bins change
+        without_bins = metric(resampled) + (value - float(metric(coarse)))  # without what the bins change
+        pooled[name] = _interval(value, without_bins, len(rows))
     per_image = {f"{name}_per_image": _mean(rows, name, weights) for name in ("ece_top_label", "ece_foreground")}
     return {
         "pixels": int(total.pixels),
@@ -91,13 +112,19 @@ def _evaluate_guarantee(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
         for name in ("outer_area", "inner_area"):
             values = np.array([row[name] for row in rows], dtype=np.float64)
             resampled = (weights @ values) / (weights @ predicted)
-            areas[f"{name}_ratio"] = _interval(np.divide(values.sum(), predicted.sum()), resampled)
+            areas[f"{name}_ratio"] = _interval(np.divide(values.sum(), predicted.sum()), resampled, len(rows))
     return {name: _mean(rows, name, weights) for name in REGION_LOSS_TITLES} | areas
 
 
 def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
     """Selective prediction by each score that needs no ground truth, by the oracle, and at random."""
     risks = 1 - np.array([row["dice"] for row in rows])
+    defined = np.isfinite(risks)
+    rows, risks = [row for row, kept in zip(rows, defined, strict=True) if kept], risks[defined]
+    if not rows:
+        return {"selective": {}, "risk_coverage": {}}
+    weights = weights[:, defined]
+    weights = weights[weights.any(axis=1)]
     selective, curves = {}, {}
     for name, sign in CONFIDENCE_SIGNS.items():
         if any(row.get(name) is None for row in rows):
@@ -108,7 +135,7 @@ def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
             for repeats in weights
         ]
         selective[name] = {
-            metric: _interval(f(confidence, risks), values)
+            metric: _interval(f(confidence, risks), values, len(rows))
             for (metric, f), values in zip(SELECTIVE_METRICS.items(), np.array(resampled).T, strict=True)
         }
         coverage, risk = risk_coverage_curve(confidence, risks)
@@ -118,10 +145,11 @@ def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
     return {"selective": selective, "risk_coverage": curves}
 
 
-def _interval(value: float, resampled: np.ndarray) -> dict[str, float | None]:
-    """A value with the 2.5th and 97.5th percentile of its bootstrap samples."""
+def _interval(value: float, resampled: np.ndarray, n_images: int) -> dict[str, float | None]:
+    """A value with the 2.5th and 97.5th percentile of its bootstrap samples, None for too few images."""
     resampled = resampled[np.isfinite(resampled)]
-    low, high = np.percentile(resampled, [2.5, 97.5]) if len(resampled) else (np.nan, np.nan)
+    known = len(resampled) and n_images >= MIN_IMAGES_OF_INTERVAL
+    low, high = np.percentile(resampled, [2.5, 97.5]) if known else (np.nan, np.nan)
     return {"value": _json_number(value), "low": _json_number(low), "high": _json_number(high)}
 
 
@@ -132,22 +160,42 @@ def _json_number(value: float) -> float | None:
 
 def format_evaluation(result: Mapping[str, Any]) -> str:
     """The metrics of a set as human-readable lines."""
-    lines = [
-        f"{segmentation_title(name):<12} mean {one['value']:.4f}   median {one['median']:.4f}   "
-        f"95 % CI of the mean {one['low']:.4f} to {one['high']:.4f}"
+    means = {
+        segmentation_title(name): one
         for name, one in result["segmentation"].items()
         if name in CHALLENGE_SCORES or name.startswith(("dice_c", "jaccard_c"))
-    ]
+    }
     pooled = result.get("calibration", {}) | result.get("errors", {})
-    named = [(title, pooled[name]) for name, title in PIXEL_METRIC_TITLES.items() if name in pooled]
+    others = {title: pooled[name] for name, title in PIXEL_METRIC_TITLES.items() if name in pooled}
     if pooled:
         selective = result["selective"]
-        named += [
-            (f"AURC of {score_title(name)}", selective[name]["aurc"]) for name in CONFIDENCE_SIGNS if name in selective
-        ]
-    named += [(title, result["guarantee"][name]) for name, title in _GUARANTEE_TITLES.items() if "guarantee" in result]
-    for title, one in named:
-        defined = None not in (one["value"], one["low"], one["high"])
-        text = f"{one['value']:.4f}   95 % CI {one['low']:.4f} to {one['high']:.4f}" if defined else "undefined"
-        lines.append(f"{title:<36} {text}")
+        scores = [name for name in CONFIDENCE_SIGNS if name in selective]
+        others |= {f"AURC of {score_title(name)}": selective[name]["aurc"] for name in scores}
+    others |= {title: result["guarantee"][name] for name, title in _GUARANTEE_TITLES.items() if "guarantee" in result}
+    width = max(12, *map(len, means))
+    lines = [f"{title:<{width}} {_format_metric(one, is_mean=True)}" for title, one in means.items()]
+    lines += [_format_false_alarms(name, **one) for name, one in result.get("without", {}).items()]
+    lines += [f"{title:<36} {_format_metric(one)}" for title, one in others.items()]
+    if any(one["value"] is not None and one["low"] is None for one in (*means.values(), *others.values())):
+        lines.append(f"No 95 % CI of fewer than {MIN_IMAGES_OF_INTERVAL} images: it would be far too narrow")
     return "\n".join(lines)
+
+
+def _format_metric(metric: Mapping[str, float | None], is_mean: bool = False) -> str:
+    """A metric with its interval, as far as they are defined; if it is a mean over the images, with the median."""
+    if metric["value"] is None:
+        return "undefined"
+    text = f"mean {metric['value']:.4f}   median {metric['median']:.4f}" if is_mean else f"{metric['value']:.4f}"
+    if None in (metric["low"], metric["high"]):
+        return text
+    return f"{text}   95 % CI {'of the mean ' * is_mean}{metric['low']:.4f} to {metric['high']:.4f}"
+
+
+def _format_false_alarms(name: str, images: int, false_alarm_rate: float) -> str:
+    """A line on the images without a lesion, or without one of several classes."""
+    subject, some, none = name.replace("_", " "), "some of it", "none of it"
+    if name == "lesion":
+        subject, some, none = "a lesion", "something", "nothing"
+    marked = round(images * false_alarm_rate)
+    which = f"with {some if marked else none} marked" if images == 1 else f"{marked} of them with {some} marked"
+    return f"Without {subject}: {images} image{'s' * (images > 1)}, {which}"

@@ -1,6 +1,7 @@
 """Segmentation scores of a mask against its ground truth."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,9 +22,10 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
 
     Returns:
         `CHALLENGE_SCORES` by name, in [0, 1]. Each class but the background is scored against all others; 0 / 0 is
-        1, so two empty masks score 1, but all are NaN if no pixel counts. With more than two classes the scores are
-        means over the classes, followed by those of each class (`dice_c1`, ...), and the accuracy is that of all
-        classes.
+        1, so two empty masks score 1, but the sensitivity to a class that does not occur is NaN, and all scores are
+        if no pixel counts. With more than two classes the scores are means, of the specificity over all classes, of the
+        others over those that occur, or all if none does; those of each class follow (`dice_c1`, ...). The accuracy
+        is that of all classes.
     """
     counts = _count_classes(predicted.ravel(), target.ravel(), n_classes)
     total, correct = counts[:, 1].sum(), counts[:, 0].sum()
@@ -34,15 +36,32 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
             {
                 "dice": _ratio(2 * true_positives, positives + predicted_positives),
                 "jaccard": _ratio(true_positives, positives + predicted_positives - true_positives),
-                "sensitivity": _ratio(true_positives, positives),
+                "sensitivity": _ratio(true_positives, positives) if positives else math.nan,
                 "specificity": _ratio(true_negatives, total - positives),
             }
         )
-    scores = {name: float(np.mean([scores_k[name] for scores_k in by_class])) for name in by_class[0]}
+    occurring = [one for one, n in zip(by_class, counts[1:, 1], strict=True) if n] or by_class
+    scores = {name: float(np.mean([one[name] for one in occurring])) for name in by_class[0]}
+    scores["specificity"] = float(np.mean([one["specificity"] for one in by_class]))
     scores["accuracy"] = _ratio(correct, total)
     if n_classes > 2:
         scores |= {f"{name}_c{k}": value for k, one in enumerate(by_class, 1) for name, value in one.items()}
     return scores if total else dict.fromkeys(scores, math.nan)
+
+
+def where_shown(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of an image for means over images: of a class that does not occur, Dice and Jaccard are NaN, too.
+
+    A prediction without it is right, but what it scores says nothing of how well the class is segmented.
+    """
+    absent = absent_classes(scores)
+    return {**scores, **{name + suffix: math.nan for suffix in absent for name in ("dice", "jaccard")}}
+
+
+def absent_classes(scores: Mapping[str, float]) -> list[str]:
+    """The suffixes in the scores of an image, such as `_c2`, of classes that do not occur, and "" if there is none."""
+    undefined = [name for name in scores if name.startswith("sensitivity") and math.isnan(scores[name])]
+    return [name.removeprefix("sensitivity") for name in undefined]
 
 
 def _count_classes(predicted: np.ndarray, target: np.ndarray, n_classes: int) -> np.ndarray:

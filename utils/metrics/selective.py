@@ -1,6 +1,7 @@
 """Selective prediction: how well an image's confidence predicts the quality of its mask."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,6 +48,18 @@ def augrc(confidence: np.ndarray, risks: np.ndarray) -> float:
     The mean over k = 1 ... n of the summed risk of the k most confident images, divided by n.
     """
     return float(np.mean(np.cumsum(risks_by_confidence(confidence, risks))) / len(risks))
+
+
+def mean_dice_and_aurc(dice: Sequence[float], confidence: Sequence[float]) -> tuple[float, float]:
+    """Mean Dice, and AURC with the risk 1 - Dice, of the images whose Dice is defined; NaN if there is none.
+
+    Args:
+        dice, confidence: (n,).
+    """
+    dice, confidence = np.array(dice), np.array(confidence)
+    if not (defined := np.isfinite(dice)).any():
+        return math.nan, math.nan
+    return float(dice[defined].mean()), aurc(confidence[defined], 1 - dice[defined])
 
 
 SELECTIVE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from utils.checkpoint import TrainedModel
-from utils.data.images import read_image
 from utils.inference.compiled import compile_model, compiling_pays
 from utils.inference.guarantees import INNER, OUTER
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
@@ -118,8 +117,8 @@ class FolderPredictor:
                     break
 
     def _read(self, item: Item) -> _Input:
-        image = read_image(item.path, self.model.white)
-        target = self.ground_truth.read(item, (image.height, image.width)) if self.ground_truth else None
+        image = item.read(self.model.white)
+        target = self._batch.report.read_target(self.ground_truth, item, (image.height, image.width))
         return _Input(image.size, self.sampler.preprocess_image(image, self.model.input_size), target)
 
     def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction, np.ndarray | None]]:

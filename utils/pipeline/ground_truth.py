@@ -67,7 +67,7 @@ class GroundTruth:
         self.fitter = MaskFitter()
         self.packed: dict[str, bytes] = {}
         counts = _count_values([path for paths in self.paths.values() for path in paths])
-        if counts:  # otherwise each image fails when it is read
+        if counts:  # otherwise each mask fails when it is read
             self.mask_classes = decide_classes(counts, self.n_classes, MaskOptions(ignored=ignore_value), recorded)
 
     @property

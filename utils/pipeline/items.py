@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from utils.data.images import list_images
+from PIL import Image
+
+from utils.data.images import list_images, read_image
 from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
 
@@ -35,6 +37,17 @@ class Item:
     def key(self) -> str:
         """The name from which its random numbers are derived."""
         return self.name.as_posix()
+
+    def read(self, white: float | None = None) -> Image.Image:
+        """The image, see `read_image`.
+
+        Raises:
+            InputError: the image cannot be read; the message does not repeat the path of its file.
+        """
+        try:
+            return read_image(self.path, white)
+        except InputError as error:
+            raise InputError(str(error).removeprefix(f"{self.path}").lstrip(": "), *error.options) from error
 
     def output(self, folder: Path, suffix: str = "_OUT.png") -> Path:
         """The file of its result: its stem with a suffix, in the same sub-folder of `folder`."""

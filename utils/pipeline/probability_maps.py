@@ -20,7 +20,7 @@ from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.journal import Journal
 from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats, make_greyscale_maps, save_float_maps
-from utils.pipeline.report import check_tables, write_tables
+from utils.pipeline.report import Report, check_tables, write_tables
 from utils.pipeline.run_settings import run_settings
 from utils.runtime.errors import InputError
 
@@ -61,7 +61,7 @@ class ProbabilityMapOptions:
 
 def predict_probabilities(
     model: TrainedModel, sampler: Sampler, items: Sequence[Item], output_dir: Path, options: ProbabilityMapOptions
-) -> int:
+) -> Report:
     """Write each image's map of one class's probability, an 8-bit greyscale PNG in which 255 is 1.
 
     Args:
@@ -72,7 +72,7 @@ def predict_probabilities(
         options: what else is written.
 
     Returns:
-        The exit code.
+        The outcome, whose tables are written.
 
     Raises:
         InputError: the model has no such class or no temperature, or cannot give the guarantee, no image has a
@@ -117,4 +117,4 @@ def predict_probabilities(
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
     report = FolderPredictor(model, sampler, save, maps, ground_truth, compile=options.compile).run(batch)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})
-    return report.finish(f": {output_dir}")
+    return report

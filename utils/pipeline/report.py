@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.metrics.evaluation import format_evaluation
 from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item
 from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import write_csv, write_json
@@ -19,6 +22,7 @@ from utils.runtime.errors import InputError, bulleted, first_line, is_gpu_error,
 logger = logging.getLogger(__name__)
 
 _BEGINNINGS = {"metrics.csv": "image,", "metrics.json": '{"run":'}  # without white space
+_HEAD = 100  # characters, with white space
 _LISTED_IMAGES = 3  # empty masks in a message
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one file would fail for all
 
@@ -33,9 +37,11 @@ def check_tables(folder: Path) -> None:
     for name, beginning in _BEGINNINGS.items():
         path = folder / name
         with suppress(FileNotFoundError, NotADirectoryError):
-            if not "".join(path.read_text("utf-8", "replace").split()).startswith(beginning):
-                words = "is not of predictions, and would be removed: move it away, or choose another folder"
-                raise InputError(f"{path} {words}")
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if "".join(file.read(_HEAD).split()).startswith(beginning):
+                    continue
+            words = "is not of predictions, and would be removed: move it away, or choose another folder"
+            raise InputError(f"{path} {words}")
 
 
 def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -90,6 +96,13 @@ class Report:
             return
         self.failures += [(name, reason) for name in names]
 
+    def read_target(self, ground_truth: GroundTruth | None, item: Item, shape: tuple[int, int]) -> np.ndarray | None:
+        """The ground truth of an image, see `GroundTruth.read`; a mask that cannot be used is a failure of its own."""
+        if ground_truth is not None:
+            with self.isolating(f"{item.reported}, not scored"):
+                return ground_truth.read(item, shape)
+        return None
+
     def write(
         self, folder: Path | None, ground_truth: GroundTruth | None = None, run: Mapping[str, Any] | None = None
     ) -> None:
@@ -129,19 +142,24 @@ class Report:
         Args:
             destination: where the results are.
         """
+        self.log_results(destination)
+        return self.log_failures()
+
+    def log_results(self, destination: str = "") -> None:
+        """Log how many images are done, and where the results are."""
         empty = [row for row in self.rows if row.get("area") == 0]
         if empty:
             examples = ", ".join(
                 f"{row['largest_probability']:.3f} in {row['image']}" for row in empty[:_LISTED_IMAGES]
             )
-            logger.info(
-                "%d of %d masks are empty; their largest foreground probability is %s%s",
-                len(empty),
-                len(self.rows),
-                examples,
-                ", … (see summary.csv)" if len(empty) > _LISTED_IMAGES else "",
-            )
+            are = "are empty; their" if len(empty) > 1 else "is empty; its"
+            more = ", … (see summary.csv)" * (len(empty) > _LISTED_IMAGES)
+            text = "%d of %d masks %s largest foreground probability is %s%s"
+            logger.info(text, len(empty), len(self.rows), are, examples, more)
         logger.info("%d image%s done%s", len(self.rows), "s" * (len(self.rows) != 1), destination)
+
+    def log_failures(self) -> int:
+        """Log the failures, which is the last that a run logs; returns the exit code."""
         if self.failures and distributed.is_main():
             problems = [f"{name}: {reason}" for name, reason in sorted(self.failures)]
             logger.error("%s", bulleted(f"{len(self.failures)} failed", problems))

@@ -11,7 +11,6 @@ import numpy as np
 
 from utils.checkpoint import TrainedModel
 from utils.data.corruptions import CORRUPTIONS, corrupt
-from utils.data.images import read_image
 from utils.inference.compiled import compile_model
 from utils.inference.guarantees import INNER, OUTER, Guarantee
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
@@ -19,8 +18,8 @@ from utils.inference.samplers import Sampler
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES, PIXEL_METRICS
 from utils.metrics.risk_control import REGION_LOSS_TITLES, region_losses
-from utils.metrics.segmentation import segmentation_scores
-from utils.metrics.selective import aurc
+from utils.metrics.segmentation import segmentation_scores, where_shown
+from utils.metrics.selective import mean_dice_and_aurc
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.report import Report
@@ -66,12 +65,12 @@ class _SetScores:
         self._regions: list[dict[str, float]] = []
 
     def add(self, prediction: Prediction, target: np.ndarray) -> None:
-        """Add an image; one without any pixel that counts is left out."""
-        dice = segmentation_scores(prediction.classes, target, self._n_classes)["dice"]
-        if math.isnan(dice):
+        """Add an image; one without any pixel that counts is left out, and of Dice and AURC one without a lesion."""
+        scores = segmentation_scores(prediction.classes, target, self._n_classes)
+        if math.isnan(scores["accuracy"]):
             return
         self._counts = prediction.counts if self._counts is None else self._counts + prediction.counts
-        self._dice.append(dice)
+        self._dice.append(where_shown(scores)["dice"])
         self._confidence.append(prediction.scores["soft_dice_confidence"])
         if regions := prediction.regions:
             self._regions.append(region_losses(regions[OUTER], regions[INNER], target))
@@ -80,15 +79,15 @@ class _SetScores:
         """The number of images, and the metrics, None where one is undefined. Empty without images."""
         if self._counts is None:
             return {}
-        dice = np.array(self._dice)
+        dice, aurc = mean_dice_and_aurc(self._dice, self._confidence)
         values = {
-            "dice": dice.mean(),
+            "dice": dice,
             **{name: PIXEL_METRICS[name](self._counts) for name in SHIFT_METRICS if name in PIXEL_METRICS},
-            "aurc": aurc(np.array(self._confidence), 1 - dice),
+            "aurc": aurc,
             **{name: np.mean([one[name] for one in self._regions]) for name in REGION_LOSS_TITLES if self._regions},
         }
         numbers = {name: float(value) for name, value in values.items()}
-        return {"images": len(dice)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        return {"images": len(self._dice)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
 
 
 @dataclass
@@ -160,7 +159,7 @@ class ShiftEvaluation:
 
     def _predict(self, item: Item, shift: Shift) -> tuple[dict[str, Prediction], np.ndarray]:
         """The predictions of a changed image by each method, and its (H, W) ground truth."""
-        image = read_image(item.path, self.model.white)
+        image = item.read(self.model.white)
         target = self.ground_truth.read(item, (image.height, image.width))
         if target is None:
             raise InputError("it has no mask")

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from utils.checkpoint import TrainedModel
-from utils.data.images import list_images, read_image, save_png
+from utils.data.images import list_images, save_png
 from utils.data.masks import mask_to_image
 from utils.data.pairing import without_masks
 from utils.inference.guarantees import Guarantee
@@ -183,7 +183,7 @@ def predict_single_image(model: TrainedModel, sampler: Sampler, item: Item, opti
     Raises:
         InputError: the image cannot be read, or the method cannot be used with the model.
     """
-    image = read_image(item.path, model.white)
+    image = item.read(model.white)
     samples = draw_samples(model, image, sampler, item.key)
     return SingleImage(image, samples, predict_full_size(samples, image.size, options.map_options()))
 
@@ -230,7 +230,7 @@ def save_single_image(
 
 
 def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the `summary.csv` of each output folder, in which the rows of other images are kept.
+    """Write the `summary.csv` of each output folder, in which the rows of other images with other results are kept.
 
     Args:
         outputs: the file of the mask of each image, by its reported name.
@@ -242,4 +242,19 @@ def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, row
         by_folder[outputs[row["image"]].parent].append(row)
     for folder, folder_rows in by_folder.items():
         with nullcontext() if folder == locked else output_folder(folder, patience=60):
-            write_summary(folder / "summary.csv", folder_rows, keep_others=True)
+            _write_single_summary(folder, folder_rows, outputs)
+
+
+def _write_single_summary(folder: Path, rows: Sequence[Mapping[str, Any]], outputs: Mapping[str, Path]) -> None:
+    images, masks = ({of(row["image"]) for row in rows} for of in (_real_path, outputs.get))
+
+    def keeps(image: str) -> bool:
+        return _real_path(image) not in images and folder / f"{Path(image).stem}.png" not in masks
+
+    write_summary(folder / "summary.csv", rows, keeps)
+
+
+def _real_path(image: str) -> Path:
+    """The path of an image, however it was given; a link to an image is not what it points to."""
+    path = Path(image)
+    return path.parent.resolve() / path.name

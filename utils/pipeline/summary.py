@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,20 @@ SUMMARY_COLUMNS = (
 )
 
 
-def write_summary(path: Path, rows: Sequence[Mapping[str, Any]], keep_others: bool = False) -> None:
+def write_summary(
+    path: Path, rows: Sequence[Mapping[str, Any]], keeps: Callable[[str], bool] = lambda image: False
+) -> None:
     """Write the scores of images that need no ground truth as a CSV file, sorted by soft Dice confidence.
 
     Args:
         path: of the file.
         rows: for each image its name and the scores of `ImageScores`; other entries are not written.
-        keep_others: keep the rows of other images in an existing file.
+        keeps: whether an image of an existing file keeps its row.
 
     Raises:
         InputError: the existing file is not such a summary.
     """
-    names = {row["image"] for row in rows}
-    others = [row for row in read_earlier_summary(path) if row["image"] not in names] if keep_others else []
+    others = [row for row in read_earlier_summary(path) if keeps(row["image"])]
     ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
     write_csv(path, [{name: row.get(name) for name in SUMMARY_COLUMNS} for row in ordered])
 

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -97,8 +98,9 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
         recorded = MaskClasses(mask_values, runs[0].settings.get("model_ignore_value"))
         ground_truth = GroundTruth(items, options.masks_dir, recorded, ignore_value, options.mask_suffix)
     page = _Page(output, options.single_file, _run_data(runs, mask_values))
-    maker = PictureMaker(runs, mask_values, ground_truth, SMALL_SIDES if options.single_file else SIDES)
     report = Report()
+    read_target = partial(report.read_target, ground_truth)
+    maker = PictureMaker(runs, mask_values, read_target, SMALL_SIDES if options.single_file else SIDES)
     threads = cores_per_process()
     for item, future in progress(map_ahead(maker.make, items, threads, 2 * threads), total=len(items), unit="image"):
         with report.isolating(item.key):
@@ -109,8 +111,8 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
         raise InputError(f"none of the {len(items)} images in {imgs_dir} can be shown: {items[0].key}: {reason}")
     of_results = {path.resolve() for path in (*folders, page.files)} - {imgs_dir.resolve()}
     without_result = _without_result(imgs_dir, {*names}, options, of_results)
-    failures = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures]
-    page.write([*failures, *((name, "no result in this run") for name in without_result)])
+    failed = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures if name in names]
+    page.write([*failed, *((name, "no result in this run") for name in without_result)])
     return output, report
 
 

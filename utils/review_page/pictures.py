@@ -3,7 +3,7 @@
 import base64
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class PictureMaker:
     Args:
         runs: whose results are shown.
         mask_values: the mask value of each class.
-        ground_truth: reads the classes of an image, see `GroundTruth.read`; None without a ground truth.
+        read_target: the ground truth of an image, see `GroundTruth.read`, if there is any.
         sides: as `SIDES`.
     """
 
@@ -61,10 +61,10 @@ class PictureMaker:
         self,
         runs: Sequence[PredictionRun],
         mask_values: Sequence[int],
-        ground_truth: Any = None,
+        read_target: Callable[[Item, tuple[int, int]], np.ndarray | None] = lambda item, shape: None,
         sides: tuple[int, int, int] = SIDES,
     ) -> None:
-        self.runs, self.ground_truth, self.sides = runs, ground_truth, sides
+        self.runs, self.read_target, self.sides = runs, read_target, sides
         self.n_classes, self._classes = len(mask_values), MaskClasses(tuple(mask_values), by_index=True)
 
     def make(self, item: Item) -> ImagePictures:
@@ -74,7 +74,7 @@ class PictureMaker:
             InputError: a file is missing, cannot be read, or has another size than the image.
         """
         full_size, (photo_side, map_side, small_side) = image_size(item.path), self.sides
-        target = self.ground_truth.read(item, full_size[::-1]) if self.ground_truth else None
+        target = self.read_target(item, full_size[::-1])
         size = _fitting(full_size, map_side)
         truth = {} if target is None else self._coverages(target, size)
         photo = read_image(item.path, self.runs[0].settings.get("white"), photo_side)

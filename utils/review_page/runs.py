@@ -135,7 +135,7 @@ def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:
         measured = {image: entry["row"] for image, entry in finished.items()}
     else:  # hidden files were not copied
         settings = _read_metrics_settings(folder / "metrics.json")
-        measured = {image: {} for image in summary} | _read_metrics_table(folder / "metrics.csv")
+        measured = {image: {} for image in summary} | read_metrics_table(folder / "metrics.csv")
     if settings.get("class_index") == 0:
         raise InputError(f"{folder} contains background probabilities: predict those of class 1")
     names = _names_within(folder, imgs_dir, summary, measured)
@@ -179,7 +179,7 @@ def _read_metrics_settings(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _read_metrics_table(path: Path) -> dict[str, dict[str, str]]:
+def read_metrics_table(path: Path) -> dict[str, dict[str, str]]:
     """The rows of a metrics.csv by their images; none if there is no such file."""
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:

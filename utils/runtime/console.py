@@ -80,6 +80,18 @@ def set_log_level(level: int) -> None:
         logging.getLogger(package).setLevel(level if distributed.is_main() else logging.ERROR)
 
 
+@contextmanager
+def only_warnings(package: str) -> Iterator[None]:
+    """Within the `with` block, show no log lines of a package but warnings and errors."""
+    package_logger = logging.getLogger(package)
+    level = package_logger.level
+    package_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package_logger.setLevel(level)
+
+
 def progress(items: Iterable | None = None, **options: object) -> tqdm:
     """A progress bar on a terminal, a line per minute in a log file, nothing with --quiet or in a secondary process.
 
