@@ -95,6 +95,7 @@ def test_image_without_a_pixel_that_counts_has_no_score():
         scores = segmentation_scores(np.ones((2, 2), dtype=np.uint8), ignored, n_classes)
         assert len(scores) == names
         assert all(np.isnan(value) for value in scores.values())
+        assert absent_classes(scores) == []
 
 
 def test_ignored_pixels_are_not_scored():

@@ -59,7 +59,12 @@ def where_shown(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def absent_classes(scores: Mapping[str, float]) -> list[str]:
-    """The suffixes in the scores of an image, such as `_c2`, of classes that do not occur, and "" if there is none."""
+    """The suffixes in the scores of an image, such as `_c2`, of classes that do not occur, and "" if there is none.
+
+    Nothing is known of an image in which no pixel counts.
+    """
+    if math.isnan(scores["accuracy"]):
+        return []
     undefined = [name for name in scores if name.startswith("sensitivity") and math.isnan(scores[name])]
     return [name.removeprefix("sensitivity") for name in undefined]
 
