@@ -45,6 +45,23 @@ def test_command_uses_the_validation_images(tmp_path: Path):
     assert "On other labelled images, calibrate it into a new file (see --output)" in result.stderr
 
 
+def test_the_seed_is_that_of_the_dropout_masks(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32)))
+    flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+
+    def losses(*seed: object) -> dict[str, list[float]]:
+        result = run_module("utils.calibration", *flags, "--output", tmp_path / "new.pth", *seed)
+        assert result.returncode == 0, result.stderr
+        return {
+            method: curves.outer.tolist() for method, curves in load_model(tmp_path / "new.pth").risk_curves.items()
+        }
+
+    first, second = losses(), losses("--seed", 1)
+    assert losses("--seed", 0) == first
+    assert {method for method in first if first[method] != second[method]} == {"mc_dropout"}
+
+
 def test_held_out_images():
     settings = {"validation": 25.0, "seed": 3, "images": 8}
     model = TrainedModel(lively_network(), settings=settings)

@@ -118,9 +118,10 @@ def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, 
     aurc = metrics["selective"]["soft_dice_confidence"]["aurc"]["value"]
     assert float(rows[-1]["AURC"]) == pytest.approx(aurc, abs=1e-4)
     assert (tmp_path / "passes.png").is_file()
-    assert_one_clear_line(
-        run_module("utils.passes", *common[:2], "--output-dir", tmp_path, "-m", model_file), "--mask-dir is required"
-    )
+    result = run_module("utils.passes", *common[:2], "--output-dir", tmp_path, "-m", model_file)
+    assert_one_clear_line(result, "the following arguments are required: --mask-dir")
+    result = run_module("utils.passes", *common, "--output-dir", tmp_path, "--skip-existing")
+    assert_one_clear_line(result, "unrecognized arguments: --skip-existing")  # it would keep nothing
 
 
 def test_metrics_of_an_earlier_version(project: Path, tmp_path: Path):

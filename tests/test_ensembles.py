@@ -139,7 +139,7 @@ def test_members_that_do_not_agree(members: dict[str, TrainedModel]):
     first = members["a.pth"]
     three = make_model(5, n_classes=3)
     three.mask_values = [0, 1, 2]
-    values, white, ignoring, other_white = (make_model(5) for _ in range(4))
+    values, white, ignoring, other_white = (make_model(seed) for seed in range(5, 9))
     values.mask_values, white.white, other_white.white, ignoring.ignore_value = [0, 1], 4095.0, 65535.0, 7
     wrong = {
         "classes differ, 2 and 3": three,
@@ -156,6 +156,21 @@ def test_members_that_do_not_agree(members: dict[str, TrainedModel]):
         combine_models({"a.pth": first, "b.pth": white, "c.pth": other_white})
     with pytest.raises(ValueError, match="at least one member"):
         combine_models({})
+
+
+def test_no_network_is_counted_twice(files: list[Path], tmp_path: Path):
+    """Whether it has another name or is in an ensemble."""
+    first, second, other = map(load_model, files)
+    save_checkpoint(tmp_path / "e.pth", combine_models({"a.pth": first, "b.pth": second}))
+    ensemble = load_model(tmp_path / "e.pth")
+    for name, model in {"copy.pth": load_model(files[0]), "e.pth": ensemble}.items():
+        with pytest.raises(InputError, match=rf"a\.pth and {name} have the same network: the members of an ensemble"):
+            combine_models({"a.pth": first, "c.pth": other, name: model})
+    assert len(combine_models({"c.pth": other, "e.pth": ensemble}).members) == 3
+    imgs, _ = make_folders(tmp_path, 1, (40, 30))
+    flags = ["--input-dir", imgs, "--output-dir", tmp_path / "out", "-m", *files[1:], tmp_path / "e.pth"]
+    result = run_script("predict.py", *flags)
+    assert_one_clear_line(result, "b.pth and ", "e.pth have the same network")
 
 
 def test_single_model_is_no_ensemble(members: dict[str, TrainedModel]):

@@ -325,6 +325,17 @@ def test_images_keep_their_aspect_ratio(size: tuple[int, int]):
     assert 0.15 < figure.get_figheight() / figure.get_figwidth() < 1
 
 
+@pytest.mark.parametrize("size", [(5000, 3), (2, 4000)])
+def test_extremely_elongated_images_are_seen(size: tuple[int, int], tmp_path: Path):
+    """As strips of some pixels; in their proportions they would be thinner than one."""
+    figure = draw_predictions([random_row(size=size)])
+    save_figure(figure, tmp_path / "x.png")
+    for panel in panels_of(figure):
+        extent = panel.get_window_extent()
+        assert min(extent.width, extent.height) > 4
+        assert max(extent.width, extent.height) / min(extent.width, extent.height) == pytest.approx(32, rel=0.02)
+
+
 def test_caption_with_dollar_signs_is_literal():
     name = r"cost $5, \frac$ and $x_1$.jpg"
     figure = draw_predictions([random_row(caption=name)])

@@ -59,6 +59,11 @@ def spread(trained: TrainedModel) -> TrainedModel:
     return replace(trained, risk_curves=curves, temperatures=dict.fromkeys(SETTINGS, 1.7))
 
 
+def other_member(settings: dict[str, int] | None = None) -> TrainedModel:
+    """Another member of an ensemble with `model`."""
+    return TrainedModel(lively_network(1), (32, 32), settings=settings or {})
+
+
 def dataset(n: int, size: tuple[int, int] = (32, 32)) -> list[tuple[torch.Tensor, torch.Tensor]]:
     pairs = [make_image(i, size) for i in range(n)]
     return [(torch.from_numpy(np.array(a)).permute(2, 0, 1), torch.from_numpy(np.array(b) // 255)) for a, b in pairs]
@@ -100,7 +105,7 @@ def test_file_keeps_the_curves(model: TrainedModel, tmp_path: Path):
         assert (curves.images, curves.settings) == (99, SETTINGS[method])
         assert np.array_equal(curves.outer, model.risk_curves[method].outer)
         assert np.array_equal(curves.inner, model.risk_curves[method].inner)
-    ensemble = combine_models({"a": model, "b": replace(model)})
+    ensemble = combine_models({"a": model, "b": other_member()})
     assert not ensemble.risk_curves  # they are those of a member
     ensemble.risk_curves = {"softmax": curves_of(40)}
     save_checkpoint(tmp_path / "e.pth", ensemble)
@@ -124,7 +129,7 @@ def test_other_images(model: TrainedModel):
     model.settings = {"images": 8}
     assert not are_other_images(model, 8, "x")
     assert are_other_images(model, 9, "x")
-    assert not are_other_images(combine_models({"a": model, "b": replace(model, settings={"images": 9})}), 9, "x")
+    assert not are_other_images(combine_models({"a": model, "b": other_member({"images": 9})}), 9, "x")
     model.settings["image_names"] = "x"
     assert not are_other_images(model, 8, "x")
     assert are_other_images(model, 8, "y")
@@ -138,7 +143,7 @@ def test_guarantees_that_cannot_be_given(model: TrainedModel):
     with pytest.raises(InputError, match=r"guarantee of 0\.995 requires 199 calibration images, this model has 99"):
         make_guarantee(model, Softmax(), 0.995)
     assert make_guarantee(model, Softmax(), 0.99).images == 99
-    ensemble = combine_models({"a": model, "b": replace(model)})
+    ensemble = combine_models({"a": model, "b": other_member()})
     ensemble.risk_curves = {}
     with pytest.raises(InputError, match=r"for deep ensemble of 2, softmax.* stores in a file of all members$"):
         make_guarantee(ensemble, Softmax(), 0.9)

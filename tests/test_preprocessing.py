@@ -44,3 +44,26 @@ def test_downscale_and_pad_against_a_larger_canvas(size: tuple[int, int], scale:
     padded = downscale_and_pad(image, (128, 128), scale).permute(1, 2, 0).numpy().astype(int)
     assert abs(padded - expected).max() <= 1
     assert (padded[:3] == 0).all() or scale > 0.95
+
+
+@pytest.mark.parametrize("side", [4, 12, 16, 20, 24, 100, 128, 256])
+def test_downscaled_copies_of_small_images_are_surrounded_by_black(side: int):
+    """Images that are enlarged, for which interpolation reaches far; the reference has far more black around them."""
+    image = Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side + 1, 3), dtype=np.uint8))
+    lengths, ratios = image.size, [length / (0.8 * 128) for length in image.size]
+    edges = [length + (0.2 * 64 + 32) * ratio for length, ratio in zip(lengths, ratios, strict=True)]  # 32 around it
+    black = Image.new("RGB", tuple(3 * length + 100 for length in lengths))
+    corner = tuple(length + 50 for length in lengths)
+    black.paste(image, corner)
+    box = [
+        *(c + n - e for c, n, e in zip(corner, lengths, edges, strict=True)),
+        *map(sum, zip(corner, edges, strict=True)),
+    ]
+    expected = np.asarray(black.resize((192, 192), Image.Resampling.BICUBIC, box=box))[32:-32, 32:-32]
+    assert np.array_equal(downscale_and_pad(image, (128, 128), 0.8).permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("side", [20, 128, 300])
+def test_nothing_is_downscaled_to_its_own_size(side: int):
+    image = make_image(side, (side, side))[0]
+    assert torch.equal(downscale_and_pad(image, (128, 128), 1.0), preprocess(image, (128, 128)))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.conftest import ENVIRONMENT, FORKS, ROOT, make_folders, run_module, run_script
 from tests.test_download_isic import archives, serving
+from utils.checkpoint import load_model, save_checkpoint
 
 FOLDERS = (".", "data", "diagram/isic2016", "utils", "tests/benchmarks")
 DOCUMENTS = {path: path.read_text(encoding="utf-8") for folder in FOLDERS for path in (ROOT / folder).glob("README.md")}
@@ -85,9 +86,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
     shutil.copytree(project / "data" / "imgs_test", project / "clinic" / "new")
     (project / "checkpoints").mkdir()
     shutil.copy(model_file, project / "checkpoints/best.pth")
-    for seed in range(5):  # the members of an ensemble
-        (project / f"checkpoints/seed{seed}").mkdir(parents=True)
-        shutil.copy(model_file, project / f"checkpoints/seed{seed}/best.pth")
+    member = load_model(model_file)
+    for seed in range(5):  # the members of an ensemble, which differ a little
+        member.network.outc.conv.bias.data.add_(0.01)
+        save_checkpoint(project / f"checkpoints/seed{seed}/best.pth", member)
     imgs, masks = make_folders(project / "my_data", 4, (64, 48))
     for path in masks.iterdir():  # three classes
         mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)

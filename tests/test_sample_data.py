@@ -57,3 +57,9 @@ def test_shipped_model_segments_most_samples():
             classes = predict_classes(predict(model, image, Softmax()).probs).numpy()
         dices.append(segmentation_scores(classes, sample_mask(path) // 255)["dice"])
     assert np.median(dices) > 0.9
+
+
+@pytest.mark.filterwarnings("error")
+def test_far_outside_the_lesion_nothing_overflows():
+    _, mask = make_sample(0, (16, 300))
+    assert 0 < (np.asarray(mask) > 0).mean() < 0.2

@@ -23,7 +23,7 @@ from utils.inference.predictor import predict
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
 from utils.metrics.risk_control import REGION_LOSS_TITLES
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import find_items
+from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_curves, shift_panels
 from utils.pipeline.shifted_sets import SHIFT_METRICS, UNCHANGED, Shift, ShiftEvaluation, list_shifts
@@ -290,16 +290,69 @@ def test_command_interrupted_and_resumed(
     results = json.loads((tmp_path / "shift.json").read_text())["results"]
     methods = ["softmax", "MC dropout, 2 passes", "test-time augmentation"]
     unchanged, first, *others = list_shifts([5])
-    expected = [(*one, method) for one in (first, unchanged, *others) for method in methods]
+    expected = [(*one, method) for one in (unchanged, first, *others) for method in methods]
     assert [(row["corruption"], row["strength"], row["method"]) for row in results] == expected
     assert len(expected) == 3 * (1 + len(CORRUPTIONS))
-    assert results[:3] == kept[3:]
-    assert results[3:6] == content["results"][:3]  # the unchanged images were predicted again
+    assert results[:3] == content["results"][:3]  # the unchanged images were predicted again
+    assert results[3:6] == kept[3:]
     assert 0.125 not in [row["dice"] for row in results[6:]]
     assert capsys.readouterr().out.strip() == format_shift_means(results)
     assert (tmp_path / "shift.md").read_text().count("\n## ") == len(SHIFT_METRICS)
     with Image.open(tmp_path / "shift.png") as image:
         assert image.width == 1800
+
+
+def resumed_dice(folder: Path, out: Path) -> list[float]:
+    """Of the unchanged images, and of those with more gamma, what a run has after it kept what it can of `out`.
+
+    What is kept has a number that it cannot have.
+    """
+    content = json.loads((out / "shift.json").read_text())
+    for row in content["results"]:
+        row["dice"] = 0.125
+    (out / "shift.json").write_text(json.dumps(content))
+    shift.main(parsed(folder, out, "--strengths", 1, "--methods", "direct", "--skip-existing"))
+    return [row["dice"] for row in json.loads((out / "shift.json").read_text())["results"]]
+
+
+def test_results_of_fewer_images_are_not_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as those of an image for which the memory did not suffice at first."""
+    monkeypatch.setattr(shift, "list_shifts", lambda strengths: [Shift(UNCHANGED, 0), Shift("gamma", 1)])
+    predict_one, out = ShiftEvaluation._predict, tmp_path / "out"
+
+    def predict_others(self: ShiftEvaluation, item: Item, one: Shift) -> tuple:
+        if item.key == "SKIN_001.jpg":
+            raise MemoryError
+        return predict_one(self, item, one)
+
+    args = parsed(folder, out, "--strengths", 1, "--methods", "direct")
+    with monkeypatch.context() as patch:
+        patch.setattr(ShiftEvaluation, "_predict", predict_others)
+        assert shift.main(args) == 1
+        results = json.loads((out / "shift.json").read_text())["results"]
+        assert [(row["images"], row["failed"]) for row in results] == [(3, ["SKIN_001.jpg"])] * 2
+        assert resumed_dice(folder, out)[1] == 0.125  # it fails again: the others are the same
+    assert 0.125 not in resumed_dice(folder, out)
+    results = json.loads((out / "shift.json").read_text())["results"]
+    assert [(row["images"], row["failed"]) for row in results] == [(4, [])] * 2
+    assert resumed_dice(folder, out)[1] == 0.125
+
+
+@pytest.mark.parametrize(("kind", "name"), [("imgs", "SKIN_002.jpg"), ("masks", "SKIN_002_Segmentation.png")])
+def test_results_of_other_files_are_not_resumed(
+    kind: str, name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shift, "list_shifts", lambda strengths: [Shift(UNCHANGED, 0), Shift("gamma", 1)])
+    for one in ("imgs", "masks"):
+        shutil.copytree(folder / one, tmp_path / one)
+    shutil.copy(folder / "model.pth", tmp_path)
+    args = parsed(tmp_path, tmp_path / "out", "--methods", "direct", "--skip-existing")
+    assert shift.main(args) == 0
+    assert resumed_dice(tmp_path, tmp_path / "out")[1] == 0.125
+    with Image.open(tmp_path / kind / name) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / kind / name)
+    with pytest.raises(InputError, match=f"results with other {'image' if kind == 'imgs' else 'mask'} files: choose"):
+        shift.main(args)
 
 
 def test_results_of_other_settings_are_not_resumed(folder: Path, tmp_path: Path):

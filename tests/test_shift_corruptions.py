@@ -136,6 +136,22 @@ def test_noise_is_as_coarse_at_every_size():
     assert differences[1] < 0.7 * differences[0]
 
 
+@pytest.mark.parametrize("size", [(256, 256), (257, 300), (300, 400), (384, 512), (1000, 700), (90, 60)])
+def test_noise_has_its_standard_deviation_at_every_size(size: tuple[int, int]):
+    image, n = np.full((*size, 3), 1.0, dtype=np.float32), 40
+    noise = np.stack([sensor_noise(image, image[..., 0], 0.01, np.random.default_rng(i))[0] - 1 for i in range(n)])
+    assert np.sqrt(2 * (noise**2).mean()) == pytest.approx(0.01, rel=0.02)  # what is above white is cut off
+    by_column = np.sqrt(2 * (noise**2).mean(axis=(0, 1, 3)))
+    assert by_column.max() / by_column.min() < 1.4
+
+
+def test_noise_of_256_pixels_is_that_of_the_generator():
+    image = np.random.default_rng(0).random((256, 256, 3)).astype(np.float32)
+    noise = np.moveaxis(rng().normal(0, 1, (3, 256, 256)).astype(np.float32), 0, -1)
+    expected = np.clip(image + 0.2 * (1 + 2 * image) / 3 * noise, 0, 1)
+    assert np.array_equal(sensor_noise(image, image[..., 0], 0.2, rng())[0], expected)
+
+
 def test_line_blur():
     point = np.zeros((41, 41), dtype=np.float32)
     point[20, 20] = 1

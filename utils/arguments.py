@@ -114,22 +114,25 @@ def _add_size_flags(group: argparse._ArgumentGroup, default: str = "") -> None:
         group.add_argument(flag, type=integer(16, 8192), metavar="N", help=f"{side} of the network's input{default}")
 
 
-def folder_parent() -> argparse.ArgumentParser:
-    """--input-dir, --output-dir, --mask-dir, --mask-suffix, --ext, --skip-existing, --recursive."""
+def folder_parent(evaluates_only: bool = False) -> argparse.ArgumentParser:
+    """--input-dir, --output-dir, --mask-dir, --mask-suffix, --ext, --skip-existing, --recursive.
+
+    Args:
+        evaluates_only: there are no results of single images: --mask-dir is required, --skip-existing not offered.
+    """
     parent = _parent()
     group = parent.add_argument_group("images")
     group.add_argument("--input-dir", type=Path, required=True, metavar="DIR", help="folder of images")
     group.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
-    group.add_argument(
-        "--mask-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder of ground-truth masks; the metrics are written to metrics.csv and metrics.json",
-    )
+    metrics = "" if evaluates_only else "; the metrics are written to metrics.csv and metrics.json"
+    mask_help = f"folder of ground-truth masks{metrics}"
+    group.add_argument("--mask-dir", type=Path, required=evaluates_only, metavar="DIR", help=mask_help)
     add_mask_suffix(group)
     add_extensions(group)
-    add_skip_existing(group)
-    group.add_argument("--recursive", action="store_true", help="include sub-folders; the output folder mirrors them")
+    if not evaluates_only:
+        add_skip_existing(group)
+    mirrored = "" if evaluates_only else "; the output folder mirrors them"
+    group.add_argument("--recursive", action="store_true", help=f"include sub-folders{mirrored}")
     return parent
 
 

@@ -83,7 +83,7 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
     dataset = SegmentationDataset(decoded, indices, mask_classes)
     logger.info("Fitting on %d images", len(dataset))
     trained_on = not own and 0 in [member.settings.get("validation") for member in model.members or (model,)]
-    calibrate(model, dataset, args.batch_size, dtype, trained_on)
+    calibrate(model, dataset, args.batch_size, dtype, trained_on, args.seed)
     if args.output is None:
         save_calibration(args.model[0], model)
     else:

@@ -105,7 +105,7 @@ def combine_models(models: Mapping[str, TrainedModel]) -> TrainedModel:
 
     Raises:
         InputError: they differ in their classes, mask values or input size, or in what they record of ignored pixels
-            and of white.
+            and of white, or a network is in two of them.
         ValueError: there is none.
     """
     if not models:
@@ -114,6 +114,7 @@ def combine_models(models: Mapping[str, TrainedModel]) -> TrainedModel:
     if len(models) == 1:
         return first
     common: dict[str, tuple[str, Any]] = {}
+    names: dict[str, str] = {}  # by the fingerprints of the networks
     for name, model in models.items():
         for what, value in _interface(model).items():
             other, expected = common.setdefault(what, (name, value))
@@ -121,6 +122,9 @@ def combine_models(models: Mapping[str, TrainedModel]) -> TrainedModel:
                 raise InputError(
                     f"{other} and {name} cannot be members of one ensemble: their {what} differ, {expected} and {value}"
                 )
+        for member in model.members or (model,):
+            if (other := names.setdefault(member.fingerprint(), name)) != name:
+                raise InputError(f"{other} and {name} have the same network: the members of an ensemble are different")
     return TrainedModel(
         first.network,
         first.input_size,

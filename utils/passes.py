@@ -1,7 +1,7 @@
 """How many MC dropout passes are enough: calibration, selective prediction and Dice against their number.
 
 `python -m utils.passes --input-dir … --mask-dir … --output-dir …` evaluates the first 1, 2, 3, … of many passes, prints
-a table and writes it as CSV and as a figure.
+a table and writes it as passes.csv and as a figure, passes.png.
 """
 
 import argparse
@@ -31,7 +31,6 @@ from utils.pipeline.items import Item
 from utils.pipeline.report import Report
 from utils.runtime.atomic_files import write_csv
 from utils.runtime.console import progress
-from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m utils.passes",
         description=__doc__,
-        parents=[arguments.folder_parent(), arguments.model_parent()],
+        parents=[arguments.folder_parent(evaluates_only=True), arguments.model_parent()],
     )
     arguments.add_with_default(
         parser, "--mc", type=arguments.integer(1), default=100, metavar="T", help="largest number of passes"
@@ -52,8 +51,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     cli.require_one_process()
-    if args.mask_dir is None:
-        raise InputError("--mask-dir is required: the passes are evaluated against ground truth")
     items = cli.items_from_args(args)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     recorded = MaskClasses(model.mask_values, model.ignore_value)

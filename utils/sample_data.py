@@ -89,7 +89,8 @@ def _lesion_shape(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.n
         border += rng.normal(0, 0.16 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
     depth = border - distance / radius + 0.035 * _noise(rng, size, 14) + 0.015 * _noise(rng, size, 60)
     softness = 0.05 + 0.1 * (1 + np.cos(angle + rng.uniform(0, 2 * np.pi))) * rng.uniform(0.2, 1.6)
-    return depth, 1 / (1 + np.exp(-4 * depth / softness))
+    with np.errstate(over="ignore"):  # far outside, where the opacity is 0
+        return depth, 1 / (1 + np.exp(-4 * depth / softness))
 
 
 def _lesion_colours(rng: np.random.Generator, size: tuple[int, int], tone: np.ndarray, depth: np.ndarray) -> np.ndarray:

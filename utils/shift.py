@@ -16,7 +16,7 @@ import torch
 
 from utils import arguments, cli, model_flags, pairing_arguments
 from utils.data.corruptions import SHIFT_STRENGTHS
-from utils.data.groups import names_digest
+from utils.data.groups import groups_digest, names_digest
 from utils.data.images import IMAGE_EXTENSIONS
 from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
@@ -25,6 +25,7 @@ from utils.inference.guarantees import make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation, method_title
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, find_items
+from utils.pipeline.journal import file_state
 from utils.pipeline.run_settings import run_settings
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_panels
 from utils.pipeline.shifted_sets import ShiftEvaluation, list_shifts
@@ -96,32 +97,36 @@ def main(args: argparse.Namespace) -> int:
     ground_truth = GroundTruth(items, args.masks_dir, recorded, args.ignore_value, args.mask_suffix)
     items = evenly_spaced([item for item in items if item.name in ground_truth.paths], args.max_images)
 
-    # What makes up a run, and what an interrupted one has finished.
+    # What makes up a run, and what an interrupted one has finished
     run = {
         "seed": args.seed,
         "images": len(items),
         "image_names": names_digest([item.path for item in items], args.imgs_dir),
+        "image_files": files_digest([item.path for item in items]),
+        "mask_files": files_digest([path for item in items for path in ground_truth.paths[item.name]]),
         "methods": [
             run_settings(model, sampler, ground_truth, guarantees.get(name)) for name, sampler in samplers.items()
         ],
     }
     path = args.output_dir / "shift.json"
     finished = read_finished(path, run) if args.skip_existing else []
-    results = [row for row in finished if row["strength"]]  # the images as they are come first and show which ones fail
-    done = {(row["corruption"], row["strength"]) for row in results}
-    shifts = [shift for shift in list_shifts(args.strengths) if shift not in done]
 
-    # One corruption and strength after the other; what is finished is kept.
+    # The images as they are, which show which ones fail; then the corruptions that were not finished for the others
     evaluation = ShiftEvaluation(model, samplers, ground_truth, args.seed, guarantees, args.compile)
-    with progress(total=len(shifts) * len(items), unit="image") as bar:
+    unchanged, *shifts = list_shifts(args.strengths)
+    with progress(total=(1 + len(shifts)) * len(items), unit="image") as bar:
+        results = evaluation.evaluate(items, unchanged, bar.update)
+        ground_truth.fitter.log()
+        results += [row for row in finished if row["strength"] and row["failed"] == evaluation.failed]
+        done = {(row["corruption"], row["strength"]) for row in results}
+        shifts = [shift for shift in shifts if shift not in done]
+        bar.total = (1 + len(shifts)) * len(items)
+        write_json(path, {"run": run, "results": results})
         for shift in shifts:
             results += evaluation.evaluate(items, shift, bar.update)
-            if shift == shifts[0]:
-                ground_truth.fitter.log()
             write_json(path, {"run": run, "results": results})
     report = evaluation.report
-    failed = {name for name, _ in report.failures}
-    report.rows = [{"image": item.reported} for item in items if item.reported not in failed]
+    report.rows = [{"image": item.reported} for item in items if item.reported not in evaluation.failed]
     if any(row["strength"] for row in results):
         write_results(args.output_dir, results)
     return report.finish(f": {args.output_dir}")
@@ -142,6 +147,11 @@ def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:
     if count is None or count >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """A digest of the sizes and modification times of files, to recognise them."""
+    return groups_digest([str(file_state(path)) for path in paths])
 
 
 def read_finished(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from tqdm import tqdm  # noqa: E402
 
 from unet import BayesianUNet  # noqa: E402
 from utils import cli  # noqa: E402
+from utils.arguments import add_with_default, integer  # noqa: E402
 from utils.checkpoint import TrainedModel, save_checkpoint  # noqa: E402
 from utils.figures.environment import load_matplotlib  # noqa: E402
 
@@ -205,8 +206,8 @@ def is_documented(code: object, stderr: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
+    add_with_default(parser, "--runs", type=integer(1), default=10_000, metavar="N", help="number of runs")
+    add_with_default(parser, "--seed", type=integer(0), default=0, metavar="N", help="random seed of what is run")
     args = parser.parse_args()
     load_matplotlib()
     codes, started = Counter(), time.monotonic()

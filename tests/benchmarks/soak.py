@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from unet import BayesianUNet  # noqa: E402
+from utils.arguments import add_with_default, integer, number  # noqa: E402
 from utils.checkpoint import TrainedModel, save_checkpoint  # noqa: E402
 
 METHODS = {
@@ -145,12 +147,20 @@ def soak_training(model: Path, folder: Path, epochs: int, kills: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output-dir", type=lambda text: Path(text).resolve(), required=True)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=120, help="between kills")
-    parser.add_argument("--epochs", type=int, default=2_000)
-    parser.add_argument("--kills", type=int, default=50, help="of the training")
-    parser.add_argument("--scripts", nargs="*", default=[*METHODS], choices=[*METHODS])
+    add = partial(add_with_default, parser)
+    parser.add_argument(
+        "--output-dir",
+        type=lambda text: Path(text).resolve(),
+        required=True,
+        metavar="DIR",
+        help="folder for images, model and results; results in it are resumed",
+    )
+    add("--images", type=integer(1), default=20_000, metavar="N", help="number of images for each script")
+    add("--seconds", type=number(0, 1e9), default=120, metavar="S", help="time between the kills of a prediction")
+    add("--epochs", type=integer(0), default=2_000, metavar="N", help="epochs of the training; 0 for no training")
+    add("--kills", type=integer(0), default=50, metavar="N", help="kills of the training")
+    names = {"default": [*METHODS], "choices": [*METHODS], "metavar": "SCRIPT"}
+    parser.add_argument("--scripts", nargs="*", **names, help=f"of {', '.join(METHODS)} (default: all)")
     args = parser.parse_args()
     print(
         "| script | kills | minutes | results | longest life | as it should be |\n|---|---|---|---|---|---|", flush=True

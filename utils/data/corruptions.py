@@ -66,7 +66,21 @@ def sensor_noise(image: np.ndarray, classes: np.ndarray, sigma: float, rng: np.r
     scale = max(1.0, unit(image.shape))
     small = rng.normal(0, 1, (3, round(height / scale), round(width / scale))).astype(np.float32)
     noise = [Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC) for channel in small]
-    return np.clip(image + sigma * (1 + 2 * image) / 3 * np.stack(noise, axis=-1), 0, 1), classes
+    deviations = np.outer(
+        _interpolated_deviations(small.shape[1], height), _interpolated_deviations(small.shape[2], width)
+    )
+    noise = np.stack([channel / deviations for channel in noise], axis=-1)
+    return np.clip(image + sigma * (1 + 2 * image) / 3 * noise, 0, 1), classes
+
+
+def _interpolated_deviations(n: int, length: int) -> np.ndarray:
+    """(length,) float32 standard deviations of n independent values of deviation 1 after they have been interpolated.
+
+    Each result has at most five values, so those eight apart never meet: a row for each remainder shows all weights.
+    """
+    rows = (np.arange(n) % 8 == np.arange(8)[:, None]).astype(np.float32)
+    weights = np.asarray(Image.fromarray(rows).resize((length, 8), Image.Resampling.BICUBIC))
+    return np.sqrt((weights**2).sum(axis=0))
 
 
 def jpeg(image: np.ndarray, classes: np.ndarray, quality: int, rng: np.random.Generator) -> Corrupted:

@@ -54,9 +54,9 @@ def downscale_and_pad(image: Image.Image, size: tuple[int, int], scale: float) -
     for pixels, length in zip(size, image.size, strict=True):
         ratio = length / (pixels * scale)  # pixels of the image per pixel of the result
         margin = pixels * (1 - scale) / 2
-        first = max(0, math.floor(margin) - 2)  # bicubic interpolation has a radius of 2 pixels
-        radius = 2 if first else 0
-        pad = math.ceil((margin - first + radius) * ratio)
+        radius = 2 * max(1, 1 / ratio)  # of bicubic interpolation: 2 pixels of the result, when enlarging of the image
+        first = max(0, math.floor(margin - radius))
+        pad = math.ceil((margin - first + (radius if margin >= 3 else 0)) * ratio)  # a narrower margin is all there is
         begin.append(first)
         pads.append(pad)
         box.append(pad - (margin - first) * ratio)

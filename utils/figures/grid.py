@@ -24,6 +24,7 @@ _STEP = 0.05
 _MAX_PANEL, _MAX_WIDTH = 1.9, 11.9  # widths of a panel and of a figure
 _GAP, _MARGIN = 0.05, 0.1  # space between panels, space at the edges
 _MIN_ASPECT, _MAX_ASPECT = 0.5, 2.0  # height / width of a panel
+_MAX_ELONGATION = 32  # of an image within its panel: more would be thinner than a pixel
 _LINE, _COLOUR_BARS = 0.2, 0.5  # height of a line of text, of the colour bars with their labels
 _TITLE_SIZE, _TEXT_SIZE = 11, 10  # points: 6 to 7 when a figure is printed across a page
 _FULL_SIZE_PANEL = 1.25  # inches: in narrower panels, titles and colour bars have smaller text
@@ -79,7 +80,8 @@ def draw_grid(
             shown: dict[str, Any] = {}
             if column.kind in _COLOUR_MAPS:
                 shown = {"cmap": _COLOUR_MAPS[column.kind][0], "vmin": 0, "vmax": limits[column.kind]}
-            axes.imshow(values, **shown)
+            aspect = values.shape[0] / values.shape[1]
+            axes.imshow(values, aspect=np.clip(aspect, 1 / _MAX_ELONGATION, _MAX_ELONGATION) / aspect, **shown)
             axes.set_axis_off()
         position = layout.point(_MARGIN, top + height + 0.04)
         style = {"fontsize": _TEXT_SIZE, "family": font_families(caption), "parse_math": False}

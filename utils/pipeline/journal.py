@@ -44,9 +44,9 @@ class Journal:
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
         self.rows: dict[str, dict[str, Any]] = {}
         self.packed: dict[str, bytes] = {}
-        self._sources = {item.reported: _file_state(item.path) for item in items}
+        self._sources = {item.reported: file_state(item.path) for item in items}
         masks = ground_truth.paths if ground_truth else {}
-        self._masks = {item.reported: [_file_state(path) for path in masks.get(item.name, ())] for item in items}
+        self._masks = {item.reported: [file_state(path) for path in masks.get(item.name, ())] for item in items}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
         self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
@@ -139,7 +139,7 @@ def _read_entries(path: Path) -> dict[bytes, dict[str, Any]]:
     return entries
 
 
-def _file_state(path: Path) -> list[int]:
+def file_state(path: Path) -> list[int]:
     """Size and modification time of a file."""
     try:
         status = path.stat()

@@ -122,13 +122,14 @@ class ShiftEvaluation:
     ) -> list[dict[str, Any]]:
         """The metrics of the images under a shift, one row for each method; none if every image has failed.
 
+        A row lists the images that have failed by then, and so are not in it.
+
         Args:
             items: labelled images.
             shift: the corruption and its strength.
             handled: called with each number of images that are done.
         """
-        failed = {name for name, _ in self.report.failures}
-        remaining = [item for item in items if item.reported not in failed]
+        remaining = [item for item in items if item.reported not in self.failed]
         handled(len(items) - len(remaining))
         scores = {method: _SetScores(self.model.n_classes) for method in self.samplers}
         with (
@@ -146,7 +147,13 @@ class ShiftEvaluation:
                         scores[method].add(prediction, target)
                 handled(1)
         rows = {method: one.metrics() for method, one in scores.items()}
-        return [{**shift._asdict(), "method": method, **metrics} for method, metrics in rows.items() if metrics]
+        same = {**shift._asdict(), "failed": self.failed}
+        return [{**same, "method": method, **metrics} for method, metrics in rows.items() if metrics]
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the images that have failed, sorted."""
+        return sorted({name for name, _ in self.report.failures})
 
     def _compile(self) -> dict[str, TrainedModel]:
         """The model compiled for each method; as it is from the first one on for which it cannot be compiled."""

@@ -31,6 +31,7 @@ def calibrate(
     batch_size: int = DEFAULT_BATCH_SIZE,
     dtype: torch.dtype | None = None,
     trained_on: bool = False,
+    seed: int = 0,
 ) -> None:
     """Fit the temperature and the risk curves of each prediction method.
 
@@ -44,8 +45,9 @@ def calibrate(
             there are no risk curves.
         batch_size: maximum number of network inputs per batch on a GPU.
         dtype: dtype of mixed precision; None for single precision.
+        seed: of the dropout masks.
     """
-    samplers, n = _applicable_samplers(model, batch_size, dtype), 0
+    samplers, n = _applicable_samplers(model, batch_size, dtype, seed), 0
     nll, losses = defaultdict(float), defaultdict(float)
     for i in progress(range(len(dataset)), desc="Calibration", unit="image", leave=False):
         image, target = dataset[i]
@@ -67,12 +69,12 @@ def calibrate(
     warn_of_limits(model.temperatures)
 
 
-def _applicable_samplers(model: TrainedModel, batch_size: int, dtype: torch.dtype | None) -> list[Sampler]:
+def _applicable_samplers(model: TrainedModel, batch_size: int, dtype: torch.dtype | None, seed: int) -> list[Sampler]:
     """The methods that can be used with a model."""
     options = {"batch_size": batch_size, "dtype": dtype}
     samplers: list[Sampler] = [Softmax(**options)]
     if all(dropout_layers(network) for network in model.networks):
-        samplers.append(MCDropout(**options))
+        samplers.append(MCDropout(**options, seed=seed))
     if model.input_size[0] == model.input_size[1]:
         samplers.append(TestTimeAugmentation(**options))
     return [sampler.for_single_images() for sampler in samplers]
