@@ -104,7 +104,7 @@ def test_ground_truth_is_missing_or_of_another_size(model_file: Path, images: tu
         assert result.stderr.count("have a mask in") == result.stderr.count("masks: 0 background") == 1
         assert "belong" not in result.stderr
     assert "2 of 4 images are already done" in result.stderr
-    assert "4 images done on the page" in result.stderr
+    assert "4 images done: open" in result.stderr
     shutil.copy(masks / "SKIN_000_Segmentation.png", masks / "SKIN_003_Segmentation.png")
     (masks / "SKIN_002_Segmentation.png").unlink()
     result = run_script("predict.py", *arguments)
