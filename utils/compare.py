@@ -26,8 +26,8 @@ from utils.metrics.segmentation import segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, entropy, score_title
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, sibling
+from utils.pipeline.report import read_metrics_table
 from utils.pipeline.summary import read_summary
-from utils.review_page.runs import read_metrics_table
 from utils.runtime.atomic_files import atomic_file, write_json
 from utils.runtime.errors import InputError
 

@@ -125,8 +125,8 @@ def main(args: argparse.Namespace) -> int:
         for shift in shifts:
             results += evaluation.evaluate(items, shift, bar.update)
             write_json(path, {"run": run, "results": results})
-    report = evaluation.report
-    report.rows = [{"image": item.reported} for item in items if item.reported not in evaluation.failed]
+    report, failed = evaluation.report, {*evaluation.failed}
+    report.rows = [{"image": item.reported} for item in items if item.reported not in failed]
     if any(row["strength"] for row in results):
         write_results(args.output_dir, results)
     return report.finish(f": {args.output_dir}")

@@ -43,8 +43,8 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
             check_writable(cache_dir)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
     n = len(model.networks)
-    networks = "the network" if n == 1 else f"{n} networks, each of"
-    logger.info("Compiling %s, which takes six seconds, and twenty or more the first time", networks)
+    networks = "the network," if n == 1 else f"{n} networks, each of"
+    logger.info("Compiling %s which takes six seconds, and twenty or more the first time", networks)
     inputs = sampler.preprocess_image(Image.new("RGB", model.input_size), model.input_size)
     n_images = 1 if model.device.type == "cpu" else sampler.images_per_batch
     try:
@@ -75,7 +75,8 @@ def compiler_settings(device: torch.device) -> Iterator[None]:
     """Networks are compiled in the `with` block, and none after it; for a CPU their weights are constants of the code.
 
     The option `freezing` of `torch.compile` itself comes too late: the weights are inputs of the graph by then.
-    Wherever it may still compile, PyTorch counts the calls of all threads together, and now and then fails for that.
+    After the block PyTorch no longer checks that each call has run a graph, by a count that all threads share in some
+    versions, so that calls failed by chance.
     """
     import torch._inductor.config
 

@@ -1,5 +1,6 @@
 """The outcome of a run over many images: scores, failures, the exit code."""
 
+import csv
 import errno
 import logging
 import math
@@ -59,6 +60,20 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             (folder / "summary.csv").unlink()
     if compared := [row for row in rows if "dice" in row]:
         write_csv(folder / "metrics.csv", compared)
+
+
+def read_metrics_table(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a metrics.csv by their images; none if there is no such file."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return {}
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read as CSV ({error}): move it away") from error
+    if not all("image" in row for row in rows):
+        raise InputError(f"{path} is not a table of metrics, and has no column image: move it away")
+    return {row.pop("image"): row for row in rows}
 
 
 @dataclass

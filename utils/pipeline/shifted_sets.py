@@ -129,7 +129,8 @@ class ShiftEvaluation:
             shift: the corruption and its strength.
             handled: called with each number of images that are done.
         """
-        remaining = [item for item in items if item.reported not in self.failed]
+        failed = {*self.failed}
+        remaining = [item for item in items if item.reported not in failed]
         handled(len(items) - len(remaining))
         scores = {method: _SetScores(self.model.n_classes) for method in self.samplers}
         with (

@@ -1,6 +1,5 @@
 """What a prediction run has written: its method, and the scores and files of each image."""
 
-import csv
 import hashlib
 import json
 import logging
@@ -19,6 +18,7 @@ from utils.data.mask_values import read_palettes
 from utils.data.masks import read_mask
 from utils.pipeline.items import sibling
 from utils.pipeline.journal import read_journal
+from utils.pipeline.report import read_metrics_table
 from utils.pipeline.summary import read_summary
 from utils.runtime.errors import InputError
 
@@ -177,20 +177,6 @@ def _read_metrics_settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8"))["run"])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-
-
-def read_metrics_table(path: Path) -> dict[str, dict[str, str]]:
-    """The rows of a metrics.csv by their images; none if there is no such file."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return {}
-    except csv.Error as error:
-        raise InputError(f"{path} cannot be read as CSV ({error}): move it away") from error
-    if not all("image" in row for row in rows):
-        raise InputError(f"{path} is not a table of metrics, and has no column image: move it away")
-    return {row.pop("image"): row for row in rows}
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
