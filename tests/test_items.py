@@ -6,6 +6,7 @@ import pytest
 
 from utils.data.images import IMAGE_EXTENSIONS
 from utils.pipeline.items import find_items, sibling
+from utils.pipeline.single_images import find_single_images
 from utils.runtime.errors import InputError
 
 
@@ -39,6 +40,21 @@ def test_no_image_outside_the_output_folder(tmp_path: Path):
     (tmp_path / "out" / "a_OUT.png").touch()
     with pytest.raises(InputError, match="no image outside the output folder"):
         find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
+
+
+def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
+    """Neither those beside their images, nor those in the output folder of another run within the input folder."""
+    for name in (
+        *("a.jpg", "a_OUT.png", "a_OUT_prob_c1.png", "a_OUT_OUT.png", "b_OUT.png", "a_OUTER.png"),
+        *("direct/a_OUT.png", "direct/.progress-0.jsonl", "direct/review_files/0/a.jpg", "s/a.jpg"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    items = find_items(tmp_path, tmp_path / "tta", IMAGE_EXTENSIONS, recursive=True)
+    assert {item.key for item in items} == {"a.jpg", "b_OUT.png", "a_OUTER.png", "s/a.jpg"}
+    images = find_single_images([tmp_path], output_dir=tmp_path / "uq")
+    assert {item.key for item, _ in images} == {"a.jpg", "b_OUT.png", "a_OUTER.png"}
+    assert find_single_images([tmp_path / "a_OUT.png"], output_dir=tmp_path / "uq")  # as it was asked for
 
 
 def test_siblings_keep_other_dots():

@@ -176,6 +176,19 @@ def test_image_given_by_another_path_has_one_row(model_file: Path, images: tuple
     assert rows_after("-i", other, *in_folder) == sorted([str(other), second])
 
 
+def test_single_result_ends_the_journal_of_its_folder(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """A run that is resumed does not take the results of another run for its own."""
+    out = tmp_path / "o"
+    flags = ("--mc", 0, "-m", model_file)
+    run_script("predict_bayesian.py", "-i", images[0], "--output-dir", out, *flags)
+    first = (out / "SKIN_000.png").read_bytes()
+    other = ("-o", out / "SKIN_000.png", "--mask-threshold", 0.999)
+    run_script("predict_bayesian.py", "-i", images[0] / "SKIN_000.jpg", *other, *flags)
+    assert (out / "SKIN_000.png").read_bytes() != first
+    run_script("predict_bayesian.py", "-i", images[0], "--output-dir", out, "--skip-existing", *flags)
+    assert (out / "SKIN_000.png").read_bytes() == first
+
+
 def test_weights_are_hashed_for_a_journal_only(images: tuple[Path, Path], model_file: Path, tmp_path: Path):
     hashing = AssertionError("hashed")
 

@@ -1,7 +1,8 @@
 """The images of an input folder, and where their results go."""
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -10,8 +11,11 @@ from PIL import Image
 from utils.data.images import list_images, read_image
 from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import journal_files
 
 logger = logging.getLogger(__name__)
+
+_RESULT_OF = re.compile(r"(.+)_OUT(_[a-z0-9_]+)?", re.DOTALL)  # the stem of a result, after that of its image
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def find_items(
     mask_dir: Path | None = None,
     mask_suffix: str | None = None,
 ) -> list[Item]:
-    """The images of a folder; those in an output folder within it, and the masks of `mask_dir`, are ignored.
+    """The images of a folder; results, and the masks of `mask_dir`, are ignored.
+
+    Results are the files in the output folder or another run's, and `NAME_OUT.png` and the like beside the image NAME.
 
     Raises:
         InputError: there are none, the output folder is a file or the input folder itself, or two images would be
@@ -83,7 +89,8 @@ def find_items(
         )
     if source in destination.parents:
         paths = [path for path in paths if destination not in path.resolve().parents]
-    images = without_masks(paths, input_dir, mask_dir, mask_suffix)
+    paths = _outside_outputs(paths, input_dir)
+    images = without_results(without_masks(paths, input_dir, mask_dir, mask_suffix))
     items = [Item(path, path.relative_to(input_dir)) for path in images]
     if not items:
         raise InputError(f"{input_dir} contains no image outside the output folder {output_dir}")
@@ -97,3 +104,25 @@ def find_items(
                 "select one of their file extensions"
             )
     return items
+
+
+def _outside_outputs(paths: Sequence[Path], input_dir: Path) -> list[Path]:
+    """Those that are in no output folder of an earlier run within the input folder."""
+    folders = {folder for path in paths for folder in path.parents if input_dir in folder.parents}
+    outputs = {folder for folder in folders if journal_files(folder)}
+    for folder in sorted(outputs):
+        logger.info("%s contains results of an earlier run, which are ignored", folder)
+    return [path for path in paths if outputs.isdisjoint(path.parents)]
+
+
+def without_results(images: Sequence[Path]) -> list[Path]:
+    """Images without the results of others among them that were written beside these."""
+    stems = {image.with_suffix("") for image in images}
+    kept = [
+        image
+        for image in images
+        if not ((match := _RESULT_OF.fullmatch(image.stem)) and image.with_name(match[1]) in stems)
+    ]
+    if len(kept) < len(images):
+        logger.info("%d results beside their images (NAME_OUT...) are ignored", len(images) - len(kept))
+    return kept

@@ -13,6 +13,7 @@ from utils.pipeline.items import Item
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import journal_files
 
 
 class Journal:
@@ -52,11 +53,11 @@ class Journal:
         self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
         if resume and distributed.is_main():
             remove_partial_files({item.output(folder).parent for item in items})
-        for path in sorted(folder.glob(".progress-*.jsonl")):
-            if resume:
+        if resume:
+            for path in sorted(journal_files(folder)):
                 self._take_over(path)
-            elif distributed.is_main():
-                path.unlink(missing_ok=True)
+        elif distributed.is_main():
+            remove_journals(folder)
         # All processes use what the main process has read, and none writes before all have read.
         self.rows, self.packed = distributed.all_gather((self.rows, self.packed))[0]
 
@@ -86,7 +87,7 @@ class Journal:
 
     def all_rows(self) -> dict[str, dict[str, Any]]:
         """The scores of what all processes have finished so far, by reported names."""
-        for path in self.folder.glob(".progress-*.jsonl"):
+        for path in journal_files(self.folder):
             self._take_over(path)
         return self.rows
 
@@ -115,6 +116,12 @@ class Journal:
                 file.write(b"\n" + json.dumps(entry).encode() + b"\n")  # after a line that may have been cut off
 
 
+def remove_journals(folder: Path) -> None:
+    """Remove what earlier runs into a folder have recorded: its files are no longer theirs."""
+    for path in journal_files(folder):
+        path.unlink(missing_ok=True)
+
+
 def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What the latest run into a folder has recorded.
 
@@ -122,7 +129,7 @@ def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
         Its settings, and the entry of each finished image by its reported name; both empty without a journal.
     """
     settings, finished = {}, {}
-    for path in sorted(folder.glob(".progress-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(journal_files(folder), key=lambda path: path.stat().st_mtime_ns):
         first, *entries = [*_read_entries(path).values()] or [{}]
         if first != settings:
             settings, finished = first, {}

@@ -19,7 +19,8 @@ from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
-from utils.pipeline.items import Item, sibling
+from utils.pipeline.items import Item, sibling, without_results
+from utils.pipeline.journal import remove_journals
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
 from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime.errors import InputError
@@ -62,7 +63,7 @@ def find_single_images(
     paths = [
         image
         for path in inputs
-        for image in (without_masks(list_images(path), path, *masks) if path.is_dir() else [path])
+        for image in (without_results(without_masks(list_images(path), path, *masks)) if path.is_dir() else [path])
     ]
     if any(path.is_dir() for path in inputs) and not output_dir and saving:
         raise InputError("a folder of images requires an output folder for the results")
@@ -232,6 +233,8 @@ def save_single_image(
 def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the `summary.csv` of each output folder, in which the rows of other images with other results are kept.
 
+    A folder that does not belong to this run loses its journal, whose results are no longer all there.
+
     Args:
         outputs: the file of the mask of each image, by its reported name.
         locked: the output folder that belongs to this run, if any; another one is locked while its file is written.
@@ -242,6 +245,8 @@ def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, row
         by_folder[outputs[row["image"]].parent].append(row)
     for folder, folder_rows in by_folder.items():
         with nullcontext() if folder == locked else output_folder(folder, patience=60):
+            if folder != locked:
+                remove_journals(folder)
             _write_single_summary(folder, folder_rows, outputs)
 
 

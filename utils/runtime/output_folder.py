@@ -48,6 +48,11 @@ def output_folder(folder: Path, patience: float = 0) -> Iterator[None]:
         _remove_empty(created)
 
 
+def journal_files(folder: Path) -> list[Path]:
+    """The files of the journals of the runs that have written into a folder, see `utils.pipeline.journal`."""
+    return [*folder.glob(".progress-*.jsonl")]
+
+
 def check_writable(folder: Path) -> None:
     """Check that files can be written in a folder, or in a new one of that name.
 
