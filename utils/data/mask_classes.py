@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils import IGNORED_CLASS, RGB_OFFSET
+from utils import IGNORED_CLASS
 from utils.data.fitting import unite_masks
 from utils.data.mask_values import (
     ValueCounts,
@@ -121,7 +121,9 @@ def decide_classes(
     """
     options, n_classes = options or MaskOptions(), max(n_classes, 2)
     raw = merge_counts(masks.values())
-    by_index = palettes_count_by_index(raw.values) and not (expected and max(expected.values) >= RGB_OFFSET)
+    learnt = expected or MaskClasses(())
+    of_learnt = [value for value in (*learnt.values, learnt.ignored, options.ignored) if value is not None]
+    by_index = palettes_count_by_index(raw.values, of_learnt if expected else (), learnt.by_index)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
     counts = merge_counts(by_mask.values())
     known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
