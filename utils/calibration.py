@@ -43,6 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    cli.require_one_process()
     if len(args.model) > 1 and args.output is None:
         raise InputError("an ensemble of several model files is stored in a new one: name it with --output")
     if args.output and (args.output.suffix != ".pth" or args.output.is_dir()):

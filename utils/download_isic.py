@@ -72,6 +72,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace, archives: Sequence[Archive] = ARCHIVES, retry_delay: float = RETRY_DELAY) -> None:
+    cli.require_one_process()
     if not args.url.startswith(("http://", "https://")):
         raise InputError(f"--url {args.url}: an address that begins with https:// or http:// was expected")
     downloads = args.data_dir / ".download"
