@@ -1,5 +1,6 @@
 """The cache of decoded pairs: what is decoded again, and what happens when it cannot be used."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -122,6 +123,15 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert np.array_equal(late.images, decoded.images)
     assert "No space left" in caplog.text
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_file_system_that_cannot_reserve_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def unable(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("os.posix_fallocate", unable, raising=False)
+    decoded = decode_pairs(pair_files(*make_folders(tmp_path, 2)), (32, 32), tmp_path / "cache")
+    assert isinstance(decoded.images, np.memmap)
 
 
 def test_another_process_finishes_while_its_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -22,6 +22,7 @@ from utils.data.decoding import DecodedPairs, PairDecoder, array_layout
 from utils.data.images import find_white
 from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
+from utils.runtime.atomic_files import allocate
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +177,8 @@ def _new_folder(folder: Path, n: int, size: tuple[int, int]) -> Path | None:
         for name, (shape, dtype) in array_layout(n, size).items():
             path = building / f"{name}.npy"
             array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            if hasattr(os, "posix_fallocate"):  # on a full disk, writing to the mapped file would kill the process
-                with open(path, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+            with open(path, "r+b") as file:  # on a full disk, writing to the mapped file would kill the process
+                allocate(file, array.offset + array.nbytes)
     except OSError as error:
         _give_up(building, error)
         return None
