@@ -232,6 +232,24 @@ def test_given_values():
         decide([counted({0: 9, 1: 1, 2: 1})], 3, values=[0, 1])
 
 
+def test_contradictory_options():
+    masks = [counted({0: 9, 255: 1})]
+    with pytest.raises(InputError, match="the mask value 0 was given for two classes"):
+        decide(masks, values=[0, 0])
+    for options in ({"values": [0, 255]}, {"background": 255}):
+        with pytest.raises(InputError, match="the mask value 255 was given for a class and for pixels to ignore"):
+            decide(masks, ignored=255, **options)
+
+
+def test_255_that_the_user_says_is_a_class():
+    """Beside labels it would be ignored, so that a class would never occur."""
+    masks = [counted({0: 90, 1: 6, 255: 4})]
+    assert decide(masks, values=[0, 1]).ignored == 255
+    assert decide(masks, values=[0, 255], ignored=1).of(np.array([0, 1, 255])).tolist() == [0, IGNORED_CLASS, 1]
+    with pytest.raises(InputError, match="contains the value 1"):
+        decide(masks, values=[0, 255])
+
+
 @pytest.mark.parametrize("expected", [[0, 255], [0, 1], [3, 200]])
 def test_two_classes_are_two_classes(expected: list[int]):
     assert decide([counted({0: 9, 1: 1})], expected=expected).values == (0, 1)
