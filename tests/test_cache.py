@@ -1,5 +1,6 @@
 """The cache of decoded pairs: what is decoded again, and what happens when it cannot be used."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -82,6 +83,25 @@ def test_white_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_allclose(second.images[0], first.images[0] / 4, atol=1)
 
 
+def test_resized_masks_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    imgs, masks = make_folders(tmp_path, 3)
+    for i in range(2):
+        path = masks / f"SKIN_00{i}_Segmentation.png"
+        Image.open(path).resize((80, 60)).save(path)
+
+    def message() -> str:
+        caplog.clear()
+        decode_pairs(pair_files(imgs, masks), (32, 32), tmp_path / "cache")
+        return next(line for line in caplog.messages if "resized" in line)
+
+    first = message()
+    assert first.startswith("2 masks were resized")
+    assert message() == first
+    make_image(99)[0].save(imgs / "SKIN_002.jpg")  # the other pairs are not decoded again
+    assert message() == first
+    assert message() == first
+
+
 def test_unwritable_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     pairs = pair_files(*make_folders(tmp_path, 2))
     (tmp_path / "file").touch()
@@ -122,6 +142,15 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert np.array_equal(late.images, decoded.images)
     assert "No space left" in caplog.text
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_file_system_that_cannot_reserve_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def unable(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("os.posix_fallocate", unable, raising=False)
+    decoded = decode_pairs(pair_files(*make_folders(tmp_path, 2)), (32, 32), tmp_path / "cache")
+    assert isinstance(decoded.images, np.memmap)
 
 
 def test_another_process_finishes_while_its_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script
 from utils.calibration import held_out_indices
@@ -62,6 +63,23 @@ def test_the_seed_is_that_of_the_dropout_masks(tmp_path: Path):
     assert {method for method in first if first[method] != second[method]} == {"mc_dropout"}
 
 
+@pytest.mark.parametrize("output", [None, "new.pth"])
+def test_white_of_the_images_is_recorded(tmp_path: Path, output: str | None):
+    """Other 16-bit images may be darker, and would otherwise be read with another white than the guarantee's."""
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    for path in list(imgs.iterdir()):
+        grey = np.asarray(Image.open(path).convert("L"), np.uint16)
+        Image.fromarray(grey * 12).save(path.with_suffix(".png"))
+        path.unlink()
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32)))
+    flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+    flags += ["--output", tmp_path / output] if output else []
+    result = run_module("utils.calibration", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "white is 4095" in result.stderr
+    assert load_model(tmp_path / (output or "m.pth")).white == 4095
+
+
 def test_held_out_images():
     settings = {"validation": 25.0, "seed": 3, "images": 8}
     model = TrainedModel(lively_network(), settings=settings)
@@ -103,6 +121,23 @@ def test_validation_images_of_another_folder(tmp_path: Path):
     model.settings["image_names"] = names_digest(sorted(imgs.iterdir()), imgs)
     save_checkpoint(tmp_path / "m.pth", model)
     assert "names of those of the training: if they are the same" in run_module("utils.calibration", *flags).stderr
+
+
+def test_without_a_new_file_validation_images_are_those_of_the_training(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 3, (48, 40))
+    settings = {"validation": 15.0, "images": 8, "image_names": "x", "validation_images": 3}
+    flags = ["-m", tmp_path / "m.pth", "--val-imgs-dir", imgs, "--val-masks-dir", masks, "--cache-dir", tmp_path / "c"]
+    for names in ("y", None):  # those of another folder; of a split
+        model = TrainedModel(lively_network(), (32, 32), settings=settings | {"validation_image_names": names})
+        save_checkpoint(tmp_path / "m.pth", model)
+        before = (tmp_path / "m.pth").read_bytes()
+        result = run_module("utils.calibration", *flags)
+        assert_one_clear_line(result, "not the images that the model was validated on", "a new file (see --output)")
+        assert (tmp_path / "m.pth").read_bytes() == before
+    assert run_module("utils.calibration", *flags, "--output", tmp_path / "new.pth").returncode == 0
+    model.settings["validation_image_names"] = names_digest(sorted(imgs.iterdir()), imgs)
+    save_checkpoint(tmp_path / "m.pth", model)
+    assert run_module("utils.calibration", *flags).returncode == 0
 
 
 def test_training_images_as_validation_images(caplog: pytest.LogCaptureFixture):

@@ -1,6 +1,7 @@
 """What the flags name, the exit codes, and errors in one line."""
 
 import argparse
+import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from tests.conftest import lively_network
+from tests.test_architecture import COMMANDS
 from unet import BayesianUNet
-from utils import cli, model_flags, passes, shift
+from utils import cli, model_flags
 from utils.arguments import compute_parent, model_parent, training_folders_parent, training_parent
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.runtime.errors import InputError
@@ -222,11 +224,11 @@ def test_full_disk_names_the_flag_to_continue_with(
     assert message("--checkpoint-dir", tmp_path) == f"{expected} with --resume\n"
 
 
-@pytest.mark.parametrize("command", [passes.main, shift.main])
-def test_commands_of_one_process_refuse_several(command: Callable, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_of_one_process_refuse_several(command: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("utils.runtime.distributed.world_size", lambda: 2)
     with pytest.raises(InputError, match="start it without torchrun"):
-        command(argparse.Namespace())
+        importlib.import_module(f"utils.{command}").main(argparse.Namespace())
 
 
 def test_internal_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import assert_one_clear_line, run_module
 from utils import download_isic
-from utils.download_isic import ARCHIVES, Archive, download_file, get_args_parser, main, unpack
+from utils.download_isic import ARCHIVES, URL, Archive, download_file, get_args_parser, is_web_address, main, unpack
 from utils.runtime.errors import InputError
 
 
@@ -230,6 +230,30 @@ def test_damaged_archives_are_removed(damage: str, tmp_path: Path):
         unpack(tmp_path / "x.zip", 3, tmp_path / "imgs")
     assert not (tmp_path / "x.zip").exists()
     assert not (tmp_path / "imgs").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("isic.org/2016", "ftp://isic.org/2016", "http://", "http:///2016", "http://localhost:9/ä", "http://a b/"),
+        *(
+            "http://[::1",
+            "http://localhost:abc/x",
+            "http://localhost:99999/x",
+            "http://a..b/",
+            "http://me:pw@isic.org/",
+        ),
+    ],
+)
+def test_addresses_that_can_never_work(tmp_path: Path, url: str):
+    arguments = get_args_parser().parse_args(["--data-dir", str(tmp_path), "--url", url])
+    with pytest.raises(InputError, match=r"--url .*: an address such as https://"):
+        main(arguments)
+
+
+def test_addresses_of_folders():
+    for url in (URL, "HTTP://localhost:8000/", "https://[::1]:80/a%20b?c=d", "http://127.0.0.1"):
+        assert is_web_address(url)
 
 
 def test_other_images_are_left_alone(server: Server, tmp_path: Path):

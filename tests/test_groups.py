@@ -53,8 +53,12 @@ def test_lines_of_other_images(tmp_path: Path):
     """Such as those that are skipped; a name with a mistake is listed beside the image that has no group then."""
     complete = "image,group\nz.jpg,1\na/x,1\ny.v2,1\nb/x,1\n"
     assert read_groups(written(tmp_path, complete + "ü,2"), IMAGES) == ["1", "1", "1", "2"]
-    with pytest.raises(InputError, match=r"(?s)line 2: z.jpg: no image has this name\n  ü.jpg: no group"):
+    title = "each of the 4 images, and 1 of its lines names none of them"
+    with pytest.raises(InputError, match=rf"{title}:\n  ü.jpg: no group\n  line 2: z.jpg: no image has this name"):
         read_groups(written(tmp_path, complete), IMAGES)
+    others = "".join(f"other{i},1\n" for i in range(20))
+    with pytest.raises(InputError, match=r"20 of its lines name none of them:\n  ü.jpg: no group"):
+        read_groups(written(tmp_path, "image,group\n" + others + "a/x,1\ny.v2,1\nb/x,1\n"), IMAGES)
 
 
 def test_ten_problems_are_listed(tmp_path: Path):
@@ -76,6 +80,18 @@ def test_files_that_are_not_groups(tmp_path: Path):
             read_groups(tmp_path / "groups.csv", IMAGES)
     with pytest.raises(InputError, match="No such file"):
         read_groups(tmp_path / "missing.csv", IMAGES)
+
+
+@pytest.mark.parametrize("rows", ["x,1\n" * 50_000, "x,1\n", ""])
+def test_open_quotation_mark(tmp_path: Path, rows: str):
+    path = written(tmp_path, f'image,group\na/x,1\n"y.v2,1\n{rows}')
+    with pytest.raises(InputError, match=r"groups\.csv, line 3: not a row of a CSV file"):
+        read_groups(path, IMAGES)
+
+
+def test_only_line_ends_end_a_row(tmp_path: Path):
+    text = "image,group\na/x,left\vright\ny.v2,2\nb/x,\u2028 3\nü,a\u2029b\n"
+    assert read_groups(written(tmp_path, text), IMAGES) == ["left\vright", "2", "3", "a\u2029b"]
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])

@@ -183,6 +183,30 @@ def test_colours_count_in_drawings():
     assert decide([palette_mask([0, RED], [90, 10])] * 2).values == (0, 1)  # a label map: index 0 is black
 
 
+def test_second_set_with_a_part_of_the_palette():
+    """Its masks may show black and grey entries alone, which by themselves would be read as grey values."""
+    first = decide([palette_mask([0, 128, RED], [60, 30, 10])], 3)
+    assert (first.values, first.by_index) == ((0, 1, 2), True)
+    part = palette_mask([0, 128], [70, 30])
+    for expected in (first, MaskClasses(first.values)):  # in a training; of a model's file
+        classes = decide_classes({"v.png": part}, 3, expected=expected)
+        assert (classes.values, classes.of(part.values).tolist()) == ((0, 1, 2), [0, 1])
+    assert decide([palette_mask([0, 128], [70, 30])], 3, expected=[0, 128, 255]).by_index is False
+    assert decide([palette_mask([0, 255], [7, 3])], 3, expected=[0, 1, 2], recorded=255).values == (0, 1, 2)
+    void = counted({PALETTE_OFFSET: 60, 2 * PALETTE_OFFSET + 128: 20, PALETTE_OFFSET * 256 + 192: 10})
+    assert decide([void], 3, expected=[0, 1, 2], ignored=255).of(void.values).tolist() == [0, 1, IGNORED_CLASS]
+
+
+def test_second_set_with_another_palette():
+    """White at index 0, as in a drawing: of two classes the darker one is the background whatever the index."""
+    drawn = palette_mask([255, 0], [3, 7])
+    learnt = MaskClasses((0, 1), by_index=True)
+    assert decide_classes({"v.png": drawn}, 2, expected=learnt).of(drawn.values).tolist() == [1, 0]
+    masks = {"a.png": palette_mask([0, RED], [7, 3]), "b.png": palette_mask([RED, 0], [3, 7])}
+    classes = decide_classes(masks, 2, expected=learnt)
+    assert [classes.of(mask.values).tolist() for mask in masks.values()] == [[0, 1], [1, 0]]
+
+
 def test_grey_palettes_are_grey_unless_labels_lie_beside_them():
     assert decide([palette_mask([0, 128, 255], [6, 3, 1])], 3).values == (0, 128, 255)
     assert decide([palette_mask([0, 255], [6, 3]), counted({0: 7, 1: 2})]).values == (0, 1)
@@ -206,6 +230,24 @@ def test_given_values():
     assert decide([counted({0: 9, 1: 1, 2: 1})], 3, values=[2, 0, 1]).values == (2, 0, 1)
     with pytest.raises(InputError, match="2 mask values were given for 3 classes"):
         decide([counted({0: 9, 1: 1, 2: 1})], 3, values=[0, 1])
+
+
+def test_contradictory_options():
+    masks = [counted({0: 9, 255: 1})]
+    with pytest.raises(InputError, match="the mask value 0 was given for two classes"):
+        decide(masks, values=[0, 0])
+    for options in ({"values": [0, 255]}, {"background": 255}):
+        with pytest.raises(InputError, match="the mask value 255 was given for a class and for pixels to ignore"):
+            decide(masks, ignored=255, **options)
+
+
+def test_255_that_the_user_says_is_a_class():
+    """Beside labels it would be ignored, so that a class would never occur."""
+    masks = [counted({0: 90, 1: 6, 255: 4})]
+    assert decide(masks, values=[0, 1]).ignored == 255
+    assert decide(masks, values=[0, 255], ignored=1).of(np.array([0, 1, 255])).tolist() == [0, IGNORED_CLASS, 1]
+    with pytest.raises(InputError, match="contains the value 1"):
+        decide(masks, values=[0, 255])
 
 
 @pytest.mark.parametrize("expected", [[0, 255], [0, 1], [3, 200]])

@@ -43,6 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    cli.require_one_process()
     if len(args.model) > 1 and args.output is None:
         raise InputError("an ensemble of several model files is stored in a new one: name it with --output")
     if args.output and (args.output.suffix != ".pth" or args.output.is_dir()):
@@ -65,9 +66,12 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
     background = model.mask_values[0] if model.mask_values[0] > min(model.mask_values) else None
     decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing, model.white, background)
+    model.white = decoded.white  # a guarantee is one for images that are read like these
     images = [pair.image for pair in decoded.pairs]
     names = names_digest(images, folders[0])
     own = args.val_imgs_dir or (args.output and not args.groups and are_other_images(model, len(images), names))
+    if args.val_imgs_dir and args.output is None:
+        check_validation_images(model, names)
     if args.val_imgs_dir and names in [one.settings.get("image_names") for one in model.members or (model,)]:
         logger.warning(
             "These images have the names of those of the training: if they are the same ones, temperatures and "
@@ -113,6 +117,24 @@ def are_other_images(model: TrainedModel, n_images: int, names: str) -> bool:
         *(" or ".join(sorted({str(settings.get("images")) for settings in trained})), n_images),
     )
     return True
+
+
+def check_validation_images(model: TrainedModel, names: str) -> None:
+    """Check that the images of a folder of their own are those that a model was validated on in its training.
+
+    Args:
+        model: the model; ensembles and files of earlier versions do not record them.
+        names: `names_digest` of the images.
+
+    Raises:
+        InputError: they are not.
+    """
+    if model.settings.get("validation_image_names", names) != names:
+        raise InputError(
+            "these are not the images that the model was validated on in its training: on other labelled images, "
+            "calibrate it into a new file",
+            "output",
+        )
 
 
 def held_out_by_all(

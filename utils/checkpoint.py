@@ -73,7 +73,6 @@ def checkpoint_content(model: TrainedModel) -> dict[str, Any]:
         "input_size": list(model.input_size),
         "mask_values": list(model.mask_values),
         "ignore_value": model.ignore_value,
-        "white": model.white,
         "epoch": model.epoch,
         "validation": dict(model.validation),
         "settings": dict(model.settings),
@@ -82,7 +81,7 @@ def checkpoint_content(model: TrainedModel) -> dict[str, Any]:
 
 
 def calibration_content(model: TrainedModel) -> dict[str, Any]:
-    """The part of a checkpoint that a calibration determines."""
+    """The part of a checkpoint that a calibration determines, with the value of white that it holds for."""
     curves = {
         method: {
             "images": one.images,
@@ -92,7 +91,7 @@ def calibration_content(model: TrainedModel) -> dict[str, Any]:
         }
         for method, one in model.risk_curves.items()
     }
-    return {"temperatures": dict(model.temperatures), "risk_curves": curves}
+    return {"white": model.white, "temperatures": dict(model.temperatures), "risk_curves": curves}
 
 
 def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:

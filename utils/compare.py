@@ -75,6 +75,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    cli.require_one_process()
     results = read_results(args.results)
     folders = dict(zip(results, args.results, strict=True))
     summary = args.results[0] / "summary.csv"

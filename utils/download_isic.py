@@ -12,6 +12,7 @@ import shutil
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
@@ -72,8 +73,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace, archives: Sequence[Archive] = ARCHIVES, retry_delay: float = RETRY_DELAY) -> None:
-    if not args.url.startswith(("http://", "https://")):
-        raise InputError(f"--url {args.url}: an address that begins with https:// or http:// was expected")
+    cli.require_one_process()
+    if not is_web_address(args.url):
+        raise InputError(f"--url {args.url}: an address such as {URL} was expected, in ASCII without spaces")
     downloads = args.data_dir / ".download"
     for archive in archives:
         folder = args.data_dir / archive.folder
@@ -95,6 +97,17 @@ def main(args: argparse.Namespace, archives: Sequence[Archive] = ARCHIVES, retry
     for imgs, masks in (("imgs", "masks"), ("imgs_test", "masks_test")):
         pair_files(args.data_dir / imgs, args.data_dir / masks)
     logger.info("Every image has its mask")
+
+
+def is_web_address(url: str) -> bool:
+    """Whether something can be requested from an address: others fail in ways that a second attempt does not change."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:
+        return False
+    usual = parts.scheme in ("http", "https") and host and port != 0 and "@" not in parts.netloc
+    return bool(usual and re.fullmatch("[!-~]+", url))
 
 
 def count_images(folder: Path) -> int:

@@ -36,6 +36,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
+    cli.require_one_process()
     options = ReviewOptions(args.masks_dir, args.mask_suffix, args.output, args.single_file)
     page, report = write_review(args.results, args.imgs_dir, options)
     return report.finish(f": open {page} in a browser")

@@ -138,6 +138,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    cli.require_one_process()
     for i in progress(range(args.seed, args.seed + args.count), unit="image"):
         image, mask = make_sample(i, (args.width, args.height))
         jpeg = io.BytesIO()

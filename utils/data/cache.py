@@ -19,9 +19,11 @@ import numpy as np
 from PIL import Image
 
 from utils.data.decoding import DecodedPairs, PairDecoder, array_layout
+from utils.data.fitting import log_resized
 from utils.data.images import find_white
 from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
+from utils.runtime.atomic_files import allocate
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ def _move_into_place(building: Path, folder: Path, replaced: Sequence[Path]) -> 
 
 def _log_cached(cached: DecodedPairs, n_pairs: int, white: float | None) -> None:
     """Say what decoding has said when the cache was made."""
+    log_resized([line for lines in cached.resized for line in lines])
     if skipped := n_pairs - len(cached.pairs):
         logger.warning("%d of %d pairs cannot be used, and are skipped", skipped, n_pairs)
     if white is None and cached.white is not None:
@@ -176,9 +179,8 @@ def _new_folder(folder: Path, n: int, size: tuple[int, int]) -> Path | None:
         for name, (shape, dtype) in array_layout(n, size).items():
             path = building / f"{name}.npy"
             array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            if hasattr(os, "posix_fallocate"):  # on a full disk, writing to the mapped file would kill the process
-                with open(path, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+            with open(path, "r+b") as file:  # on a full disk, writing to the mapped file would kill the process
+                allocate(file, array.offset + array.nbytes)
     except OSError as error:
         _give_up(building, error)
         return None
@@ -204,11 +206,12 @@ def _memory_map(folder: Path, mode: str) -> dict[str, np.ndarray]:
 
 
 def _new_index(pairs: Sequence[Pair], fingerprints: list[list], decoded: DecodedPairs) -> dict:
-    """Which of the pairs the rows of the arrays are, their files, how many values their masks have, and white."""
+    """Which of the pairs the rows of the arrays are, and what is known of each, or of all of them."""
     kept = set(decoded.pairs)
     usable = [i for i, pair in enumerate(pairs) if pair in kept]
     lengths = [len(counts.values) for counts in decoded.counts]
-    return {"usable": usable, "files": [fingerprints[i] for i in usable], "lengths": lengths, "white": decoded.white}
+    of_rows = {"usable": usable, "files": [fingerprints[i] for i in usable], "lengths": lengths}
+    return {**of_rows, "resized": decoded.resized, "white": decoded.white}
 
 
 def _write_numbers(folder: Path, index: dict, counts: Sequence[ValueCounts]) -> None:
@@ -226,10 +229,10 @@ def _load(folder: Path, pairs: Sequence[Pair] = ()) -> DecodedPairs | None:
     try:
         index, counts = _index(folder), np.load(folder / "counts.npy")
         of_masks = np.split(counts, np.cumsum(index["lengths"])[:-1], axis=1)
-        arrays = _memory_map(folder, "r")
+        arrays, of_all = _memory_map(folder, "r"), {name: index[name] for name in ("white", "resized")}
     except (OSError, ValueError, EOFError, LookupError):
         return None
     usable = [pairs[i] for i in index["usable"]] if pairs else []
     n = len(index["usable"])
     arrays = {name: array[:n] for name, array in arrays.items()}
-    return DecodedPairs(usable, **arrays, counts=[ValueCounts(*rows) for rows in of_masks], white=index["white"])
+    return DecodedPairs(usable, **arrays, counts=[ValueCounts(*rows) for rows in of_masks], **of_all)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from utils.data.fitting import MaskFitter, unite_masks
+from utils.data.fitting import MaskFitter, log_resized, unite_masks
 from utils.data.images import read_image
 from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
 from utils.data.mask_values import ValueCounts
@@ -33,6 +33,7 @@ class DecodedPairs:
         masks: (N, h, w) uint16 indices into the mask's own values.
         counts: for each mask its values, each with its number of pixels at the mask's own size.
         white: the value of white in 16-bit images; None if there are none.
+        resized: for each pair a line about each mask that had another size than its image.
     """
 
     pairs: list[Pair]
@@ -40,6 +41,7 @@ class DecodedPairs:
     masks: np.ndarray
     counts: list[ValueCounts] = field(default_factory=list)
     white: float | None = None
+    resized: list[list[str]] = field(default_factory=list)
 
     def mask_classes(
         self, n_classes: int, options: MaskOptions | None = None, expected: MaskClasses | None = None
@@ -73,20 +75,21 @@ class PairDecoder:
         background: int | None = None,
     ) -> None:
         self.decoded = DecodedPairs(list(pairs), **arrays, counts=[_NO_VALUES] * len(pairs), white=white)
-        self._fitter, self._background = MaskFitter(), background
+        self.decoded.resized = [[] for _ in pairs]
+        self._background = background
 
     def reuse(self, i: int, source: DecodedPairs, row: int) -> None:
         """Copy pair i from row `row` of an earlier result."""
-        for name in ("images", "masks", "counts"):
+        for name in ("images", "masks", "counts", "resized"):
             getattr(self.decoded, name)[i] = getattr(source, name)[row]
 
     def decode(self, i: int) -> InputError | None:
         """Decode pair i from its files; returns what is wrong with the pair, or None."""
-        target, pair = self.decoded, self.decoded.pairs[i]
+        target, pair, fitter = self.decoded, self.decoded.pairs[i], MaskFitter()
         height, width = target.masks.shape[1:]
         try:
             image = read_image(pair.image, target.white)
-            mask = unite_masks(self._fitter.read(pair.masks, image.size), self._background)
+            mask = unite_masks(fitter.read(pair.masks, image.size), self._background)
             target.images[i] = preprocess(image, (width, height)).permute(1, 2, 0).numpy()
             counts = target.counts[i] = mask.count()
             if len(counts.values) > np.iinfo(target.masks.dtype).max:
@@ -95,6 +98,7 @@ class PairDecoder:
             return InputError(f"{pair.image.name}, {pair.mask.name}: {error}", *error.options)
         resized = mask.values[Image.fromarray(mask.codes).resize((width, height), Image.Resampling.NEAREST)]
         target.masks[i] = np.searchsorted(counts.values, resized)
+        target.resized[i] = fitter.resized
         return None
 
     def decode_all(self, todo: Sequence[int], skip_unusable: bool = False) -> None:
@@ -106,7 +110,7 @@ class PairDecoder:
         with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             results = progress(pool.map(self.decode, todo), total=len(todo), desc="Decoding", unit="pair")
             problems = {i: problem for i, problem in zip(todo, results, strict=True) if problem}
-        self._fitter.log()
+        log_resized([line for lines in self.decoded.resized for line in lines])
         n = len(self.decoded.pairs)
         title, listed = f"{len(problems)} of {n} pairs cannot be used", [str(error) for error in problems.values()]
         if problems and not (skip_unusable and len(problems) < n):
@@ -119,7 +123,8 @@ class PairDecoder:
     def _keep(self, usable: Sequence[int]) -> None:
         """Keep these pairs, and move their rows to the beginning of the arrays."""
         decoded = self.decoded
-        decoded.pairs, decoded.counts = ([values[i] for i in usable] for values in (decoded.pairs, decoded.counts))
+        for name in ("pairs", "counts", "resized"):
+            setattr(decoded, name, [getattr(decoded, name)[i] for i in usable])
         for name in array_layout(0, (0, 0)):
             array = getattr(decoded, name)
             for row, i in enumerate(usable):

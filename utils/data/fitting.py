@@ -47,10 +47,15 @@ class MaskFitter:
 
     def log(self) -> None:
         """Say how many masks were resized."""
-        if self.resized:
-            were = " was" if len(self.resized) == 1 else "s were"
-            text = "%d mask%s resized to the size of the image, for example: %s"
-            logger.warning(text, len(self.resized), were, min(self.resized))
+        log_resized(self.resized)
+
+
+def log_resized(resized: Sequence[str]) -> None:
+    """Say how many masks were resized, of which these are the lines that a `MaskFitter` remembers."""
+    if resized:
+        were = " was" if len(resized) == 1 else "s were"
+        text = "%d mask%s resized to the size of the image, for example: %s"
+        logger.warning(text, len(resized), were, min(resized))
 
 
 def unite_masks(masks: Sequence[RawMask], background: int | None = None) -> RawMask:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import unicodedata
@@ -49,7 +50,8 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
     problems += [f"{image.name}: no group" for i, image in enumerate(images) if i not in groups]
     if problems:
         title = f"{path} does not have exactly one group for each of the {len(images)} images"
-        raise InputError(bulleted(title, unknown + problems, _LISTED))
+        others = f", and {len(unknown)} of its lines name{'s' * (len(unknown) == 1)} none of them"
+        raise InputError(bulleted(title + others * bool(unknown), problems + unknown, _LISTED))
     if unknown:  # such as images that have been skipped
         logger.info("%d lines of %s name none of the images", len(unknown), path)
     return [groups[i] for i in range(len(images))]
@@ -86,13 +88,26 @@ def _read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a UTF-8 text"
         raise InputError(f"{path} cannot be read as a CSV file of groups ({reason})") from error
-    header = text.partition("\n")[0]
-    rows = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
-    columns = [name.strip().lower() for name in next(rows, [])]
+    (_, header), *rows = _parse(text, path)
+    columns = [name.strip().lower() for name in header]
     if not set(_COLUMNS) <= set(columns):
         raise InputError(f"{path} has the columns {', '.join(columns) or 'of an empty file'}; expected image and group")
     image, group = (columns.index(name) for name in _COLUMNS)
-    for row in rows:
+    for line, row in rows:
         if any(cell.strip() for cell in row):
             cells = [cell.strip() for cell in row] + [""] * len(columns)
-            yield rows.line_num, cells[image], cells[group]
+            yield line, cells[image], cells[group]
+
+
+def _parse(text: str, path: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file, each with the number of its last line; an empty one, if there is none."""
+    header = text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    parsed: list[tuple[int, list[str]]] = []
+    try:
+        for row in rows:
+            parsed.append((rows.line_num, row))
+    except csv.Error as error:
+        line = parsed[-1][0] + 1 if parsed else 1
+        raise InputError(f"{path}, line {line}: not a row of a CSV file ({error}); check its quotes") from error
+    return parsed or [(0, [])]

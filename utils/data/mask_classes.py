@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils import IGNORED_CLASS, RGB_OFFSET
+from utils import IGNORED_CLASS
 from utils.data.fitting import unite_masks
 from utils.data.mask_values import (
     ValueCounts,
@@ -61,6 +61,21 @@ class MaskOptions:
     def first(self) -> int | None:
         """The value of class 0, as far as the user says it."""
         return self.values[0] if self.values else self.background
+
+    @property
+    def of_classes(self) -> tuple[int, ...]:
+        """The values that the user says are classes."""
+        return tuple(value for value in (*self.values, self.background) if value is not None)
+
+    def check(self, n_classes: int) -> None:
+        """Raise an `InputError` unless each of the classes can have a value of its own that counts."""
+        if twice := [value for i, value in enumerate(self.values) if value in self.values[:i]]:
+            raise InputError(f"the mask value {format_mask_value(twice[0])} was given for two classes", "mask_values")
+        if self.values and len(self.values) != n_classes:
+            raise InputError(f"{len(self.values)} mask values were given for {n_classes} classes", *_OPTIONS)
+        if self.ignored in self.of_classes:
+            value, flags = format_mask_value(self.ignored), ("mask_values", "background", "ignore_value")
+            raise InputError(f"the mask value {value} was given for a class and for pixels to ignore", *flags)
 
 
 @dataclass(frozen=True)
@@ -117,15 +132,19 @@ def decide_classes(
             whatever their values.
 
     Raises:
-        InputError: there are fewer values than classes, or others with an area of their own.
+        InputError: there are fewer values than classes, or others with an area of their own, or the options contradict
+            each other.
     """
     options, n_classes = options or MaskOptions(), max(n_classes, 2)
+    options.check(n_classes)
     raw = merge_counts(masks.values())
-    by_index = palettes_count_by_index(raw.values) and not (expected and max(expected.values) >= RGB_OFFSET)
+    learnt = expected or MaskClasses(())
+    of_learnt = [value for value in (*learnt.values, learnt.ignored, options.ignored) if value is not None]
+    by_index = palettes_count_by_index(raw.values, of_learnt if expected else (), learnt.by_index)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
     counts = merge_counts(by_mask.values())
     known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
-    ignored = next((value for value in known if value is not None), None)
+    ignored = next((value for value in known if value not in (None, *options.of_classes)), None)
     kept = counts.without(ignored)
     if expected is None and options.ignored is not None and options.ignored not in counts.values:
         text = "No mask has the value %s, which is to be ignored"
@@ -165,8 +184,6 @@ def _class_values(
     counts: ValueCounts, n_classes: int, options: MaskOptions, expected: MaskClasses | None
 ) -> tuple[int, ...]:
     """The values of class 0, 1, ..."""
-    if options.values and len({*options.values}) != n_classes:
-        raise InputError(f"{len(options.values)} mask values were given for {n_classes} classes", *_OPTIONS)
     found = tuple(options.values) or _most_frequent(counts, n_classes)
     if expected:
         return _in_order_of(found, expected.values) if n_classes == 2 else tuple(expected.values)

@@ -42,22 +42,34 @@ def read_palettes(values: np.ndarray, by_index: bool) -> np.ndarray:
     return np.where(values >= PALETTE_OFFSET, entries, values)
 
 
-def palettes_count_by_index(values: np.ndarray) -> bool:
+def palettes_count_by_index(values: np.ndarray, expected: Sequence[int] = (), by_index: bool = False) -> bool:
     """Whether the entries of a set's palettes are read as indices.
 
     They are not if the palettes differ, if all are grey, or if index 0 is not black, as in a drawing with few colours.
     Palettes of grey values beside masks without palettes are read so that the set has fewer values. Index 255, the
     void of label maps, may have another one's colour, since palettes often end in black.
+
+    Args:
+        values: of all masks of the set.
+        expected: the values of another set, of whose entries this one may show a part, such as the grey ones. They
+            are read as indices, unless index 0 is not black, if only that gives expected values.
+        by_index: whether those of the other set were; then those of this one are, unless index 0 is not black.
     """
+    if max(expected, default=0) >= RGB_OFFSET:
+        return False
     values = values[~_is_void_of_used_colour(values)]
     entries = values[values >= PALETTE_OFFSET]
     indices, colours = entries // PALETTE_OFFSET - 1, entries % PALETTE_OFFSET
     if min(len(np.unique(indices)), len(np.unique(colours))) < len(entries):
         return False
-    n_colours, n_indices = (len(np.unique(read_palettes(values, by_index))) for by_index in (False, True))
+    black_first = not colours[indices == 0].any()
+    by_colour_or_index = [np.unique(read_palettes(values, one)) for one in (False, True)]
+    if black_first and (by_index or [np.isin(found, expected).all() for found in by_colour_or_index] == [False, True]):
+        return True
+    n_colours, n_indices = map(len, by_colour_or_index)
     if n_colours != n_indices:
         return n_indices < n_colours
-    return bool((colours >= RGB_OFFSET).any()) and not colours[indices == 0].any()
+    return bool((colours >= RGB_OFFSET).any()) and black_first
 
 
 def _is_void_of_used_colour(values: np.ndarray) -> np.ndarray:

@@ -155,8 +155,8 @@ def match_names(
     """The masks of images, by their names.
 
     The stems of an image and its mask are equal but for a suffix of each; after that of the mask a number may follow,
-    `NAME_mask_1.png`, and numbered masks belong to one image. The two suffixes that match most images are taken, and
-    for the images that they leave the next ones.
+    `NAME_mask_1.png`, and numbered masks belong to one image. The two suffixes that match most images are taken; an
+    image with that suffix, but without such a mask, may have one with another suffix.
 
     Args:
         images, masks: paths within their folders.

@@ -72,17 +72,17 @@ def atomic_npy_file(path: Path | str, shape: tuple[int, ...]) -> Iterator[Callab
     with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         start = file.tell()
-        _allocate(file, start + 4 * math.prod(shape))
+        allocate(file, start + 4 * math.prod(shape))
         yield write
 
 
-def _allocate(file: BinaryIO, size: int) -> None:
-    """Reserve a file's space on the disk, so that a full disk is noticed before anything is computed."""
+def allocate(file: BinaryIO, size: int) -> None:
+    """Reserve a file's space on the disk, so that a full one is noticed at once; a file system may be unable to."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
 
 

@@ -98,7 +98,7 @@ def foreground_losses(upsampler: StackUpsampler, target: Tensor) -> np.ndarray:
 
 
 def save_calibration(path: Path, model: TrainedModel) -> None:
-    """Write the temperatures and risk curves of a model into its checkpoint, and leave everything else in it unchanged.
+    """Write the calibration of a model, and white, into its checkpoint, and leave everything else in it unchanged.
 
     Raises:
         InputError: the file is not a checkpoint.
