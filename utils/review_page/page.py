@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -42,8 +41,6 @@ from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.threads import cores_per_process, map_ahead
-
-logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).parent / "template"
 SCRIPT_FILES = ("scores", "decisions", "maps", "panes", "image_list", "viewer", "main", "actions", "keys")
