@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from utils.data.mask_values import RGB_OFFSET
 from utils.data.masks import mask_to_image
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
-from utils.review_page.page import MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
+from utils.review_page.page import _RESULT_STEM, MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
 from utils.review_page.pictures import PictureMaker
-from utils.review_page.runs import ResultFiles, fingerprint, read_run, read_runs
+from utils.review_page.runs import ResultFiles, fingerprint, mask_values_of, read_run, read_runs
 from utils.runtime.errors import InputError
 
 
@@ -118,7 +120,7 @@ def test_masks_of_several_classes(tmp_path: Path):
     Image.fromarray(np.full_like(truth, 255)).save(tmp_path / "truth" / "c.png")
     for settings in ({"threshold": 0.5, "mask_values": [0, 3, 7], "ignore_value": 255}, {"threshold": 0.5}):
         run = write_run(tmp_path / f"run{len(settings)}", masks, settings)
-        assert read_run(run, imgs).mask_values() == [0, 3, 7]
+        assert mask_values_of(read_runs([run], imgs)) == [[0, 3, 7]]
     run = read_run(tmp_path / "run3", imgs)
     page, report = write_review([tmp_path / "run3"], imgs, ReviewOptions(tmp_path / "truth"))
     assert not report.failures
@@ -141,8 +143,9 @@ def test_masks_as_they_are_written(values: list[int], tmp_path: Path):
         run = write_run(tmp_path / "run", {"a.png": classes}, settings)
         save_png(run / "a_OUT.png", mask_to_image(classes, values))
         read = read_run(run, imgs)
-        assert sorted(read.mask_values()) == sorted(values)
-        maps = PictureMaker([read], values).make(Item(imgs / "a.png", Path("a.png"))).maps
+        (found,) = mask_values_of([read])
+        assert sorted(found) == sorted(values)
+        maps = PictureMaker([read], [values]).make(Item(imgs / "a.png", Path("a.png"))).maps
         for k in (1, 2):
             assert np.array_equal(decoded(maps["runs"][0][f"mask_c{k}"], maps), 255 * (classes == k))
 
@@ -191,6 +194,58 @@ def test_several_runs_side_by_side(tmp_path: Path):
     assert fingerprint(read_runs([one, two], imgs)) != fingerprint(read_runs([two, one], imgs))
 
 
+def test_runs_with_other_mask_values(tmp_path: Path):
+    """Each is read with its own, or with those of another run that its masks show."""
+    imgs, masks = images_of(tmp_path / "imgs", "a.png", "b.png"), tmp_path / "masks"
+    classes = np.zeros((6, 8), np.uint8)
+    classes[:3, :4] = 1
+    for name in ("a.png", "b.png"):
+        save_png(masks / name, 255 * classes)
+    runs = []
+    for values, settings in (
+        ([0, 255], {"threshold": 0.5, "mask_values": [0, 255]}),
+        ([0, 1], {"threshold": 0.5, "mask_values": [0, 1]}),
+        ([0, 1], {"threshold": 0.5}),
+        ([255, 0], {"threshold": 0.5, "mask_values": [255, 0]}),
+    ):
+        runs.append(tmp_path / f"run{len(runs)}")
+        pixels = np.array(values, np.uint8)[classes]
+        write_run(runs[-1], {"a.png": pixels, "b.png": pixels}, settings)
+    page, _ = write_review(runs, imgs, ReviewOptions(masks))
+    assert [scores_of(data_of(page), 0, method)["dice"] for method in range(4)] == [1, 1, 1, 1]
+    maps = maps_of(page, 0)
+    for of_run in maps["runs"]:
+        assert np.array_equal(decoded(of_run["mask_c1"], maps), 255 * classes)
+
+    two, three = write_run(tmp_path / "two", {"a.png": 2 * classes}, {"threshold": 0.5}), tmp_path / "three"
+    write_run(three, {"a.png": classes}, {"threshold": 0.5, "mask_values": [0, 1, 2]})
+    assert mask_values_of(read_runs([two, three], imgs)) == [[0, 1, 2]] * 2  # of class 1 nothing was found
+    with pytest.raises(InputError, match=r"three has 3 classes, .*run0 2: they do not fit on one page"):
+        write_review([runs[0], three], imgs)
+
+
+def test_scores_are_those_against_the_ground_truth_of_the_page(tmp_path: Path):
+    """Not those against another one, which the run has recorded."""
+    imgs, values = images_of(tmp_path / "imgs", "a.png", "b.png"), np.zeros((6, 8), np.uint8)
+    values[:3] = 200
+    for folder, truth in (("masks", values), ("others", np.roll(values, 1, axis=0))):
+        save_png(tmp_path / folder / "a.png", truth // 200 * 255)
+    recorded = {"dice": 1.0, "ece_top_label": 0.01}
+    settings = {"class_index": 1, "mask_values": [0, 255], "mask_dir": str(tmp_path / "x" / ".." / "masks")}
+    scores = {"a.png": recorded, "b.png": recorded}
+    for name, mask_dir, suffix, expected in (
+        ("same", "masks", None, (1, 0.01, 1)),
+        ("other", "others", None, (2 / 3, None, None)),
+        ("suffix", "masks", "", (1, None, None)),
+        ("none", None, None, (1, 0.01, 1)),
+    ):
+        run = write_run(tmp_path / name, {"a.png": values, "b.png": values}, settings, scores=scores)
+        page, _ = write_review([run], imgs, ReviewOptions(mask_dir and tmp_path / mask_dir, suffix))
+        first, second = (scores_of(data_of(page), i) for i in range(2))
+        shown = first["dice"], first.get("ece_top_label"), second.get("dice")
+        assert shown == (pytest.approx(expected[0]), *expected[1:]), name
+
+
 def test_maps_of_predict_bayesian(tmp_path: Path):
     """Beside a mask NAME.png, of images that summary.csv names by their paths."""
     imgs = images_of(tmp_path / "imgs", "a.png")
@@ -213,6 +268,15 @@ def test_results_without_their_hidden_files(tmp_path: Path):
     imgs = images_of(tmp_path / "imgs", "a.png")
     assert read_run(write_run(tmp_path / "probs", {"a.png": ramp}, {}), imgs).holds_probs
     assert not read_run(write_run(tmp_path / "masks", {"a.png": ramp // 128 * 255}, {}), imgs).holds_probs
+    images_of(imgs, "b.png", "c.png")
+    empty = dict.fromkeys(("a.png", "b.png"), ramp // 250)  # comes first, and has as few values as a mask
+    probs = write_run(tmp_path / "first", {**empty, "c.png": ramp}, {})
+    (probs / "b_OUT.png").unlink()
+    assert read_run(probs, imgs).holds_probs
+    assert data_of(write_review([probs], imgs)[0])["classes"] == 2
+    few = {name: ramp // 16 + shift for name, shift in zip(("a.png", "b.png"), (0, 40), strict=True)}
+    with pytest.raises(InputError, match=r"the files in .*few show \d\d values, too many for masks: copy"):
+        write_review([write_run(tmp_path / "few", few, {})], imgs)
     run = write_run(tmp_path / "metrics", {"a.png": ramp // 128}, {})
     (run / "metrics.json").write_text(json.dumps({"run": {"class_index": 1, "method": "softmax"}}))
     (run / "metrics.csv").write_text("image,dice,note\na.png,0.25,x\n")
@@ -291,6 +355,29 @@ def test_pictures_of_an_earlier_page_are_removed(tmp_path: Path):
     assert len(list((page.parent / second["folder"]).iterdir())) == 6
     write_review([run], imgs)  # the same again
     assert data_of(page) == second
+
+
+def test_one_page_is_written_by_one_run_at_a_time(tmp_path: Path):
+    """Both would write into the same folder of pictures."""
+    imgs = images_of(tmp_path / "imgs", "a.png")
+    run = write_run(tmp_path / "run", {"a.png": np.full((6, 8), 200, np.uint8)})
+    hold = "import sys; from pathlib import Path; from utils.runtime.output_folder import output_folder\n"
+    hold += "with output_folder(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, run / "review_files"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"review_files is being written by another run"):
+            write_review([run], imgs)
+        write_review([run], imgs, ReviewOptions(output=tmp_path / "another.html"))
+        other.communicate()
+    page, _ = write_review([run], imgs)
+    assert [path.name for path in (run / "review_files").iterdir()] == [Path(data_of(page)["folder"]).name]
+
+
+def test_names_of_results_are_recognised_at_once():
+    named = ("x_OUT", "x_OUT_entropy", "x_OUT_mc00_c0", "x_OUT_prob_c1")
+    assert all(_RESULT_STEM.search(stem) for stem in named)
+    assert not _RESULT_STEM.search("x_OUT" + 40 * "_a" + "-1")
 
 
 def test_images_that_cannot_be_shown_are_listed(tmp_path: Path):
@@ -385,7 +472,7 @@ def test_unreadable_result_is_the_failure_of_its_image(tmp_path: Path):
     run = write_run(tmp_path / "run", {"a.png": np.full((6, 8), 200, np.uint8)})
     (run / "a_OUT.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"a_OUT\.png cannot be read as an image"):
-        PictureMaker(read_runs([run], imgs), [0, 255]).make(Item(imgs / "a.png", Path("a.png")))
+        PictureMaker(read_runs([run], imgs), [[0, 255]]).make(Item(imgs / "a.png", Path("a.png")))
 
 
 # -- the commands ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -161,6 +162,18 @@ def test_slider_says_what_is_left_to_expect(samples: Path, opened: Open):
     assert page.locator(".curve-x").text_content() == "0 images reviewed 9"
 
 
+def test_measured_dice_is_that_of_images_with_a_lesion(tmp_path: Path, opened: Open):
+    names, values = ("a.png", "b.png", "c.png"), np.full((6, 8), 200, np.uint8)
+    dice = {"a.png": 0.5, "b.png": 1.0, "c.png": 0.75}
+    scores = {name: {"dice": dice[name], "sensitivity": math.nan if name == "b.png" else 0.8} for name in names}
+    run = write_run(tmp_path / "run", dict.fromkeys(names, values), scores=scores)
+    page = opened(write_review([run], images_of(tmp_path / "imgs", *names))[0])
+    for count, expected in ((0, "0.625"), (1, "0.750"), (2, "0.750")):
+        set_slider(page, "#cut", count)
+        assert page.locator("#cut-dice b").last.text_content() == expected
+        assert ("measured where there is a lesion: " in page.locator("#cut-dice").text_content()) == (count < 2)
+
+
 def test_equal_scores_are_not_torn_apart(tmp_path: Path, opened: Open):
     values = np.full((6, 8), 200, np.uint8)
     names = [f"{letter}.png" for letter in "abcd"]
@@ -215,6 +228,42 @@ def test_threshold_moves_the_contour(samples: Path, opened: Open):
     page.keyboard.press("ArrowRight")  # the next image is shown as it was predicted
     assert page.locator("#threshold-value").text_content() == "0.50"
     assert page.locator("#image-name").text_content() == "SAMPLE_04.jpg"
+
+
+def test_recorded_threshold_counts_until_the_slider_is_moved(tmp_path: Path, opened: Open):
+    """It may lie between the steps of the slider or beyond its ends, and is another one for each method."""
+    values = np.repeat(np.array([[0, 30, 32, 200, 254, 255, 255, 255]], np.uint8), 6, axis=0)
+    settings = {"class_index": 1, "mask_values": [0, 255]}
+    runs = [
+        write_run(tmp_path / f"run{threshold}", {"a.png": values}, settings | {"threshold": threshold})
+        for threshold in (0.998, 0.125, 0.5)
+    ]
+    page = opened(write_review(runs, images_of(tmp_path / "imgs", "a.png"))[0], "#1")
+    for text, expected in (("0.998", 37.5), ("0.125", 75), ("0.50", 62.5)):
+        assert area(page) == expected
+        assert page.locator("#threshold-value").text_content() == text
+        page.keyboard.press("m")
+    page.keyboard.press(".")  # 0.998 is beyond the end of the slider
+    assert page.locator("#threshold-value").text_content() == "0.998"
+    page.select_option("#beside", "1")
+    assert page.evaluate("[0, 1].map(method => viewer.thresholdOf(method))") == [0.998, 0.125]
+    page.keyboard.press(",")
+    assert page.locator("#threshold-value").text_content() == "0.98"
+    assert area(page) == 50
+    assert page.evaluate("[0, 1].map(method => viewer.thresholdOf(method))") == [0.98, 0.98]
+
+
+def test_contour_is_that_of_the_mask_until_the_slider_is_moved(tmp_path: Path, opened: Open):
+    """A threshold may lie between two grey values of the map."""
+    mask, values = np.zeros((6, 8), np.uint8), np.full((6, 8), 255, np.uint8)
+    mask[:, 4:] = 255
+    settings = {"threshold": 0.999, "mask_values": [0, 255]}
+    run = write_run(tmp_path / "run", {"a.png": mask}, settings, {"prob": values})
+    page = opened(write_review([run], images_of(tmp_path / "imgs", "a.png"))[0], "#1")
+    assert area(page) == 50
+    assert page.locator("#threshold-value").text_content() == "0.999"
+    page.keyboard.press(",")
+    assert area(page) == 100
 
 
 @pytest.mark.parametrize(
@@ -408,13 +457,42 @@ def test_decisions_by_keyboard_are_kept_saved_and_loaded(samples: Path, opened: 
     for (button, text), kind in zip(saved.items(), ("csv", "json"), strict=True):  # on another machine
         other = opened(samples)
         assert badges(other) == {}
-        file = {"name": f"x.{kind}", "mimeType": "text/plain", "buffer": text.encode()}
+        file = {"name": f"x.{kind}", "mimeType": "text/plain", "buffer": f"{text}\r\n".encode()}
         other.set_input_files("#load-file", file)
         other.wait_for_selector("#toast:has-text('4 of 4 decisions loaded')")
         assert badges(other) == expected
         other.goto(samples.as_uri() + "#5")
         assert other.input_value("#comment") == comment
         assert downloaded(other, button).read_text(encoding="utf-8") == text
+
+
+def test_comment_is_of_the_image_that_is_shown(samples: Path, opened: Open):
+    page = opened(samples, "#1")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#image-name:has-text('SAMPLE_01')")
+    page.keyboard.press("n")
+    page.keyboard.insert_text("hair")
+    page.evaluate("refresh()")  # as another window of the page does
+    assert page.input_value("#comment") == "hair"
+    page.evaluate("history.back()")
+    page.wait_for_selector("#image-name:has-text('SAMPLE_00')")
+    assert page.input_value("#comment") == ""
+    page.keyboard.insert_text("!")
+    comments = page.evaluate("[0, 1].map(i => store.get(data.images[i].name).comment)")
+    assert comments == ["!", "hair"]
+
+
+def test_a_key_that_is_held_decides_once(samples: Path, opened: Open):
+    page = opened(samples, "#1")
+    for key, decided in (("a", 1), ("c", 2), ("z", 1)):
+        for _ in range(3):
+            page.keyboard.down(key)
+            page.wait_for_timeout(50)
+        page.keyboard.up(key)
+        assert page.evaluate("store.entries.size") == decided
+    page.click("#show-prediction")
+    page.keyboard.press("ArrowRight")  # not a key of a checkbox
+    page.wait_for_selector("#image-name:has-text('SAMPLE_02')")
 
 
 def test_review_by_mouse_to_its_end(samples: Path, opened: Open):

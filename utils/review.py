@@ -18,7 +18,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m utils.review", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, metavar="OUT_DIR", help="output folder of a prediction")
     parser.add_argument("--imgs-dir", type=Path, required=True, metavar="DIR", help="the images")
-    parser.add_argument("--masks-dir", type=Path, metavar="DIR", help="their ground-truth masks, if there are any")
+    parser.add_argument("--masks-dir", type=Path, metavar="DIR", help="their ground-truth masks, for the scores")
     pairing_arguments.add_mask_suffix(parser)
     parser.add_argument(
         "--output",

@@ -3,12 +3,12 @@
 import base64
 import hashlib
 import json
-import logging
 import math
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -35,20 +35,18 @@ from utils.pipeline.outputs import MAX_STD
 from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
 from utils.review_page.pictures import SIDES, SMALL_SIDES, ImagePictures, PictureMaker
-from utils.review_page.runs import PredictionRun, fingerprint, read_runs
+from utils.review_page.runs import PredictionRun, fingerprint, mask_values_of, read_runs
 from utils.runtime.atomic_files import atomic_file
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import check_writable
+from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.threads import cores_per_process, map_ahead
-
-logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).parent / "template"
 SCRIPT_FILES = ("scores", "decisions", "maps", "panes", "image_list", "viewer", "main", "actions", "keys")
 DEFAULT_PAGE = "review.html"  # in the output folder
 MAX_EMBEDDED = 200  # images in a single file
-_RESULT_STEM = re.compile(r"_OUT(_[a-z_]+\d*)*$")
+_RESULT_STEM = re.compile(r"_OUT(_[a-z0-9_]+)?$")
 _PICTURES = re.compile(r"[0-9a-f]{16}")  # a folder of pictures
 
 
@@ -81,23 +79,31 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
         The file of the page, and a report with the images that could not be shown.
 
     Raises:
-        InputError: a folder holds no results, or none of the images can be shown.
+        InputError: a folder holds no results, none of the images can be shown, or another run is writing this page.
     """
     options = options or ReviewOptions()
     output = options.output or folders[0] / DEFAULT_PAGE
     check_page(output, options.single_file)
-    check_writable(output.parent if options.single_file else _folder_of_pictures(output))
+    if options.single_file:
+        check_writable(output.parent)
+    with nullcontext() if options.single_file else output_folder(_folder_of_pictures(output)):
+        return output, _write_page(output, folders, imgs_dir, options)
+
+
+def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions) -> Report:
+    """Write the page, as `write_review`, whose folder of pictures belongs to this run."""
     runs = read_runs(folders, imgs_dir)
     names = list(dict.fromkeys(name for run in runs for name in run.scores))
     if options.single_file and len(names) > MAX_EMBEDDED:
         raise InputError(f"{len(names)} images do not fit into a single file, which holds {MAX_EMBEDDED}")
     items = [Item(imgs_dir / name, PurePosixPath(name)) for name in names]
-    mask_values, ground_truth = runs[0].mask_values(), None
+    mask_values, ground_truth = mask_values_of(runs), None
     if options.masks_dir:
+        runs = [run.compared_with(options.masks_dir, options.mask_suffix) for run in runs]
         ignore_value = runs[0].settings.get("ignore_value")
-        recorded = MaskClasses(mask_values, runs[0].settings.get("model_ignore_value"))
+        recorded = MaskClasses(mask_values[0], runs[0].settings.get("model_ignore_value"))
         ground_truth = GroundTruth(items, options.masks_dir, recorded, ignore_value, options.mask_suffix)
-    page = _Page(output, options.single_file, _run_data(runs, mask_values))
+    page = _Page(output, options.single_file, _run_data(runs, len(mask_values[0])))
     report = Report()
     read_target = partial(report.read_target, ground_truth)
     maker = PictureMaker(runs, mask_values, read_target, SMALL_SIDES if options.single_file else SIDES)
@@ -113,7 +119,7 @@ def write_review(folders: Sequence[Path], imgs_dir: Path, options: ReviewOptions
     without_result = _without_result(imgs_dir, {*names}, options, of_results)
     failed = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures if name in names]
     page.write([*failed, *((name, "no result in this run") for name in without_result)])
-    return output, report
+    return report
 
 
 def check_page(path: Path, single_file: bool = False) -> None:
@@ -148,20 +154,19 @@ def _without_result(imgs_dir: Path, names: set[str], options: ReviewOptions, oth
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def _run_data(runs: Sequence[PredictionRun], mask_values: Sequence[int]) -> dict[str, Any]:
+def _run_data(runs: Sequence[PredictionRun], n_classes: int) -> dict[str, Any]:
     """What the page knows of the runs, without the images."""
-    colours = {"prediction": PREDICTION, "truth": GROUND_TRUTH}
+    colours = {"prediction": PREDICTION, "truth": GROUND_TRUTH, "outer": OUTER_CONTOUR, "inner": INNER_CONTOUR}
     colours |= {"falseNegative": FALSE_NEGATIVE, "falsePositive": FALSE_POSITIVE}
-    colours |= {"outer": OUTER_CONTOUR, "inner": INNER_CONTOUR}
-    classes = [_css_colour(class_colour(k)) for k in range(1, len(mask_values))]
+    classes = [_css_colour(class_colour(k)) for k in range(1, n_classes)]
     return {
         "fingerprint": fingerprint(runs),
         "methods": [
             {"title": run.title, "threshold": run.settings.get("threshold", 0.5), "guarantee": _guarantee_of(run)}
             for run in runs
         ],
-        "classes": len(mask_values),
-        "maxEntropy": math.log(len(mask_values)),
+        "classes": n_classes,
+        "maxEntropy": math.log(n_classes),
         "maxStd": MAX_STD,
         "colours": {**{name: _css_colour(colour) for name, colour in colours.items()}, "classes": classes},
     }

@@ -37,7 +37,7 @@ class ImagePictures:
         maps: width and height of the maps; `runs`, for each run its maps by name; `truth`, the ground truth of each
             class but the background, and `ignored`, the pixels that do not count. A map is text, see `_deflated`, and
             255 is certain, or covered.
-        scores: for each run the scores against the ground truth, where they were computed here.
+        scores: for each run the scores of its mask against the ground truth, if there are both.
     """
 
     size: tuple[int, int]
@@ -52,7 +52,7 @@ class PictureMaker:
 
     Args:
         runs: whose results are shown.
-        mask_values: the mask value of each class.
+        mask_values: for each of them the mask value of each class.
         read_target: the ground truth of an image, see `GroundTruth.read`, if there is any.
         sides: as `SIDES`.
     """
@@ -60,12 +60,13 @@ class PictureMaker:
     def __init__(
         self,
         runs: Sequence[PredictionRun],
-        mask_values: Sequence[int],
+        mask_values: Sequence[Sequence[int]],
         read_target: Callable[[Item, tuple[int, int]], np.ndarray | None] = lambda item, shape: None,
         sides: tuple[int, int, int] = SIDES,
     ) -> None:
         self.runs, self.read_target, self.sides = runs, read_target, sides
-        self.n_classes, self._classes = len(mask_values), MaskClasses(tuple(mask_values), by_index=True)
+        self.n_classes = len(mask_values[0])
+        self._classes = [MaskClasses(tuple(values), by_index=True) for values in mask_values]
 
     def make(self, item: Item) -> ImagePictures:
         """The pictures of an image.
@@ -81,13 +82,13 @@ class PictureMaker:
         photo = photo.resize(_fitting(full_size, photo_side), Image.Resampling.BICUBIC, reducing_gap=1)
         base = photo.resize(_fitting(full_size, small_side), Image.Resampling.BICUBIC, reducing_gap=2)
         maps_of_runs, small, scores = [], [], []
-        for run in self.runs:
+        for run, mask_classes in zip(self.runs, self._classes, strict=True):
             maps, measured = {}, {}
             if item.key in run.scores:
-                maps, measured = self._maps_of(run.files(item.key), full_size, size, target)
+                maps, measured = self._maps_of(run.files(item.key), mask_classes, full_size, size, target)
             maps_of_runs.append(maps)
             small.append(_encoded(_with_contours(base, truth, maps, self.n_classes)) if maps else None)
-            scores.append(measured if "dice" not in run.scores.get(item.key, {}) else {})
+            scores.append(measured)
         maps = {"width": size[0], "height": size[1], "runs": [_deflated_maps(one) for one in maps_of_runs]}
         maps["truth"] = list(_deflated_maps(truth).values())
         if target is not None and (ignored := target == IGNORED_CLASS).any():
@@ -95,13 +96,18 @@ class PictureMaker:
         return ImagePictures(full_size, _encoded(photo), small, maps, scores)
 
     def _maps_of(
-        self, files: ResultFiles, full_size: tuple[int, int], size: tuple[int, int], target: np.ndarray | None
+        self,
+        files: ResultFiles,
+        mask_classes: MaskClasses,
+        full_size: tuple[int, int],
+        size: tuple[int, int],
+        target: np.ndarray | None,
     ) -> tuple[dict[str, Image.Image], dict[str, float]]:
         """The maps of an image in one run, reduced to a size, and the scores of its mask."""
         maps, classes = {}, None
         if files.mask is not None:
             mask = read_mask(files.mask)
-            classes = self._classes.of(mask.values)[mask.codes]
+            classes = mask_classes.of(mask.values)[mask.codes]
             _check_size(files.mask, classes.shape[::-1], full_size)
             maps |= {f"mask_c{k}": coverage for k, coverage in self._coverages(classes, size).items()}
         named = {f"probability_c{k}": path for k, path in files.probs.items()}

@@ -5,12 +5,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from utils.data.images import decoding_errors
@@ -19,7 +19,7 @@ from utils.data.masks import read_mask
 from utils.pipeline.items import sibling
 from utils.pipeline.journal import read_journal
 from utils.pipeline.report import read_metrics_table
-from utils.pipeline.summary import read_summary
+from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary
 from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -98,21 +98,31 @@ class PredictionRun:
             kinds += REGION_SUFFIXES
         return kinds
 
-    def mask_values(self) -> list[int]:
-        """The mask value of class 0, 1, …, as recorded or, failing that, as the masks of the run show them.
+    def compared_with(self, masks_dir: Path, mask_suffix: str | None) -> "PredictionRun":
+        """The run without its scores against a ground truth, unless it is this one."""
+        recorded = self.settings.get("mask_dir"), self.settings.get("mask_suffix")
+        if recorded[0] and (Path(recorded[0]).resolve(), recorded[1]) == (masks_dir.resolve(), mask_suffix):
+            return self
+        scores = {}
+        for name, row in self.scores.items():
+            scores[name] = {score: value for score, value in row.items() if score in SUMMARY_COLUMNS}
+        return replace(self, scores=scores)
+
+    def shown_values(self) -> set[int]:
+        """The values that its masks show, as far as they can be read, with that of a background.
 
         Raises:
-            InputError: a mask cannot be read.
+            InputError: they are too many for masks.
         """
-        recorded = self.settings.get("mask_values")
-        if recorded:
-            return list(recorded)
         values = {0}
         for name in self.scores:
-            mask = self.files(name).mask
-            if mask is not None:
-                values.update(map(int, read_palettes(read_mask(mask).count().values, by_index=True)))
-        return sorted(values) if len(values) > 1 else [0, 255]
+            with suppress(InputError):  # showing the image will report why
+                if (mask := self.files(name).mask) is not None:
+                    values.update(map(int, read_palettes(read_mask(mask).count().values, by_index=True)))
+        if len(values) > _MAX_MASK_VALUES:
+            words = "too many for masks: copy the results once more, together with their hidden files"
+            raise InputError(f"the files in {self.folder} show {len(values)} values, {words}")
+        return values
 
 
 def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:
@@ -163,6 +173,26 @@ def read_runs(folders: Sequence[Path], imgs_dir: Path) -> list[PredictionRun]:
             raise InputError(f"{run.folder} and {runs[0].folder} are of different images")
     titles = [run.title for run in runs]
     return [run if titles.count(run.title) == 1 else replace(run, title=f"{run.title} ({run.folder})") for run in runs]
+
+
+def mask_values_of(runs: Sequence[PredictionRun]) -> list[list[int]]:
+    """For each run the mask value of class 0, 1, …, as recorded or, failing that, as its masks show them.
+
+    A run that has recorded none, and whose masks show no others than those of a run that has, has the same ones.
+
+    Raises:
+        InputError: the runs have different numbers of classes, or masks show too many values.
+    """
+    recorded = [run.settings.get("mask_values") for run in runs]
+    usual, of_runs = next(filter(None, recorded), [0, 255]), []
+    for run, values in zip(runs, recorded, strict=True):
+        shown = set() if values else run.shown_values()
+        of_runs.append(list(values or (usual if shown <= {*usual} else sorted(shown))))
+    for run, values in zip(runs, of_runs, strict=True):
+        if len(values) != len(of_runs[0]):
+            numbers = f"{len(values)} classes, {runs[0].folder} {len(of_runs[0])}"
+            raise InputError(f"{run.folder} has {numbers}: they do not fit on one page")
+    return of_runs
 
 
 def fingerprint(runs: Sequence[PredictionRun]) -> str:
@@ -248,11 +278,15 @@ def _beside(base: Path, kinds: Sequence[str], written: Collection[Path] | None) 
                 break
 
 
-def _looks_like_probs(folder: Path, scores: Mapping[str, Any]) -> bool:
-    """Whether the first result has more grey values than a mask."""
-    path = _find_result(folder, PurePath(next(iter(scores))))
-    with decoding_errors(path), Image.open(path) as image:
-        return image.mode == "L" and len(np.unique(np.asarray(image))) > _MAX_MASK_VALUES
+def _looks_like_probs(folder: Path, names: Iterable[str]) -> bool:
+    """Whether any result has more grey values than a mask; where nothing was found, a probability map has few."""
+    for name in names:
+        with suppress(InputError):  # showing the image will report why
+            path = _find_result(folder, PurePath(name))
+            with decoding_errors(path), Image.open(path) as image:
+                if image.mode == "L" and image.getcolors(_MAX_MASK_VALUES) is None:
+                    return True
+    return False
 
 
 def _method_of(folder: Path, settings: Mapping[str, Any], scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,6 +1,7 @@
 // What a person does: open an image, decide, undo, save and load.
 
 let sequence = []; // the images through which previous and next go
+let commented = ""; // the image of the comment
 let undoable = null;
 let toastTimer;
 
@@ -51,7 +52,8 @@ function listedOrder() {
 function showDecision(name) {
   const { decision, comment } = store.get(name);
   for (const button of document.querySelectorAll("[data-decision]")) button.setAttribute("aria-pressed", button.dataset.decision === decision);
-  if (document.activeElement !== ui.comment) ui.comment.value = comment;
+  if (document.activeElement !== ui.comment || commented !== name) ui.comment.value = comment; // not what is being written
+  commented = name;
   showProgress();
 }
 

@@ -95,7 +95,7 @@ function parseCsv(text) {
     if (match[3] !== ",") rows.push([]);
     else if (pattern.lastIndex === text.length) rows.at(-1).push("");
   }
-  const [names = [], ...others] = rows.filter(row => row.length);
+  const [names = [], ...others] = rows.filter(row => row.some(Boolean)); // without blank lines
   if (!names.includes("image") || !names.includes("decision")) throw new Error("not a file of decisions");
   return others.map(row => Object.fromEntries(names.map((name, i) => [name, row[i] ?? ""])));
 }

@@ -18,7 +18,7 @@ function listen() {
   ui.undo.addEventListener("click", undo);
   for (const button of document.querySelectorAll("[data-decision]")) button.addEventListener("click", () => decide(openIndex(), button.dataset.decision));
   ui.comment.addEventListener("input", () => {
-    store.set(data.images[openIndex()].name, { comment: ui.comment.value });
+    store.set(commented, { comment: ui.comment.value });
     showStoreState();
   });
   for (const [button, factor] of [[ui.zoomIn, 1.5], [ui.zoomOut, 1 / 1.5], [ui.zoomFit, 0]]) button.addEventListener("click", () => zoom(factor));
@@ -48,10 +48,11 @@ function zoom(factor) {
   viewer.drawPanes();
 }
 
-/** Moves a slider by some of its steps. */
+/** Moves a slider by some of its steps, unless it is at its end. */
 function slide(slider, steps) {
-  slider.value = Number(slider.value) + steps * Number(slider.step || 1);
-  slider.dispatchEvent(new Event("input"));
+  const before = slider.value;
+  slider.value = Number(before) + steps * Number(slider.step || 1);
+  if (slider.value !== before) slider.dispatchEvent(new Event("input"));
 }
 
 function pan(x, y) {
@@ -83,9 +84,10 @@ function onKey(event) {
     if (event.key === "Escape" && target === ui.comment) ui.imageName.focus();
     return;
   }
-  if (target.matches("input") && event.key.startsWith("Arrow")) return; // of a slider
+  if (target.matches("input[type=range], input[type=radio]") && event.key.startsWith("Arrow")) return; // theirs
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const index = openIndex() >= 0 ? openIndex() : list.focused();
+  if (event.repeat && (DECIDING[key] || key === "z")) return; // of a key that is held
   const action = event.shiftKey && PANNING[key] && openIndex() >= 0 ? () => pan(...PANNING[key])
     : DECIDING[key] && index !== undefined ? () => decide(index, DECIDING[key])
     : openIndex() >= 0 && ON_IMAGE[key] ? ON_IMAGE[key]

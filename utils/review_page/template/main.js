@@ -96,7 +96,8 @@ function showList() {
 function showCut(count) {
   const inOrder = name => ordered.map(index => scoreOf(data.images[index], name));
   const expected = meansOfRest(inOrder("soft_dice_confidence"));
-  const measured = meansOfRest(inOrder("dice"));
+  const [dice, sensitivity] = [inOrder("dice"), inOrder("sensitivity")];
+  const measured = meansOfRest(dice.map((value, i) => sensitivity[i] == null ? null : value)); // where there is a lesion
   const total = ordered.length;
   ui.cut.max = total;
   ui.cut.value = Math.min(view.cut, total);
@@ -107,7 +108,8 @@ function showCut(count) {
   ui.cutCount.textContent = `${count} of ${total} image${total === 1 ? "" : "s"} to review`;
   const k = count < total ? count : 0;
   const parts = [count < total ? `Expected Dice of the ${count ? `other ${total - count}` : `${total}`}: ` : `Expected Dice of all: `, make("b", "", formatScore(expected[k]))];
-  if (measured[k] != null) parts.push(" · measured: ", make("b", "", formatScore(measured[k])));
+  const ofLesions = measured[k] != null && dice.some((value, i) => i >= k && value != null && sensitivity[i] == null);
+  if (measured[k] != null) parts.push(ofLesions ? " · measured where there is a lesion: " : " · measured: ", make("b", "", formatScore(measured[k])));
   if (count === total && total > 1) parts.push(" · move the slider to leave out the images of which the network is sure");
   ui.cutDice.replaceChildren(...parts);
   const curves = [{ means: expected, name: "expected" }];

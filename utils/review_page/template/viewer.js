@@ -27,11 +27,13 @@ class Viewer {
     this.method = 0;
     this.beside = -1; // none
     this.layer = "";
+    this.threshold = null; // that of each method
     this.maps = null;
     this.panes = [0, 1].map(() => new Pane(() => this.drawPanes(), (x, y) => this.read(x, y)));
     elements.panes.append(this.panes[0].element);
     this.makeSelects();
     const redraw = () => this.draw();
+    elements.threshold.addEventListener("input", () => { this.threshold = Number(elements.threshold.value); });
     for (const control of ["opacity", "threshold", "showPrediction", "showTruth", "showRegions"]) elements[control].addEventListener("input", redraw);
   }
 
@@ -56,8 +58,18 @@ class Viewer {
 
   setMethod(method) {
     this.method = method;
-    this.elements.threshold.value = this.data.methods[method].threshold;
+    this.resetThreshold();
     this.refresh();
+  }
+
+  /** Each method has its own threshold until the slider is moved, which shows it as well as its steps and ends allow. */
+  resetThreshold() {
+    this.threshold = null;
+    this.elements.threshold.value = this.data.methods[this.method].threshold;
+  }
+
+  thresholdOf(method) {
+    return this.threshold ?? this.data.methods[method].threshold;
   }
 
   /** Shows an image; what was written is shown first, whatever the threshold of the image before. */
@@ -68,7 +80,7 @@ class Viewer {
     this.elements.contourText.textContent = "";
     const image = this.data.images[index];
     if (!image.scores[this.method]) this.method = image.scores.findIndex(Boolean);
-    this.elements.threshold.value = this.data.methods[this.method].threshold;
+    this.resetThreshold();
     const scale = Math.min(1, 512 / Math.max(...image.size));
     resetCamera(image.size[0] * scale, image.size[1] * scale);
     this.refresh();
@@ -97,14 +109,14 @@ class Viewer {
     return maps;
   }
 
-  /** The maps of which the contour is drawn, with their class, and whether the threshold moves it. */
+  /** The maps of which the contour is drawn, with their class, and whether the threshold moves it; until then it is that of the mask, if there is one. */
   predictionOf(method) {
     const maps = this.mapsOf(method);
     const named = kind => Object.keys(maps).filter(name => name.startsWith(kind)).map(name => ({ k: Number(name.split("_c")[1]), values: maps[name] }));
-    const probabilities = named("probability_c");
+    const probabilities = named("probability_c"), masks = named("mask_c");
     const isLive = probabilities.length === 1;
-    const level = 255 * (isLive ? Number(this.elements.threshold.value) : 0.5);
-    return { isLive, level, regions: isLive ? probabilities : named("mask_c") };
+    const regions = isLive && (this.threshold != null || !masks.length) ? probabilities : masks;
+    return { isLive, level: 255 * (regions === probabilities ? this.thresholdOf(method) : 0.5), regions };
   }
 
   layerNames() {
@@ -179,7 +191,8 @@ class Viewer {
     const { elements: e, maps } = this;
     const layer = maps && this.layerNames().includes(this.layer) ? this.layer : "";
     e.opacityValue.textContent = `${e.opacity.value} %`;
-    e.thresholdValue.textContent = Number(e.threshold.value).toFixed(2);
+    const threshold = this.thresholdOf(this.method);
+    e.thresholdValue.textContent = threshold.toFixed(Math.max(2, String(threshold).length - 2));
     this.drawScale(layer);
     const methods = this.besideShown() ? [this.method, this.beside] : [this.method];
     methods.forEach((method, p) => {
