@@ -30,7 +30,7 @@ from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES
 from utils.metrics.segmentation import CHALLENGE_SCORES, segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, score_title
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item
+from utils.pipeline.items import Item, without_results
 from utils.pipeline.outputs import MAX_STD
 from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
@@ -46,7 +46,6 @@ TEMPLATE = Path(__file__).parent / "template"
 SCRIPT_FILES = ("scores", "decisions", "maps", "panes", "image_list", "viewer", "main", "actions", "keys")
 DEFAULT_PAGE = "review.html"  # in the output folder
 MAX_EMBEDDED = 200  # images in a single file
-_RESULT_STEM = re.compile(r"_OUT(_[a-z0-9_]+)?$")
 _PICTURES = re.compile(r"[0-9a-f]{16}")  # a folder of pictures
 
 
@@ -147,7 +146,7 @@ def _without_result(imgs_dir: Path, names: set[str], options: ReviewOptions, oth
         paths = without_masks(paths, imgs_dir, options.masks_dir, options.mask_suffix)
     except InputError:  # only the names of some images are lost
         return []
-    paths = [path for path in paths if not others & {*path.resolve().parents} and not _RESULT_STEM.search(path.stem)]
+    paths = without_results([path for path in paths if others.isdisjoint(path.resolve().parents)])
     return [name for path in paths if (name := path.relative_to(imgs_dir).as_posix()) not in names]
 
 
