@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks.overlays import smooth_noise
 from utils.data.corruptions import Corrupted
-from utils.data.spatial_filters import smooth_noise, soft_step
+from utils.data.spatial_filters import soft_step
 
 STRENGTHS = range(1, 6)
 

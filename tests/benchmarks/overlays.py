@@ -7,10 +7,22 @@ in `corrupting.py`.
 import numpy as np
 
 from utils.data.corruptions import Corrupted
-from utils.data.spatial_filters import coordinates, gaussian_blur, smooth_noise, soft_step, unit
+from utils.data.spatial_filters import coordinates, gaussian_blur, soft_step, unit
 
 _INKS = np.array([[0.42, 0.24, 0.62], [0.34, 0.22, 0.5], [0.2, 0.36, 0.7], [0.16, 0.44, 0.4], [0.2, 0.2, 0.26]])
 _INK_MARKS = (1, 2, 4, 6, 9)
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float) -> np.ndarray:
+    """(H, W) float32 smooth noise with mean 0 and standard deviation 1.
+
+    Args:
+        rng: the random generator.
+        shape: of an image.
+        grain: standard deviation of the Gaussian that smooths it, in units for a shorter side of 256.
+    """
+    smooth = gaussian_blur(rng.normal(0, 1, shape[:2]).astype(np.float32), grain * unit(shape))
+    return (smooth - smooth.mean()) / max(smooth.std(), 1e-6)
 
 
 # -- rulers ------------------------------------------------------------------------------------------------------------

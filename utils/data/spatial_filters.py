@@ -1,4 +1,4 @@
-"""Coordinates, blurs and smooth noise of images as arrays. Lengths are for a shorter side of 256 pixels."""
+"""Coordinates and blurs of images as arrays. Lengths are for a shorter side of 256 pixels."""
 
 from collections.abc import Callable
 
@@ -20,18 +20,6 @@ def unit(shape: tuple[int, ...]) -> float:
 def soft_step(values: np.ndarray, width: float) -> np.ndarray:
     """From 0 to 1 where `values` change their sign, over about 4 `width`."""
     return 0.5 + 0.5 * np.tanh(values / (2 * width))
-
-
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], grain: float) -> np.ndarray:
-    """(H, W) float32 smooth noise with mean 0 and standard deviation 1.
-
-    Args:
-        rng: the random generator.
-        shape: of an image.
-        grain: standard deviation of the Gaussian that smooths it, in units for a shorter side of 256.
-    """
-    smooth = gaussian_blur(rng.normal(0, 1, shape[:2]).astype(np.float32), grain * unit(shape))
-    return (smooth - smooth.mean()) / max(smooth.std(), 1e-6)
 
 
 # -- blurs, in pixels of the image -------------------------------------------------------------------------------------
