@@ -45,17 +45,19 @@ _OPTIONS = ("classes", "ignore_value", "mask_values")
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """What a user says of the mask values.
+    """What is known of the mask values beforehand.
 
     Attributes:
         values: of class 0, 1, ...; empty to infer them.
         background: the value of class 0, if it is not the lowest.
         ignored: the value of pixels that do not count; None for 255 beside labels 0 ... N - 1.
+        loaded: what a model that is trained further has recorded: it holds for masks of just its values.
     """
 
     values: Sequence[int] = ()
     background: int | None = None
     ignored: int | None = None
+    loaded: "MaskClasses | None" = None
 
     @property
     def first(self) -> int | None:
@@ -124,7 +126,10 @@ def decide_classes(
     by_index = palettes_count_by_index(raw.values) and not (expected and max(expected.values) >= RGB_OFFSET)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
     counts = merge_counts(by_mask.values())
-    known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
+    known = (
+        *(options.ignored, _recorded_void(counts, expected), _loaded_void(counts, options.loaded)),
+        _void_value(counts, by_mask, n_classes),
+    )
     ignored = next((value for value in known if value is not None), None)
     kept = counts.without(ignored)
     if expected is None and options.ignored is not None and options.ignored not in counts.values:
@@ -161,6 +166,14 @@ def _recorded_void(counts: ValueCounts, expected: MaskClasses | None) -> int | N
     return None if is_object else expected.ignored
 
 
+def _loaded_void(counts: ValueCounts, loaded: MaskClasses | None) -> int | None:
+    """The ignored value of the model to train further, in masks that have it beside the values of the classes."""
+    if loaded is None or loaded.ignored not in counts.values:
+        return None
+    found = _most_frequent(counts.without(loaded.ignored), len(loaded.values))
+    return loaded.ignored if {*found} == {*loaded.values} else None
+
+
 def _class_values(
     counts: ValueCounts, n_classes: int, options: MaskOptions, expected: MaskClasses | None
 ) -> tuple[int, ...]:
@@ -180,6 +193,8 @@ def _class_values(
     if options.first is not None and options.first not in found:
         background = format_mask_value(options.first)
         raise InputError(f"the background {background} is none of the mask values {_list_values(found)}")
+    if options.loaded and options.first is None and {*found} == {*options.loaded.values}:
+        return tuple(options.loaded.values)
     return tuple(sorted(found, key=lambda value: value != options.first))
 
 
