@@ -3,6 +3,8 @@
 import argparse
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,16 @@ from torch.utils.data import DataLoader
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.groups import groups_digest, names_digest, read_groups
-from utils.data.mask_classes import MaskOptions
-from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches, validation_batches
+from utils.data.mask_classes import MaskClasses, MaskOptions
+from utils.data.pairing import Pair
+from utils.data_loading import (
+    SegmentationDataset,
+    indices_not_held_out,
+    load_pairs,
+    split_indices,
+    training_batches,
+    validation_batches,
+)
 from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
 from utils.runtime.errors import InputError
@@ -26,7 +36,7 @@ from utils.training.checkpoint_files import (
     CheckpointWriter,
     changed_setting,
     checkpoint_bytes,
-    prepare_checkpoint_dir,
+    may_have_trained_on,
     resume,
 )
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
@@ -51,11 +61,11 @@ def main(args: argparse.Namespace) -> None:
     device, dtype = model_flags.device_from_args(args)
     torch.manual_seed(args.seed)
 
-    # The network, and its data: decode, split, batch
+    # The model, and its data: decode, split, batch
     resumed = args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume
-    network, input_size = model_flags.network_from_args(args, resumed)
-    network.to(device, memory_format=torch.channels_last)
-    training_set, validation_set, data_settings = load_datasets(args, network.n_classes, input_size)
+    loaded = model_flags.initial_model_from_args(args, resumed)
+    network = loaded.network.to(device, memory_format=torch.channels_last)
+    training_set, validation_set, data_settings = load_datasets(args, loaded)
     workers = min(8, cores_per_process()) if device.type == "cuda" else 0  # on a CPU, training needs all cores
     batches = training_batches(training_set, args.batch_size, args.seed, workers)
     held_out = validation_batches(validation_set, args.batch_size)
@@ -64,15 +74,15 @@ def main(args: argparse.Namespace) -> None:
     state = new_training_state(network, args.learning_rate, args.epochs * len(batches), dtype)
     settings = {name: getattr(args, name) for name in SETTINGS} | network.architecture
     settings |= {"optimizer": type(state.optimizer).__name__} | data_settings
+    classes = training_set.mask_classes.recorded
+    model = TrainedModel(network, loaded.input_size, settings=settings, white=training_set.white, **classes)
     if resumed is not None:
-        resume(state, resumed, settings)
+        resume(state, resumed, settings, classes)
+    model.epoch = state.epoch
     continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
     if distributed.is_main():
         check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch))
-        prepare_checkpoint_dir(args.checkpoint_dir, resumed=continues)
-    classes = training_set.mask_classes.recorded
-    model = TrainedModel(network, input_size, settings=settings, white=training_set.white, **classes)
-    log_datasets(training_set, validation_set)
+    log_datasets(training_set, validation_set, bool(args.load) and may_have_trained_on(loaded.settings, settings))
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     wandb_mode = args.wandb if distributed.is_main() else "disabled"
@@ -80,7 +90,9 @@ def main(args: argparse.Namespace) -> None:
 
     # Epochs: train, validate, save, log
     started, first_epoch = time.monotonic(), state.epoch
-    with GracefulStop() as stop, CheckpointWriter(args.checkpoint_dir) as writer:
+    with GracefulStop() as stop, CheckpointWriter(args.checkpoint_dir, continues) as writer:
+        if resumed is not None and not continues and distributed.is_main():
+            writer.take_over(resumed, model, state)
         stopping = False
         while state.epoch < args.epochs and not stopping:
             completed = train_with_progress(state, batches, args.epochs, stop)
@@ -106,24 +118,35 @@ def main(args: argparse.Namespace) -> None:
 
 
 def load_datasets(
-    args: argparse.Namespace, n_classes: int, size: tuple[int, int]
+    args: argparse.Namespace, loaded: TrainedModel
 ) -> tuple[SegmentationDataset, SegmentationDataset, dict[str, Any]]:
     """The training set, with random transforms, the validation set, and the settings that identify both."""
     from utils.data.augmentation import training_transforms  # torchvision takes a second to import
 
+    # Decode: white and the classes mean what they mean to the loaded weights
     folders = cli.validation_folders(args)
-    pairing = cli.pairing_options(args)
-    options = cli.mask_options(args)
-    common = (size, args.cache_dir, pairing)
-    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, *common, args.white, options.first)
+    recorded = MaskClasses(loaded.mask_values, loaded.ignore_value) if loaded.mask_values else None
+    options = replace(cli.mask_options(args), loaded=recorded)
+    n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
+    if white != args.white:
+        logger.info("White in 16-bit images is %g, as in the loaded model (--white names another)", white)
+    background = options.first
+    if background is None and recorded and recorded.values[0] > min(recorded.values):
+        background = recorded.values[0]  # of masks that are united
+    common = (size, args.cache_dir, cli.pairing_options(args))
+    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, *common, white, background)
     mask_classes = held_out_classes = decoded.mask_classes(n_classes, options)
+    if options.first is None and list(mask_classes.values) == loaded.mask_values != sorted(loaded.mask_values):
+        logger.info("The classes are in the order of the loaded model (--mask-values names another)")
     images = [pair.image for pair in decoded.pairs]
     groups = read_groups(args.groups, images) if args.groups else None
+
+    # Split, or take the validation images from folders of their own
     if folders:
-        held_out = load_pairs(*folders, *common, decoded.white, options.first)
-        ignored = MaskOptions(ignored=args.ignore_value)
+        held_out = load_pairs(*folders, *common, decoded.white, background)
+        ignored = MaskOptions(ignored=mask_classes.ignored)
         held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes)
-        training, validation = range(len(images)), range(len(held_out.pairs))
+        training, validation = indices_not_held_out(decoded.pairs, held_out.pairs), range(len(held_out.pairs))
     else:
         training, validation = split_indices(len(images), args.validation, args.seed, groups)
     if (size[0] // 16) * (size[1] // 16) == 1 and 1 in (args.batch_size, len(training) % args.batch_size):
@@ -132,21 +155,25 @@ def load_datasets(
             "another batch size, or a larger network input",
             *("batch_size", "newW", "newH"),
         )
-    settings = {
-        "images": len(images),
-        "image_names": names_digest(images, args.imgs_dir),
-        "validation_images": len(held_out.pairs) if folders else None,
-        "validation_image_names": names_digest([pair.image for pair in held_out.pairs], folders[0])
-        if folders
-        else None,
-        "groups": groups_digest(groups) if groups else None,
-    }
+    files = identify_files(decoded.pairs, args.imgs_dir, args.masks_dir)
+    held_out_files = identify_files(held_out.pairs, *folders) if folders else dict.fromkeys(files)
+    settings = files | {f"validation_{name}": value for name, value in held_out_files.items()}
+    settings |= {"groups": groups_digest(groups) if groups else None}
+    settings |= {"left_out": len(images) - len(training) or None if folders else None}
     training_set = SegmentationDataset(decoded, training, mask_classes)
-    return (
-        training_set.with_transform(training_transforms(args.augmentation, others=training_set)),
-        SegmentationDataset(held_out, validation, held_out_classes),
-        settings,
-    )
+    validation_set = SegmentationDataset(held_out, validation, held_out_classes)
+    for data, name in ((training_set, "training"), (validation_set, "validation")):
+        if not data.n_counted:
+            raise InputError(f"in the {name} masks every pixel is ignored: some have to count", "ignore_value")
+    transforms = training_transforms(args.augmentation, others=training_set)
+    return training_set.with_transform(transforms), validation_set, settings
+
+
+def identify_files(pairs: Sequence[Pair], imgs_dir: Path, masks_dir: Path) -> dict[str, Any]:
+    """Settings that identify the images and masks of two folders."""
+    images, masks = [pair.image for pair in pairs], [mask for pair in pairs for mask in pair.masks]
+    names = {"image_names": names_digest(images, imgs_dir), "mask_names": names_digest(masks, masks_dir)}
+    return {"images": len(images), **names}
 
 
 def calibrate_best_epoch(
@@ -154,6 +181,11 @@ def calibrate_best_epoch(
 ) -> None:
     """Calibrate the best epoch and store it, unless a resumed run has left it in another folder."""
     if not path.exists():
+        logger.warning(
+            "The best epoch is %d, after which this run was resumed without its file: there is no %s. python -m "
+            "utils.calibration -m FILE calibrates that of the interrupted run",
+            *(state.best["epoch"], path),
+        )
         return
     model = load_model(path, state.device)
     if not changed_setting(model.settings, settings):
@@ -167,13 +199,18 @@ def calibrate_best_epoch(
             logger.warning(words, '"My prediction is black" in data/README.md')
 
 
-def log_datasets(training: SegmentationDataset, validation: SegmentationDataset) -> None:
-    """Log what is trained and validated on, and what the masks lack."""
+def log_datasets(training: SegmentationDataset, validation: SegmentationDataset, seen: bool) -> None:
+    """Log what is trained and validated on, which the loaded model may have seen, and what the masks lack."""
     if validation.images is training.images and list(validation.indices) == list(training.indices):
         words = "Training on %d images and validating on the same ones: the scores say nothing about other images"
         logger.info(words, len(training))
     else:
         logger.info("Training on %d images, validating on another %d", len(training), len(validation))
+        if seen:
+            logger.warning(
+                "The loaded model may have been trained on these validation images, since its own were others: scores, "
+                "temperatures and guarantees are then too optimistic"
+            )
     numbers = ((training, "training"), (validation, "validation"))
     if training.n_without_lesion or validation.n_without_lesion:
         counts = [f"{data.n_without_lesion} of {len(data)} {name} masks" for data, name in numbers]
@@ -185,7 +222,7 @@ def log_datasets(training: SegmentationDataset, validation: SegmentationDataset)
             "input keeps more of it: --newW, --newH",
             *(width, height, " and ".join(f"{len(data.kept)} of {len(data)} {name} masks" for data, name in numbers)),
         )
-    if validation.n_without_lesion == len(validation):
+    if validation.n_without_lesion == validation.n_counted:
         logger.warning(
             "No validation image has a lesion: there is no Dice, and best.pth is the epoch of the lowest validation "
             "loss. --validation, --seed or --val-imgs-dir change the validation images"

@@ -68,48 +68,51 @@ def training_flags(*arguments: object) -> argparse.Namespace:
 
 
 def test_network_to_train(tmp_path: Path):
-    new, _ = model_flags.network_from_args(training_flags("--classes", 3, "--bilinear"))
-    assert new.architecture == BayesianUNet(n_classes=3, bilinear=True).architecture
-    assert model_flags.network_from_args(training_flags())[0].architecture == BayesianUNet().architecture
+    new = model_flags.initial_model_from_args(training_flags("--classes", 3, "--bilinear"))
+    assert new.network.architecture == BayesianUNet(n_classes=3, bilinear=True).architecture
+    assert model_flags.initial_model_from_args(training_flags()).network.architecture == BayesianUNet().architecture
     network = lively_network(n_classes=3)
     save_checkpoint(tmp_path / "m.pth", TrainedModel(network, mask_values=[0, 1, 2]))
-    loaded, _ = model_flags.network_from_args(training_flags("--load", tmp_path / "m.pth"))
-    assert loaded.architecture == network.architecture
-    for name, value in loaded.state_dict().items():
+    loaded = model_flags.initial_model_from_args(training_flags("--load", tmp_path / "m.pth"))
+    assert loaded.network.architecture == network.architecture
+    for name, value in loaded.network.state_dict().items():
         assert torch.equal(value, network.state_dict()[name]), name
     with pytest.raises(InputError, match=r"m\.pth contradicts --classes 2: the model has 3"):
-        model_flags.network_from_args(training_flags("--load", tmp_path / "m.pth", "--classes", 2))
+        model_flags.initial_model_from_args(training_flags("--load", tmp_path / "m.pth", "--classes", 2))
 
 
 def test_input_size_to_train_at(tmp_path: Path):
-    assert model_flags.network_from_args(training_flags())[1] == (128, 128)
-    assert model_flags.network_from_args(training_flags("--newW", 256, "--newH", 64))[1] == (256, 64)
+    assert model_flags.initial_model_from_args(training_flags()).input_size == (128, 128)
+    assert model_flags.initial_model_from_args(training_flags("--newW", 256, "--newH", 64)).input_size == (256, 64)
     path = tmp_path / "m.pth"
     save_checkpoint(path, TrainedModel(lively_network(), (96, 64)))
-    assert model_flags.network_from_args(training_flags("--load", path))[1] == (96, 64)
-    assert model_flags.network_from_args(training_flags("--load", path, "--newW", 64))[1] == (64, 64)  # a new run
-    assert model_flags.network_from_args(training_flags("--newW", 96), resumed=path)[1] == (96, 64)
+    assert model_flags.initial_model_from_args(training_flags("--load", path)).input_size == (96, 64)
+    assert model_flags.initial_model_from_args(training_flags("--load", path, "--newW", 64)).input_size == (
+        64,
+        64,
+    )  # a new run
+    assert model_flags.initial_model_from_args(training_flags("--newW", 96), resumed=path).input_size == (96, 64)
     with pytest.raises(InputError, match=r"m\.pth contradicts --newW 64: the model has 96"):
-        model_flags.network_from_args(training_flags("--newW", 64), resumed=path)
+        model_flags.initial_model_from_args(training_flags("--newW", 64), resumed=path)
 
 
 def test_training_without_dropout_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for dropout, warned in ((0.2, False), (0.0, True)):
         save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(dropout=dropout)))
-        model_flags.network_from_args(training_flags("--load", tmp_path / "m.pth"))
+        model_flags.initial_model_from_args(training_flags("--load", tmp_path / "m.pth"))
         assert ("cannot be used with MC dropout" in caplog.text) == warned
 
 
 def test_more_epochs_are_a_new_run(tmp_path: Path):
     path = tmp_path / "last.pth"
     save_checkpoint(path, TrainedModel(lively_network(), settings={"epochs": 20}))
-    model_flags.network_from_args(training_flags("--epochs", 20), resumed=path)
-    model_flags.network_from_args(training_flags("--epochs", 40, "--load", path))
+    model_flags.initial_model_from_args(training_flags("--epochs", 20), resumed=path)
+    model_flags.initial_model_from_args(training_flags("--epochs", 40, "--load", path))
     further = f"to train further, use --load {path} with --epochs N, in place of --resume"
     for epoch, state in ((3, "is one of 20 epochs: complete it with --resume and --epochs 20"), (20, "has finished")):
         save_checkpoint(path, TrainedModel(lively_network(), settings={"epochs": 20}, epoch=epoch))
         with pytest.raises(InputError, match=rf"the run of {path} {state}.*; {further}"):
-            model_flags.network_from_args(training_flags("--epochs", 40), resumed=path)
+            model_flags.initial_model_from_args(training_flags("--epochs", 40), resumed=path)
 
 
 def test_validation_folders():

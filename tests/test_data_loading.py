@@ -13,10 +13,11 @@ from PIL import Image
 from tests.conftest import make_folders
 from utils.data import fitting
 from utils.data.cache import decode_pairs
+from utils.data.mask_classes import MaskOptions
 from utils.data.masks import read_mask
 from utils.data.pairing import pair_files
 from utils.data.wild_transforms import WildTransforms
-from utils.data_loading import SegmentationDataset, load_pairs, split_indices
+from utils.data_loading import SegmentationDataset, indices_not_held_out, load_pairs, split_indices
 from utils.runtime.errors import InputError
 
 
@@ -78,6 +79,30 @@ def test_groups_of_equal_size_are_held_out_by_percentage():
     train, validation = split_indices(63, 33, 0, groups)  # 21 images
     assert (len(train), len(validation)) == (42, 21)
     assert split_indices(63, 33, 0, groups) != split_indices(63, 33, 1, groups)
+
+
+def test_images_that_are_held_out_are_not_trained_on(tmp_path: Path):
+    pairs = pair_files(*make_folders(tmp_path / "all", 4))
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "SKIN_001.jpg").symlink_to(pairs[1].image)
+    held_out = pair_files(tmp_path / "val", tmp_path / "all" / "masks")
+    assert indices_not_held_out(pairs, held_out) == [0, 2, 3]
+    assert indices_not_held_out(pairs, pair_files(*make_folders(tmp_path / "others", 4))) == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="all 4 images to train on are validation images"):
+        indices_not_held_out(pairs, pairs)
+
+
+def test_masks_of_ignored_pixels_alone_are_not_without_a_lesion(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 3)
+    for i, values in enumerate([(0, 7), (7,), (0, 255)]):
+        mask = np.resize(np.repeat(np.uint8(values), 40), (120, 160))
+        Image.fromarray(mask).save(masks / f"SKIN_{i:03d}_Segmentation.png")
+    decoded = decode_pairs(pair_files(imgs, masks), (32, 32), None)
+    classes = decoded.mask_classes(2, MaskOptions(ignored=7))
+    counts = [SegmentationDataset(decoded, [i], classes) for i in range(3)]
+    assert [(data.n_counted, data.n_without_lesion) for data in counts] == [(1, 1), (0, 0), (1, 0)]
+    every = SegmentationDataset(decoded, range(3), classes)
+    assert (every.n_counted, every.n_without_lesion) == (2, 1)
 
 
 def test_seed_determines_the_transform_and_the_random_state_is_restored(tmp_path: Path):

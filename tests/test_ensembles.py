@@ -257,7 +257,7 @@ def test_training_starts_from_a_single_network(members: dict[str, TrainedModel],
     save_checkpoint(tmp_path / "e.pth", combine_models(members))
     parents = [training_parent(), training_folders_parent()]
     with pytest.raises(InputError, match=r"e\.pth is an ensemble of 3: training starts from a single network"):
-        model_flags.network_from_args(parsed(parents, "--load", tmp_path / "e.pth"))
+        model_flags.initial_model_from_args(parsed(parents, "--load", tmp_path / "e.pth"))
 
 
 def test_calibrated_ensemble_is_a_model(files: list[Path], tmp_path: Path):

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from tests.conftest import make_image
 from utils import IGNORED_CLASS
-from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
+from utils.data.class_rule import decide_classes
+from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, colour_values, distances, format_mask_value
 from utils.data.masks import read_mask
 from utils.runtime.errors import InputError
@@ -267,6 +268,20 @@ def test_object_of_255_is_not_what_a_model_ignores():
     assert decide([counted({0: 9, 1: 1, 255: 1})], expected=[0, 255]).ignored == 255  # though the model knows of none
     assert decide([counted({0: 9, 128: 1})], expected=[0, 255], recorded=128).ignored == 128  # no usual object
     assert decide([counted({128: 9})], expected=[0, 255], recorded=128).of(np.array([128])).tolist() == [255]
+
+
+def test_masks_with_the_values_of_the_loaded_model_keep_its_classes():
+    masks, loaded = [counted({0: 80, 1: 10, 2: 20})], MaskClasses([0, 2, 1])
+    assert decide(masks, 3).values == (0, 1, 2)
+    assert decide(masks, 3, loaded=loaded).values == (0, 2, 1)
+    assert decide(masks, 3, loaded=loaded, values=[0, 1, 2]).values == (0, 1, 2)
+    assert decide(masks, 3, loaded=loaded, background=2).values == (2, 0, 1)
+    assert decide(masks, 3, loaded=MaskClasses([0, 5, 1])).values == (0, 1, 2)
+    masks, loaded = [counted({0: 80, 1: 10, 2: 20, 7: 30})], MaskClasses([0, 2, 1], ignored=7)
+    classes = decide(masks, 3, loaded=loaded)
+    assert (classes.values, classes.ignored) == ((0, 2, 1), 7)
+    classes = decide([counted({0: 80, 255: 20})], loaded=MaskClasses([0, 1], ignored=255))
+    assert (classes.values, classes.ignored) == ((0, 255), None)
 
 
 def test_masks_without_some_of_the_classes_of_a_model():

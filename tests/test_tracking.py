@@ -110,10 +110,14 @@ def test_environment_and_resumed_run(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         return types.SimpleNamespace(id=f"id{len(started)}", dir=str(tmp_path / "run" / "files"), url="", **functions)
 
     fake_wandb(monkeypatch, init=init)
-    for resumed in (True, True, False):
-        WandbRun("offline", {}, tmp_path, resumed)
-    assert [options.get("id") for options in started] == [None, "id1", None]
-    assert started[1]["resume"] == "allow"
+    WandbRun("offline", {}, tmp_path, resumed=True).finish()
+    for resumed in (False, True, True):  # they end without an epoch
+        run = WandbRun("offline", {}, tmp_path, resumed)
+    run.log({"epoch": 1}, lambda: ([], [], []))
+    WandbRun("offline", {}, tmp_path, resumed=True)
+    assert [options.get("id") for options in started] == [None, None, "id1", "id1", "id4"]
+    assert started[2]["resume"] == "allow"
+    assert "resume" not in started[1]
     assert (started[0]["project"], started[0]["dir"]) == ("bayesian-unet", str(tmp_path))
     for name, value in {"WANDB_PROJECT": "mine", "WANDB_DIR": str(tmp_path), "WANDB_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)

@@ -374,3 +374,70 @@ def test_temperatures(tmp_path: Path, small: list[object]):
     out = train(tmp_path, "--epochs", 1, "--batch-size", 4, *small, n=6)
     model = load_model(out / "best.pth")
     assert set(model.temperatures) == set(model.risk_curves) == {"softmax", "mc_dropout", "tta"}
+
+
+def test_loaded_model_keeps_its_classes_and_white(tmp_path: Path):
+    imgs, _ = make_folders(tmp_path / "train", 4, (48, 40))
+    for path in imgs.iterdir():
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 4  # 10 bits
+        path.unlink()
+        Image.fromarray(grey).save(path.with_suffix(".png"))
+    start, small = tmp_path / "inverted.pth", ["--newW", 32, "--newH", 32, "--epochs", 1]
+    network = BayesianUNet(base_channels=4)
+    save_checkpoint(start, TrainedModel(network, mask_values=[255, 0], white=4095.0))
+    for flags, values, white in (
+        ([], [255, 0], 4095),
+        (["--mask-values", 0, 255, "--white", 1023], [0, 255], 1023),
+    ):
+        model = load_model(train(tmp_path, *small, "--load", start, *flags) / "best.pth")
+        assert (model.mask_values, model.white) == (values, white)
+
+
+def test_validation_folder_of_the_training_images_and_void(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path / "train", 4, (48, 40))
+    for path in masks.iterdir():
+        mask = np.array(Image.open(path)) // 255
+        mask[:8, :8] = 255
+        Image.fromarray(mask).save(path)
+    val = tmp_path / "val"
+    flags = ["--newW", 32, "--newH", 32, "--val-imgs-dir", val, "--val-masks-dir", val]
+    val.mkdir()
+    (val / "SKIN_000.jpg").symlink_to(imgs / "SKIN_000.jpg")
+    mask = np.zeros((40, 48), np.uint8)
+    mask[:20] = 255  # void, as in the training masks beside their labels
+    Image.fromarray(mask).save(val / "SKIN_000_Segmentation.png")
+    text = logged(tmp_path, *flags)
+    assert "1 of 4 images are validation images: not training on them" in text
+    assert "Training on 3 images, validating on another 1" in text
+    assert "Without a lesion: 0 of 3 training masks, 1 of 1 validation masks" in text
+    Image.fromarray(np.full((40, 48), 255, np.uint8)).save(val / "SKIN_000_Segmentation.png")
+    text = logged(tmp_path, *flags, code=2)
+    assert "in the validation masks every pixel is ignored: some have to count (see --ignore-value)" in text
+
+
+def test_run_that_diverges_leaves_the_earlier_one(tmp_path: Path, small: list[object]):
+    out = train(tmp_path, "--epochs", 1, *small, n=4)
+    model = load_model(out / "best.pth")
+    with torch.no_grad():
+        model.network.outc.conv.weight.mul_(1e38)
+    save_checkpoint(out / "best.pth", model)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for _ in range(2):
+        flags = [*training_flags(tmp_path), "--load", out / "best.pth", "--newW", 32, "--newH", 32]
+        assert_one_clear_line(run_script("train_bayesian.py", *flags), "no longer finite", "checkpoints are intact")
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_loaded_model_of_another_split_is_warned_of(tmp_path: Path):
+    flags, loaded = ["--newW", 32, "--newH", 32], ["--load", tmp_path / "checkpoints" / "best.pth"]
+    words = "The loaded model may have been trained on these validation images"
+    assert words not in logged(tmp_path, *flags)
+    assert words not in logged(tmp_path, *flags, *loaded)
+    assert words in logged(tmp_path, *flags, *loaded, "--seed", 1)
+
+
+def test_best_epoch_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    state = new_training_state(lively_network(), 1e-3, total_steps=1)
+    state.history = [{"epoch": 3, "val_dice": 0.5, "val_loss": 1.0}]
+    calibrate_best_epoch(tmp_path / "best.pth", state, {}, dataset(2))
+    assert "The best epoch is 3, after which this run was resumed without its file" in caplog.text

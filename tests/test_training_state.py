@@ -18,7 +18,7 @@ from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, write_checkpoint
 from utils.data_loading import SegmentationDataset, load_pairs, training_batches, validation_batches
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import CheckpointWriter, prepare_checkpoint_dir, resume
+from utils.training.checkpoint_files import CheckpointWriter, may_have_trained_on, resume
 from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
 
@@ -42,7 +42,7 @@ def run(
         torch.manual_seed(99)
         resume(state, folder / out / "last.pth", {"epochs": epochs})
     model = TrainedModel(state.network, (32, 32), [0, 255], settings={"epochs": epochs})
-    with CheckpointWriter(folder / out) as writer:
+    with CheckpointWriter(folder / out, resuming) as writer:
         while state.epoch < epochs:
             completed = train_one_epoch(state, batches, stop=stop)
             model.validation = evaluate(state, held_out) if completed else {}
@@ -124,6 +124,22 @@ def test_resume_checks_file_and_settings(tmp_path: Path):
     resume(new_state(), last, settings)
     with pytest.raises(InputError, match="run on training images of other names, or in another order"):
         resume(new_state(), last, settings | {"image_names": "def"})
+    resume(new_state(), last, settings | {"mask_names": "abc"})
+    write_checkpoint(last, read_checkpoint(last) | {"settings": settings | {"mask_names": "abc"}})
+    with pytest.raises(InputError, match="run on training masks of other names, or in another order"):
+        resume(new_state(), last, settings | {"mask_names": "def"})
+
+
+def test_resume_checks_the_meaning_of_mask_values(tmp_path: Path):
+    make_folders(tmp_path, 4, (40, 40))
+    run(tmp_path, 1, "out")
+    last, classes = tmp_path / "out" / "last.pth", {"mask_values": [0, 255], "ignore_value": None}
+    resume(new_state(), last, {"epochs": 1}, classes)
+    for name, value in (("mask_values", [255, 0]), ("ignore_value", 7)):
+        with pytest.raises(
+            InputError, match=rf"{name} = .*, but the masks of this run have \[?{str(value).strip('[]')}"
+        ):
+            resume(new_state(), last, {"epochs": 1}, classes | {name: value})
 
 
 def test_states_of_earlier_versions():
@@ -182,7 +198,7 @@ def scored_state(*scores: tuple[float | None, float]) -> TrainingState:
 def test_best_epoch(tmp_path: Path, scores: list, best: int):
     for n in range(1, len(scores) + 1):
         state = scored_state(*scores[:n])
-        with CheckpointWriter(tmp_path) as writer:
+        with CheckpointWriter(tmp_path, continues=n > 1) as writer:
             writer.save_epoch(TrainedModel(state.network, epoch=n), state)
     assert state.best["epoch"] == best
     assert load_model(tmp_path / "best.pth").epoch == best
@@ -238,22 +254,59 @@ def test_a_single_step_has_the_peak_of_the_learning_rate():
 
 
 def test_new_training_archives_an_earlier_one(tmp_path: Path):
-    prepare_checkpoint_dir(tmp_path / "new", resumed=False)
-    assert not (tmp_path / "new").exists()
     (tmp_path / "earlier-1-copy").mkdir()  # somebody's
     for i in (1, 2):
         for name in ("best.pth", "last.pth", "checkpoint_epoch7.pth", "metrics.csv", "mine.txt"):
             (tmp_path / name).write_text(f"{name} {i}")
-        prepare_checkpoint_dir(tmp_path, resumed=False)
+        state = scored_state((0.5, 0.5), (0.5, float("nan")))
+        with pytest.raises(InputError), CheckpointWriter(tmp_path) as writer:
+            writer.save_epoch(TrainedModel(state.network), state)
+        assert not (tmp_path / f"earlier-{i}").exists()  # there is nothing yet to replace them
+        with CheckpointWriter(tmp_path) as writer:
+            for _ in range(2):
+                writer.save_last(TrainedModel(state.network), scored_state())
         assert (tmp_path / f"earlier-{i}" / "best.pth").read_text() == f"best.pth {i}"
-    assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-1-copy", "earlier-2", "mine.txt"}
+        assert (tmp_path / "last.pth").stat().st_size > 1000
+    assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-1-copy", "earlier-2", "last.pth", "mine.txt"}
 
 
 def test_resumed_training_keeps_its_files(tmp_path: Path):
-    (tmp_path / "last.pth").touch()
+    (tmp_path / "metrics.csv").touch()
     (tmp_path / f".{'0' * 32}.part").touch()  # of a killed process
-    prepare_checkpoint_dir(tmp_path, resumed=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+    with CheckpointWriter(tmp_path, continues=True) as writer:
+        writer.save_last(TrainedModel(new_state().network), new_state())
+    assert {p.name for p in tmp_path.iterdir()} == {"last.pth", "metrics.csv"}
+
+
+@pytest.mark.parametrize("best", ["best.pth", "checkpoint_epoch1.pth", None])
+def test_run_that_is_resumed_into_another_folder_takes_its_best_epoch_along(tmp_path: Path, best: str | None):
+    state, settings = scored_state((0.5, 0.5), (0.25, 0.5)), {"epochs": 3}
+    model = TrainedModel(state.network, settings=settings, epoch=2)
+    for name, epoch, of_settings in (("best.pth", 2, settings), ("checkpoint_epoch1.pth", 1, {"epochs": 7})):
+        write_checkpoint(tmp_path / "a" / name, {"epoch": epoch, "settings": of_settings})  # neither is that of the run
+    if best:
+        write_checkpoint(tmp_path / "a" / best, {"epoch": 1, "settings": settings})
+    with CheckpointWriter(tmp_path / "b") as writer:
+        writer.take_over(tmp_path / "a" / "last.pth", model, state)
+    assert read_checkpoint(tmp_path / "b" / "last.pth")["training"]["epoch"] == 2
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"last.pth", "metrics.csv", *["best.pth"] * bool(best)}
+    assert not best or read_checkpoint(tmp_path / "b" / "best.pth")["epoch"] == 1
+
+
+def test_validation_images_that_the_loaded_model_may_have_been_trained_on():
+    names = dict.fromkeys(("validation_images", "validation_image_names", "groups", "left_out"))
+    split = {"image_names": "abc", "validation": 15.0, "seed": 0, **names}
+    assert not may_have_trained_on({}, split)
+    assert not may_have_trained_on(split, split)
+    assert not may_have_trained_on(split | {"seed": 1}, split | {"image_names": "other"})
+    for other in ({"seed": 1}, {"validation": 20.0}, {"groups": "g"}, {"validation_image_names": "def"}):
+        assert may_have_trained_on(split | other, split)
+    folders = split | {"validation_images": 4, "validation_image_names": "def"}
+    assert not may_have_trained_on(split, folders)
+    assert not may_have_trained_on(folders | {"seed": 1}, folders)
+    assert may_have_trained_on(split | {"image_names": "def"}, folders)
+    assert may_have_trained_on(split, folders | {"left_out": 4})
+    assert not may_have_trained_on(folders | {"left_out": 4}, folders | {"left_out": 4})
 
 
 def test_progress_bar_shows_the_best_score_there_is():

@@ -245,7 +245,7 @@ def training_parent() -> argparse.ArgumentParser:
     _add_size_flags(recipe, " (default: 128, or as in --load)")
     values = parent.add_argument_group("values of masks and images")
     add_class_value_flags(values)
-    add_value_flags(values, recorded="")
+    add_value_flags(values, recorded="as in --load, or ")
     _add_run_flags(parent)
     _add_compute_flags(parent)
     return parent

@@ -4,9 +4,11 @@
 `SegmentationDataset` serves them, `SeededBatchSampler` shuffles them into batches.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ from utils.data.cache import DEFAULT_CACHE_DIR, decode_pairs
 from utils.data.decoding import DecodedPairs
 from utils.data.lesions import keep_lesions, pixels_per_class
 from utils.data.mask_classes import MaskClasses
-from utils.data.pairing import PairingOptions, pair_files
+from utils.data.pairing import Pair, PairingOptions, pair_files
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 from utils.runtime.signals import leave_signal_group
+
+logger = logging.getLogger(__name__)
 
 
 def load_pairs(
@@ -89,6 +93,26 @@ def split_indices(
     return sides
 
 
+def indices_not_held_out(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[int]:
+    """The indices of the pairs whose image file is not among those held out, which may be in a folder within theirs.
+
+    Raises:
+        InputError: there are none.
+    """
+    files = {realpath(pair.image) for pair in held_out}
+    indices = [i for i, pair in enumerate(pairs) if realpath(pair.image) not in files]
+    if not indices:
+        raise InputError(
+            f"all {len(pairs)} images to train on are validation images: name others for one of the two",
+            *("imgs_dir", "val_imgs_dir"),
+        )
+    if len(indices) < len(pairs):
+        logger.info(
+            "%d of %d images are validation images: not training on them", len(pairs) - len(indices), len(pairs)
+        )
+    return indices
+
+
 def _draw_groups(sizes: Mapping[str, int], n_validation: int, generator: torch.Generator) -> set[str]:
     """Groups for validation, in random order, as long as they bring the number of images closer to `n_validation`."""
     if len(sizes) < 2:
@@ -117,7 +141,8 @@ class SegmentationDataset(Dataset):
     Attributes:
         mask_classes: what its mask values mean.
         white: the value of white in its 16-bit images, if there are any.
-        n_without_lesion: number of masks of background alone, at their own size.
+        n_counted: number of masks with pixels that count, at their own size.
+        n_without_lesion: number of those among them that are background alone.
         kept: the pixels that masks keep of a class that would vanish at the network's input size, by index.
     """
 
@@ -134,8 +159,10 @@ class SegmentationDataset(Dataset):
             mask_classes = decoded.mask_classes(len(mask_classes), expected=MaskClasses(mask_classes))
         self.mask_classes, self.white = mask_classes, decoded.white
         self.tables = [mask_classes.of(counts.values) for counts in decoded.counts]
-        lesion = pixels_per_class(decoded, self.tables, len(mask_classes.values))[:, 1:].sum(axis=1)
-        self.n_without_lesion = int(np.count_nonzero(lesion[list(indices)] == 0))
+        background, *lesion = pixels_per_class(decoded, self.tables, len(mask_classes.values))[list(indices)].T > 0
+        with_lesion = np.any(lesion, axis=0)
+        self.n_counted = int(np.count_nonzero(background | with_lesion))
+        self.n_without_lesion = self.n_counted - int(np.count_nonzero(with_lesion))
         self.kept = keep_lesions(decoded, indices, mask_classes, self.tables)
 
     def with_transform(self, transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> "SegmentationDataset":

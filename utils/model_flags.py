@@ -107,12 +107,15 @@ def passes_from_args(args: argparse.Namespace, model: TrainedModel) -> int:
     return curves.settings.get("num_samples", args.default_passes) if curves else args.default_passes
 
 
-def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> tuple[BayesianUNet, tuple[int, int]]:
-    """The network to train, a new one or that of the checkpoint that --load names, and its input size.
+def initial_model_from_args(args: argparse.Namespace, resumed: Path | None = None) -> TrainedModel:
+    """The model to train: a new one, or that of the checkpoint that --load names, at the input size of this run.
 
     Args:
         args: the flags of `arguments.training_parent`.
         resumed: the checkpoint of an interrupted run, whose network is continued.
+
+    Returns:
+        The model as it was recorded; a new one has no mask values.
 
     Raises:
         InputError: there is no such checkpoint, or a flag contradicts it.
@@ -121,18 +124,15 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
         raise InputError("--load starts a new run, --resume continues one: give only one of them")
     path = resumed or args.load
     if path is None:
-        network, (width, height) = (
-            BayesianUNet(n_classes=args.classes or 2, bilinear=bool(args.bilinear)),
-            DEFAULT_INPUT_SIZE,
-        )
-        return network, (args.newW or width, args.newH or height)
+        network = BayesianUNet(n_classes=args.classes or 2, bilinear=bool(args.bilinear))
+        width, height = DEFAULT_INPUT_SIZE
+        return TrainedModel(network, (args.newW or width, args.newH or height), mask_values=[])
     model = load_model(path)
     if model.members:
         raise InputError(f"{path} is an ensemble of {len(model.members)}: training starts from a single network")
-    width, height = model.input_size
-    size = (args.newW or width, args.newH or height)
     if resumed is None:  # a new run: its weights fit every input size
-        model.input_size = size
+        width, height = model.input_size
+        model.input_size = (args.newW or width, args.newH or height)
     check_model_flags(args, path, model)
     if not dropout_layers(model.network):
         logger.warning("%s has no dropout layers: what is trained from it cannot be used with MC dropout", path)
@@ -143,4 +143,4 @@ def network_from_args(args: argparse.Namespace, resumed: Path | None = None) -> 
             state = f"is one of {epochs} epochs: complete it with --resume and --epochs {epochs}"
         further = f"to train further, use --load {path} with --epochs N, in place of --resume"
         raise InputError(f"the run of {path} {state}; {further}")
-    return model.network, size
+    return model

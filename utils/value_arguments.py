@@ -35,7 +35,7 @@ def add_value_flags(parser: argparse._ActionsContainer, recorded: str = "as in t
 
     Args:
         parser: to which they are added.
-        recorded: begins the defaults of the first two, which a model has recorded; "" for training, without one.
+        recorded: begins the defaults of the first two, which a model has recorded.
     """
     parser.add_argument(
         "--ignore-value",
@@ -65,7 +65,8 @@ def add_class_value_flags(parser: argparse._ActionsContainer) -> None:
         type=mask_value,
         nargs="+",
         metavar="V",
-        help="mask values of class 0, 1, ... (default: the most frequent ones, sorted)",
+        help="mask values of class 0, 1, ... (default: as in --load if the masks have its values, or the most frequent "
+        "ones, sorted)",
     )
     parser.add_argument(
         "--background", type=mask_value, metavar="V", help="mask value of class 0, if it is not the lowest one"

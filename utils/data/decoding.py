@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from utils.data.class_rule import decide_classes
 from utils.data.fitting import MaskFitter, log_resized, unite_masks
 from utils.data.images import read_image
-from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
+from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
 from utils.data.preprocessing import preprocess

@@ -1,12 +1,6 @@
-"""What the values of a set of masks mean: the one place that decides which are classes, ignored, or edges.
+"""What the values of masks mean: what is known of them beforehand, and which are classes or ignored."""
 
-The classes are the N most frequent values or colours of the set, sorted, so that of two the lower is the background.
-Any other value belongs to the nearest class if it is thin, as edges and compression leave it; one with an area of its
-own is an error. 255 beside labels 0 ... N - 1 is ignored.
-"""
-
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,47 +9,28 @@ from PIL import Image
 
 from utils import IGNORED_CLASS
 from utils.data.fitting import unite_masks
-from utils.data.mask_values import (
-    ValueCounts,
-    as_colours,
-    colour_values,
-    distances,
-    format_mask_value,
-    merge_counts,
-    palettes_count_by_index,
-    read_palettes,
-)
+from utils.data.mask_values import distances, format_mask_value, read_palettes
 from utils.data.masks import RawMask
 from utils.runtime.errors import InputError
 
-logger = logging.getLogger(__name__)
-
-_VOID = 255  # the value that marks pixels to ignore in label maps
-_MIN_VOID_RATIO = 0.01  # of labelled pixels to those of 255, which are otherwise the object, and the labels specks
-_MANY = 8  # more values than classes and this many others: compressed or anti-aliased masks
-_MIN_CONTRAST = 16  # between two classes of such masks
-_MAX_NOISE_DISTANCE = 8  # of compression within an area
-_MIN_SOLID, _MIN_FRACTION_OF_REST = 0.2, 0.05  # of a value with an area of its own
-_MAX_REST = 0.5  # of the pixels
-_MAX_CANDIDATES = 1000  # of the many values of compressed masks; noise is further down
-_CLIPPED = 3  # this near to black or white, compression has moved it
-_LISTED_VALUES = 5  # in a message
-_OPTIONS = ("classes", "ignore_value", "mask_values")
+MASK_FLAGS = ("classes", "ignore_value", "mask_values")  # the options that say more of them
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """What a user says of the mask values.
+    """What is known of the mask values beforehand.
 
     Attributes:
         values: of class 0, 1, ...; empty to infer them.
         background: the value of class 0, if it is not the lowest.
         ignored: the value of pixels that do not count; None for 255 beside labels 0 ... N - 1.
+        loaded: what a model that is trained further has recorded: it holds for masks of just its values.
     """
 
     values: Sequence[int] = ()
     background: int | None = None
     ignored: int | None = None
+    loaded: "MaskClasses | None" = None
 
     @property
     def first(self) -> int | None:
@@ -72,7 +47,7 @@ class MaskOptions:
         if twice := [value for i, value in enumerate(self.values) if value in self.values[:i]]:
             raise InputError(f"the mask value {format_mask_value(twice[0])} was given for two classes", "mask_values")
         if self.values and len(self.values) != n_classes:
-            raise InputError(f"{len(self.values)} mask values were given for {n_classes} classes", *_OPTIONS)
+            raise InputError(f"{len(self.values)} mask values were given for {n_classes} classes", *MASK_FLAGS)
         if self.ignored in self.of_classes:
             value, flags = format_mask_value(self.ignored), ("mask_values", "background", "ignore_value")
             raise InputError(f"the mask value {value} was given for a class and for pixels to ignore", *flags)
@@ -114,182 +89,3 @@ def _classes_of(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
     if codes.dtype != np.uint8 or not codes.size:
         return table[codes]
     return np.array(Image.fromarray(codes).point(np.resize(table, 256).tolist()))  # a copy, to be written to
-
-
-def decide_classes(
-    masks: Mapping[str, ValueCounts],
-    n_classes: int,
-    options: MaskOptions | None = None,
-    expected: MaskClasses | None = None,
-) -> MaskClasses:
-    """Decide what the values of a set of masks mean, and log it in a line.
-
-    Args:
-        masks: the values of each mask, by its name in messages.
-        n_classes: number of classes; 1, a sigmoid output, distinguishes two values as well.
-        options: what the user says.
-        expected: what a model has recorded, of whose values other masks may lack some. Two classes are two classes,
-            whatever their values.
-
-    Raises:
-        InputError: there are fewer values than classes, or others with an area of their own, or the options contradict
-            each other.
-    """
-    options, n_classes = options or MaskOptions(), max(n_classes, 2)
-    options.check(n_classes)
-    raw = merge_counts(masks.values())
-    learnt = expected or MaskClasses(())
-    of_learnt = [value for value in (*learnt.values, learnt.ignored, options.ignored) if value is not None]
-    by_index = palettes_count_by_index(raw.values, of_learnt if expected else (), learnt.by_index)
-    by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
-    counts = merge_counts(by_mask.values())
-    known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
-    ignored = next((value for value in known if value not in (None, *options.of_classes)), None)
-    kept = counts.without(ignored)
-    if expected is None and options.ignored is not None and options.ignored not in counts.values:
-        text = "No mask has the value %s, which is to be ignored"
-        logger.warning(text, format_mask_value(options.ignored))
-    classes = MaskClasses(_class_values(kept, n_classes, options, expected), ignored, by_index)
-    is_rest = _find_rest(kept, classes.values, by_mask)
-    logger.info("%s", _describe_masks(counts, kept.values[is_rest], classes))
-    background = kept.pixels[classes.of(kept.values) == 0].sum() / max(kept.pixels.sum(), 1)
-    if background < 0.5 and expected is None and options.first is None:
-        text = "Class 0, mask value %s, covers less than half of the pixels, %s: is it the background?"
-        logger.warning(text, format_mask_value(classes.values[0]), _percent(background))
-    return classes
-
-
-# -- the rule ----------------------------------------------------------------------------------------------------------
-
-
-def _void_value(counts: ValueCounts, masks: Mapping[str, ValueCounts], n_classes: int) -> int | None:
-    """255 beside labels 0 ... N - 1, of which most masks with 255 have one; otherwise it may be an object."""
-    if not np.array_equal(counts.values, [*range(n_classes), _VOID]):
-        return None
-    beside_labels = [one for one in masks.values() if np.isin(one.values, range(1, n_classes)).any()]
-    n_beside = sum(one.pixels[one.values == _VOID].sum() for one in beside_labels)
-    enough = n_beside >= counts.pixels[-1] / 2 and counts.pixels[1:-1].sum() >= _MIN_VOID_RATIO * counts.pixels[-1]
-    return _VOID if enough else None
-
-
-def _recorded_void(counts: ValueCounts, expected: MaskClasses | None) -> int | None:
-    """The ignored value of a model; but in masks of 0 and 255, the latter is the object that it has learnt as 1."""
-    if expected is None:
-        return None
-    is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(counts.without(_VOID).values) < 2
-    return None if is_object else expected.ignored
-
-
-def _class_values(
-    counts: ValueCounts, n_classes: int, options: MaskOptions, expected: MaskClasses | None
-) -> tuple[int, ...]:
-    """The values of class 0, 1, ..."""
-    found = tuple(options.values) or _most_frequent(counts, n_classes)
-    if expected:
-        return _in_order_of(found, expected.values) if n_classes == 2 else tuple(expected.values)
-    if len(found) < n_classes:
-        raise InputError(
-            f"the masks have too few values for {n_classes} classes, only {_list_values(found)}: each class must occur "
-            "in at least one mask",
-            "classes",
-            "mask_values",
-        )
-    if options.first is not None and options.first not in found:
-        background = format_mask_value(options.first)
-        raise InputError(f"the background {background} is none of the mask values {_list_values(found)}")
-    return tuple(sorted(found, key=lambda value: value != options.first))
-
-
-def _most_frequent(counts: ValueCounts, n: int) -> tuple[int, ...]:
-    """The n values with the largest areas, sorted; of compressed masks far enough from each other."""
-    order = np.lexsort((counts.pixels, counts.solid))[::-1]
-    if len(order) <= n + _MANY:
-        return tuple(sorted(counts.values[order[:n]].tolist()))
-    found: list[int] = []
-    for i in order[:_MAX_CANDIDATES]:
-        value, own_area = int(counts.values[i]), counts.solid[i] >= _MIN_SOLID * counts.pixels[i]
-        is_far = not found or distances([value], found).min() >= _MIN_CONTRAST
-        if len(found) < n and is_far and (own_area or len(found) < 2):  # of two classes, one may be of thin lines
-            found.append(value)
-    # Black and white, and full colours, where compression has moved them a little: flat black in a JPEG may be 1
-    colours = as_colours(found)
-    colours[colours <= _CLIPPED] = 0
-    colours[(colours >= 255 - _CLIPPED) & (colours <= 255)] = 255
-    unclipped = colour_values(colours).tolist()
-    return tuple(sorted(unclipped if len({*unclipped}) == n else found))
-
-
-def _in_order_of(found: tuple[int, ...], expected: Sequence[int]) -> tuple[int, ...]:
-    """One or two values in the order of the expected ones next to them; two next to the same one are sorted."""
-    nearest = MaskClasses(expected).of(np.array(found, np.int64)).tolist()
-    if len({*nearest}) < len(found):
-        return found
-    values = dict(enumerate(expected)) | dict(zip(nearest, found, strict=True))
-    return tuple(values[k] for k in sorted(values))
-
-
-def _find_rest(counts: ValueCounts, found: Sequence[int], masks: Mapping[str, ValueCounts]) -> np.ndarray:
-    """Which values are none of the classes, bool.
-
-    Raises:
-        InputError: one has an area of its own, or lies beside labels such as 0, 1, 2, or they are most of the pixels.
-    """
-    many = len(counts.values) > len(found) + _MANY
-    rest = distances(counts.values, found).min(axis=1) > (_MAX_NOISE_DISTANCE if many else 0)
-    n_rest, n_pixels = counts.pixels[rest].sum(), counts.pixels.sum()
-    own_area = (counts.solid >= _MIN_SOLID * counts.pixels) & (counts.pixels >= _MIN_FRACTION_OF_REST * n_rest)
-    contrasts = distances(found, found)
-    further = np.flatnonzero(rest & (own_area | (contrasts[contrasts > 0].min(initial=np.inf) < _MIN_CONTRAST)))
-    if len(further):
-        further = further[np.argsort(-counts.pixels[further])]
-        value, *_ = names = [format_mask_value(int(counts.values[i])) for i in further]
-        listed = [f"{name} ({_percent(counts.pixels[i] / n_pixels)})" for name, i in zip(names, further, strict=True)]
-        example = next(name for name, one in masks.items() if counts.values[further[0]] in one.values)
-        raise InputError(
-            f"the masks have values that belong to no class, with areas of their own: {_shortened(listed)}; {example}, "
-            f"for example, contains the value {value}. The {len(found)} classes have the values {_list_values(found)}. "
-            "Correct the masks, or say what those values are",
-            *_OPTIONS,
-        )
-    if n_rest > _MAX_REST * n_pixels:
-        raise InputError(
-            f"the {len(found)} most frequent values of the masks, {_list_values(found)}, cover only "
-            f"{_percent(1 - n_rest / n_pixels)} of the pixels, where one value per class was expected: are these masks?"
-        )
-    return rest
-
-
-# -- messages ----------------------------------------------------------------------------------------------------------
-
-
-def _list_values(values: Sequence[int]) -> str:
-    return _shortened([format_mask_value(int(value)) for value in values])
-
-
-def _shortened(items: Sequence[str]) -> str:
-    return ", ".join(items[:_LISTED_VALUES]) + (", ..." if len(items) > _LISTED_VALUES else "")
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.{0 if fraction >= 0.0995 else 1 if fraction >= 0.00095 else 4}f} %"
-
-
-def _describe_masks(counts: ValueCounts, rest: np.ndarray, classes: MaskClasses) -> str:
-    """What each value was taken for, with its share of the pixels that are not ignored."""
-    of_class = classes.of(counts.values).astype(int)
-    of_class[np.isin(counts.values, rest)] = -1
-    n_pixels = {k: counts.pixels[of_class == k].sum() for k in (*range(len(classes.values)), -1, IGNORED_CLASS)}
-    n_ignored, n_all = n_pixels.pop(IGNORED_CLASS), counts.pixels.sum()
-    shares = {k: _percent(n / max(n_all - n_ignored, 1)) for k, n in n_pixels.items()}
-    two = len(classes.values) == 2
-    names = ["background", *(["lesion"] if two else [f"class {k}" for k in range(1, len(classes.values))])]
-    parts = [
-        f"{format_mask_value(v)} {name} {shares[k]}"
-        for k, (v, name) in enumerate(zip(classes.values, names, strict=True))
-    ]
-    text = f"masks: {', '.join(parts)}"
-    if n_ignored:
-        text += f"; {format_mask_value(classes.ignored)} ignored, {_percent(n_ignored / n_all)} of all"
-    if len(rest):
-        text += f"; the rest, {shares[-1]}, to the {'nearer of the two' if two else 'nearest of these'}"
-    return text

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from utils.data.class_rule import decide_classes
 from utils.data.fitting import MaskFitter
-from utils.data.mask_classes import MaskClasses, MaskOptions, decide_classes
+from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.mask_values import ValueCounts
 from utils.data.masks import read_mask
 from utils.data.pairing import find_masks

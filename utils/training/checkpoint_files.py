@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,14 @@ from utils.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-# Settings that identify images, and the set that they are of.
-_DIGESTS = {"image_names": "training", "validation_image_names": "validation"}
+# Settings that identify files, and which they are.
+_DIGESTS = {"image_names": "training images", "validation_image_names": "validation images"}
+_DIGESTS |= {"mask_names": "training masks", "validation_mask_names": "validation masks"}
 _FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")
 
 
-def prepare_checkpoint_dir(folder: Path, resumed: bool) -> None:
-    """Prepare a checkpoint folder for a training run that is new there, or was interrupted there and is resumed.
-
-    A run that is new there, also if it was resumed from another folder, moves the files of an earlier one to a
-    sub-folder `earlier-N`, so that it does not overwrite them; a resumed run removes the partial files of a killed
-    process.
-    """
-    if resumed:
-        remove_partial_files([folder])
-        return
+def archive_earlier_run(folder: Path) -> None:
+    """Move the files of an earlier run in a checkpoint folder to a sub-folder `earlier-N`, if there are any."""
     files = [path for name in _FILES for path in sorted(folder.glob(name))]
     if files:
         suffixes = [path.name.removeprefix("earlier-") for path in folder.glob("earlier-*")]
@@ -57,10 +51,13 @@ class CheckpointWriter:
 
     Args:
         folder: output folder.
+        continues: whether the run was interrupted in this folder and is resumed. Any other, also if it was resumed from
+            another folder, replaces an earlier run, whose files are archived as soon as there are new ones.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, continues: bool = False) -> None:
         self.folder = folder
+        self._begun, self._continues = False, continues
         self._pool = torch_thread_pool(1)
         self._writing: Future | None = None
 
@@ -87,23 +84,44 @@ class CheckpointWriter:
         self._submit(self._write, names, checkpoint_content(model), copy_to_cpu(state.state_dict()))
 
     def save_last(self, model: TrainedModel, state: TrainingState) -> None:
-        """Write `last.pth` alone, from which training can be resumed within the epoch.
+        """Write `last.pth`, from which training can be resumed within the epoch, and the table of earlier epochs.
 
         Raises:
             OSError: an earlier file could not be written.
         """
         self._submit(self._write, [], checkpoint_content(model), copy_to_cpu(state.state_dict()))
 
+    def take_over(self, path: Path, model: TrainedModel, state: TrainingState) -> None:
+        """Write `last.pth` of a run that is resumed from another folder, and copy its best epoch, if it is there.
+
+        Args:
+            path: what it is resumed from.
+            model, state: as resumed.
+        """
+        self.save_last(model, state)
+        epoch = state.best.get("epoch")
+        for source in (path.with_name("best.pth"), path.with_name(f"checkpoint_epoch{epoch}.pth")):
+            with suppress(InputError):  # it is not there, or damaged
+                content = read_checkpoint(source)
+                if content.get("epoch") == epoch and not changed_setting(content.get("settings", {}), model.settings):
+                    write_checkpoint(self.folder / "best.pth", content)
+                    break
+
     def _write(self, names: list[str], content: Mapping[str, Any], training: Mapping[str, Any]) -> None:
         for name in names:
             write_checkpoint(self.folder / name, content)
-        if names:
+        if training["history"]:
             write_csv(self.folder / "metrics.csv", training["history"])
         write_checkpoint(self.folder / "last.pth", {**content, "training": training})
 
     def _submit(self, write: Callable[..., None], *args: Any) -> None:
         """Write soon, once what was submitted before is written: of the copies, one at most is waiting."""
         self._wait()
+        if not self._begun and self._continues:
+            remove_partial_files([self.folder])  # of a killed process
+        elif not self._begun:
+            archive_earlier_run(self.folder)
+        self._begun = True
         self._writing = self._pool.submit(write, *args)
 
     def _wait(self) -> None:
@@ -125,11 +143,36 @@ def changed_setting(recorded: Mapping[str, Any], settings: Mapping[str, Any]) ->
     return next((name for name in compared if recorded.get(name) != settings[name]), None)
 
 
-def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
+def may_have_trained_on(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a model was perhaps trained on images that a new run with these settings validates on.
+
+    Args:
+        recorded: the settings of the model.
+        settings: those of the new run.
+    """
+    names, split = recorded.get("image_names"), ("validation", "seed", "groups", "validation_image_names")
+    if settings["validation_images"]:
+        if names == settings["validation_image_names"]:
+            return True
+        split = ("validation_image_names", "left_out")
+        if not settings["left_out"]:
+            return False
+    return names == settings["image_names"] and any(recorded.get(name) != settings[name] for name in split)
+
+
+def resume(
+    state: TrainingState, path: Path, settings: Mapping[str, Any], classes: Mapping[str, Any] | None = None
+) -> None:
     """Resume the training run that wrote `path`.
 
+    Args:
+        state: the state to restore.
+        path: the file.
+        settings: of this run.
+        classes: what this run will record of its mask values.
+
     Raises:
-        InputError: the file has no training state, or was written with other settings.
+        InputError: the file has no training state, or was written with other settings or mask values.
     """
     content = read_checkpoint(path)
     if "training" not in content:
@@ -137,14 +180,20 @@ def resume(state: TrainingState, path: Path, settings: dict[str, Any]) -> None:
     name = changed_setting(content["settings"], settings)
     if name in _DIGESTS:
         raise InputError(
-            f"{path} was saved in a run on {_DIGESTS[name]} images of other names, or in another order: resuming "
-            "requires the same images"
+            f"{path} was saved in a run on {_DIGESTS[name]} of other names, or in another order: resuming requires the "
+            "same images and masks"
         )
     if name is not None:
         raise InputError(
             f"{path} was saved with {name} = {content['settings'].get(name)}, but this run has {settings[name]}: "
             "resuming requires the same settings and images"
         )
+    for name, value in (classes or {}).items():
+        if content.get(name, value) != value:
+            raise InputError(
+                f"{path} was saved with {name} = {content[name]}, but the masks of this run have {value}: resuming "
+                "requires masks of the same values"
+            )
     state.load_state_dict(content["training"])
     steps = f" and {state.step} steps" if state.step else ""
     logger.info("Resuming after epoch %d%s from %s", state.epoch, steps, path)

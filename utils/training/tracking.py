@@ -84,7 +84,7 @@ class WandbRun:
             with a login and offline without. Online is offline if the server cannot be reached.
         config: settings of the training run.
         folder: the run's files are written to its sub-folder `wandb`.
-        resumed: continue the run that was last tracked from this folder.
+        resumed: continue the run that was last tracked from this folder, for an epoch or up to a stop.
         patience: seconds that the end of the run may take.
     """
 
@@ -92,6 +92,7 @@ class WandbRun:
         self, mode: str | None, config: Mapping[str, Any], folder: Path, resumed: bool = False, patience: float = 60
     ) -> None:
         self.run, self.log_examples, self.patience = None, True, patience
+        self._id_file = folder / "wandb" / "run-id"
         self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
         if self.mode == "disabled":
             return
@@ -124,9 +125,8 @@ class WandbRun:
         if not os.environ.get("WANDB_DIR"):
             folder.mkdir(parents=True, exist_ok=True)
             options["dir"] = str(folder)
-        id_file = folder / "wandb" / "run-id"
-        if not os.environ.get("WANDB_RUN_ID") and resumed and id_file.exists():
-            options |= {"id": id_file.read_text().strip(), "resume": "allow"}
+        if not os.environ.get("WANDB_RUN_ID") and resumed and self._id_file.exists():
+            options |= {"id": self._id_file.read_text().strip(), "resume": "allow"}
         settings = wandb.Settings(silent=True, console="off", init_timeout=60)
         try:
             run = wandb.init(mode=self.mode, settings=settings, **options)
@@ -136,9 +136,12 @@ class WandbRun:
             logger.warning("wandb cannot log online (%s): logging offline", first_line(error))
             self.mode = "offline"
             run = wandb.init(mode=self.mode, settings=settings, **options)
-        with atomic_file(id_file) as file:
-            file.write(f"{run.id}\n".encode())
         return run
+
+    def _record(self) -> None:
+        """Record the run's ID, now that the checkpoints in the folder are those of this run."""
+        with atomic_file(self._id_file) as file:
+            file.write(f"{self.run.id}\n".encode())
 
     def log(self, row: Mapping[str, float | None], examples: Callable[[], Examples]) -> None:
         """Log an epoch's numbers and example predictions.
@@ -158,6 +161,7 @@ class WandbRun:
             logger.warning("wandb cannot log the example predictions (%s): continuing without them", first_line(error))
         try:
             self.run.log(content)
+            self._record()
         except Exception as error:
             self._disable(error)
 
@@ -169,6 +173,7 @@ class WandbRun:
 
         def end() -> None:
             try:
+                self._record()
                 self.run.finish()
             except Exception as error:
                 failures.append(error)
