@@ -128,7 +128,7 @@ def load_datasets(
     recorded = MaskClasses(loaded.mask_values, loaded.ignore_value) if loaded.mask_values else None
     options = replace(cli.mask_options(args), loaded=recorded)
     n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
-    if white != args.white:
+    if args.load and white != args.white:
         logger.info("White in 16-bit images is %g, as in the loaded model (--white names another)", white)
     background = options.first
     if background is None and recorded and recorded.values[0] > min(recorded.values):
@@ -136,7 +136,8 @@ def load_datasets(
     common = (size, args.cache_dir, cli.pairing_options(args))
     decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, *common, white, background)
     mask_classes = held_out_classes = decoded.mask_classes(n_classes, options)
-    if options.first is None and list(mask_classes.values) == loaded.mask_values != sorted(loaded.mask_values):
+    kept = options.first is None and list(mask_classes.values) == loaded.mask_values
+    if args.load and kept and loaded.mask_values != sorted(loaded.mask_values):
         logger.info("The classes are in the order of the loaded model (--mask-values names another)")
     images = [pair.image for pair in decoded.pairs]
     groups = read_groups(args.groups, images) if args.groups else None
@@ -144,7 +145,7 @@ def load_datasets(
     # Split, or take the validation images from folders of their own
     if folders:
         held_out = load_pairs(*folders, *common, decoded.white, background)
-        ignored = MaskOptions(ignored=mask_classes.ignored)
+        ignored = MaskOptions(ignored=args.ignore_value)
         held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes)
         training, validation = indices_not_held_out(decoded.pairs, held_out.pairs), range(len(held_out.pairs))
     else:

@@ -1,5 +1,6 @@
 """The images of an input folder, and where their results go."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_unusable_folders(tmp_path: Path):
 def test_no_image_outside_the_output_folder(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_OUT.png").touch()
-    with pytest.raises(InputError, match="no image outside the output folder"):
+    with pytest.raises(InputError, match="no image but results"):
         find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
 
 
@@ -46,12 +47,21 @@ def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
     """Neither those beside their images, nor those in the output folder of another run within the input folder."""
     for name in (
         *("a.jpg", "a_OUT.png", "a_OUT_prob_c1.png", "a_OUT_OUT.png", "b_OUT.png", "a_OUTER.png"),
-        *("direct/a_OUT.png", "direct/.progress-0.jsonl", "direct/review_files/0/a.jpg", "s/a.jpg"),
+        *(
+            "s/a_OUT.png",
+            "s/a_OUT_entropy.png",
+            "s/t/a.jpg",
+            "s/review.html",
+            "s/review_files/0/a.jpg",
+            "u_files/a.jpg",
+        ),
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    finished = json.dumps({"row": {"image": "a.jpg"}, "files": ["a_OUT.png", "a_OUT_entropy.png"]})
+    (tmp_path / "s" / ".progress-0.jsonl").write_text(f"{{}}\n{finished}\n{finished[:9]}")
     items = find_items(tmp_path, tmp_path / "tta", IMAGE_EXTENSIONS, recursive=True)
-    assert {item.key for item in items} == {"a.jpg", "b_OUT.png", "a_OUTER.png", "s/a.jpg"}
+    assert {item.key for item in items} == {"a.jpg", "b_OUT.png", "a_OUTER.png", "s/t/a.jpg", "u_files/a.jpg"}
     images = find_single_images([tmp_path], output_dir=tmp_path / "uq")
     assert {item.key for item, _ in images} == {"a.jpg", "b_OUT.png", "a_OUTER.png"}
     assert find_single_images([tmp_path / "a_OUT.png"], output_dir=tmp_path / "uq")  # as it was asked for

@@ -220,6 +220,9 @@ def test_runs_with_other_mask_values(tmp_path: Path):
     two, three = write_run(tmp_path / "two", {"a.png": 2 * classes}, {"threshold": 0.5}), tmp_path / "three"
     write_run(three, {"a.png": classes}, {"threshold": 0.5, "mask_values": [0, 1, 2]})
     assert mask_values_of(read_runs([two, three], imgs)) == [[0, 1, 2]] * 2  # of class 1 nothing was found
+    one, other = write_run(tmp_path / "one", {"a.png": 1 + classes}, {"threshold": 0.5}), tmp_path / "other"
+    write_run(other, {"a.png": 1 + classes}, {"threshold": 0.5, "mask_values": [1, 2]})
+    assert mask_values_of(read_runs([one, other], imgs)) == [[1, 2]] * 2
     with pytest.raises(InputError, match=r"three has 3 classes, .*run0 2: they do not fit on one page"):
         write_review([runs[0], three], imgs)
 

@@ -400,11 +400,11 @@ def test_validation_folder_of_the_training_images_and_void(tmp_path: Path):
         mask[:8, :8] = 255
         Image.fromarray(mask).save(path)
     val = tmp_path / "val"
-    flags = ["--newW", 32, "--newH", 32, "--val-imgs-dir", val, "--val-masks-dir", val]
+    flags = ["--newW", 32, "--newH", 32, "--val-imgs-dir", val, "--val-masks-dir", val, "--ignore-value", 255]
     val.mkdir()
     (val / "SKIN_000.jpg").symlink_to(imgs / "SKIN_000.jpg")
     mask = np.zeros((40, 48), np.uint8)
-    mask[:20] = 255  # void, as in the training masks beside their labels
+    mask[:20] = 255
     Image.fromarray(mask).save(val / "SKIN_000_Segmentation.png")
     text = logged(tmp_path, *flags)
     assert "1 of 4 images are validation images: not training on them" in text

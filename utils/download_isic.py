@@ -75,7 +75,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace, archives: Sequence[Archive] = ARCHIVES, retry_delay: float = RETRY_DELAY) -> None:
     cli.require_one_process()
     if not is_web_address(args.url):
-        raise InputError(f"--url {args.url}: an address such as {URL} was expected, in ASCII without spaces")
+        words = "was expected, in ASCII, without spaces or a user name"
+        raise InputError(f"--url {args.url}: an address such as {URL} {words}")
     downloads = args.data_dir / ".download"
     for archive in archives:
         folder = args.data_dir / archive.folder

@@ -64,10 +64,7 @@ def decide_classes(
     by_index = palettes_count_by_index(raw.values, of_learnt if expected else (), learnt.by_index)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
     counts = merge_counts(by_mask.values())
-    known = (
-        *(options.ignored, _recorded_void(counts, expected), _loaded_void(counts, options.loaded)),
-        _void_value(counts, by_mask, n_classes),
-    )
+    known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
     ignored = next((value for value in known if value not in (None, *options.of_classes)), None)
     kept = counts.without(ignored)
     if expected is None and options.ignored is not None and options.ignored not in counts.values:
@@ -102,14 +99,6 @@ def _recorded_void(counts: ValueCounts, expected: MaskClasses | None) -> int | N
         return None
     is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(counts.without(_VOID).values) < 2
     return None if is_object else expected.ignored
-
-
-def _loaded_void(counts: ValueCounts, loaded: MaskClasses | None) -> int | None:
-    """The ignored value of the model to train further, in masks that have it beside the values of the classes."""
-    if loaded is None or loaded.ignored not in counts.values:
-        return None
-    found = _most_frequent(counts.without(loaded.ignored), len(loaded.values))
-    return loaded.ignored if {*found} == {*loaded.values} else None
 
 
 def _class_values(

@@ -13,6 +13,8 @@ from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_MAX_DISTANCE = 16  # between the background and its value in masks, which compression may have moved
+
 
 class MaskFitter:
     """Reads the masks of an image at its size, and remembers which it has resized; may be called in threads.
@@ -63,13 +65,15 @@ def unite_masks(masks: Sequence[RawMask], background: int | None = None) -> RawM
 
     Args:
         masks: of one size.
-        background: its grey value or colour; None for the lowest of these masks.
+        background: its grey value or colour; the lowest of these masks if it is None, or none of them is near it.
     """
     if len(masks) == 1:
         return masks[0]
     values = np.unique(np.concatenate([mask.values for mask in masks]))
     shown = read_palettes(values, by_index=False)
     distance = distances(shown, [shown.min() if background is None else background])[:, 0]
+    if distance.min() > _MAX_DISTANCE:
+        distance = distances(shown, [shown.min()])[:, 0]
     values = values[np.argsort(distance, kind="stable")]
     rank = np.argsort(values)
     codes = [rank[np.searchsorted(values, mask.values, sorter=rank)].astype(np.int32)[mask.codes] for mask in masks]

@@ -11,7 +11,7 @@ from PIL import Image
 from utils.data.images import list_images, read_image
 from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import journal_files
+from utils.runtime.output_folder import recorded_files
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def find_items(
 ) -> list[Item]:
     """The images of a folder; results, and the masks of `mask_dir`, are ignored.
 
-    Results are the files in the output folder or another run's, and `NAME_OUT.png` and the like beside the image NAME.
+    Results are the files in the output folder, those that another run has recorded and the pictures of its page, and
+    `NAME_OUT.png` and the like beside the image NAME.
 
     Raises:
         InputError: there are none, the output folder is a file or the input folder itself, or two images would be
@@ -89,11 +90,11 @@ def find_items(
         )
     if source in destination.parents:
         paths = [path for path in paths if destination not in path.resolve().parents]
-    paths = _outside_outputs(paths, input_dir)
+    paths = _without_recorded(paths, input_dir)
     images = without_results(without_masks(paths, input_dir, mask_dir, mask_suffix))
     items = [Item(path, path.relative_to(input_dir)) for path in images]
     if not items:
-        raise InputError(f"{input_dir} contains no image outside the output folder {output_dir}")
+        raise InputError(f"{input_dir} contains no image but results, such as those in the output folder {output_dir}")
     logger.info("%d image%s in %s", len(items), "s" if len(items) > 1 else "", input_dir)
     outputs: dict[Path, Item] = {}
     for item in items:
@@ -106,13 +107,16 @@ def find_items(
     return items
 
 
-def _outside_outputs(paths: Sequence[Path], input_dir: Path) -> list[Path]:
-    """Those that are in no output folder of an earlier run within the input folder."""
-    folders = {folder for path in paths for folder in path.parents if input_dir in folder.parents}
-    outputs = {folder for folder in folders if journal_files(folder)}
-    for folder in sorted(outputs):
-        logger.info("%s contains results of an earlier run, which are ignored", folder)
-    return [path for path in paths if outputs.isdisjoint(path.parents)]
+def _without_recorded(paths: Sequence[Path], input_dir: Path) -> list[Path]:
+    """Those that are neither results of an earlier run within the input folder nor pictures of its review page."""
+    folders = {folder for path in paths for folder in path.parents if input_dir in (folder, *folder.parents)}
+    results = {path for folder in folders for path in recorded_files(folder)}
+    pages = {folder: folder.with_name(folder.name.removesuffix("_files") + ".html") for folder in folders}
+    pictures = {folder for folder, page in pages.items() if folder.name.endswith("_files") and page.exists()}
+    kept = [path for path in paths if path not in results and pictures.isdisjoint(path.parents)]
+    if len(kept) < len(paths):
+        logger.info("%d results of earlier runs in %s are ignored", len(paths) - len(kept), input_dir)
+    return kept
 
 
 def without_results(images: Sequence[Path]) -> list[Path]:

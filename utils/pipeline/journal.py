@@ -4,7 +4,6 @@ import base64
 import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from utils.pipeline.items import Item
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import journal_files
+from utils.runtime.output_folder import journal_entries, journal_files
 
 
 class Journal:
@@ -63,7 +62,7 @@ class Journal:
 
     def _take_over(self, path: Path) -> None:
         """Read the finished images of a file of an earlier run."""
-        entries = _read_entries(path)
+        entries = journal_entries(path)
         earlier = next(iter(entries.values()), self.settings)
         changed = [name for name in earlier | self.settings if earlier.get(name) != self.settings.get(name)]
         if changed:
@@ -130,20 +129,11 @@ def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     """
     settings, finished = {}, {}
     for path in sorted(journal_files(folder), key=lambda path: path.stat().st_mtime_ns):
-        first, *entries = [*_read_entries(path).values()] or [{}]
+        first, *entries = [*journal_entries(path).values()] or [{}]
         if first != settings:
             settings, finished = first, {}
         finished |= {entry["row"]["image"]: entry for entry in entries}
     return settings, finished
-
-
-def _read_entries(path: Path) -> dict[bytes, dict[str, Any]]:
-    """The settings and the finished images in a file of a journal, by their lines."""
-    entries = {}
-    for line in path.read_bytes().splitlines():
-        with suppress(ValueError):  # a line that a killed process was writing
-            entries[line] = json.loads(line)
-    return entries
 
 
 def file_state(path: Path) -> list[int]:

@@ -187,7 +187,7 @@ def mask_values_of(runs: Sequence[PredictionRun]) -> list[list[int]]:
     usual, of_runs = next(filter(None, recorded), [0, 255]), []
     for run, values in zip(runs, recorded, strict=True):
         shown = set() if values else run.shown_values()
-        of_runs.append(list(values or (usual if shown <= {*usual} else sorted(shown))))
+        of_runs.append(list(values or (usual if shown - {0} <= {*usual} else sorted(shown))))
     for run, values in zip(runs, of_runs, strict=True):
         if len(values) != len(of_runs[0]):
             numbers = f"{len(values)} classes, {runs[0].folder} {len(of_runs[0])}"

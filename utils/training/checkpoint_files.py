@@ -183,6 +183,12 @@ def resume(
             f"{path} was saved in a run on {_DIGESTS[name]} of other names, or in another order: resuming requires the "
             "same images and masks"
         )
+    if name == "left_out":
+        raise InputError(
+            f"{path} was saved in a run that left out other validation images of its folder, or none: start a new run "
+            "with its weights",
+            "load",
+        )
     if name is not None:
         raise InputError(
             f"{path} was saved with {name} = {content['settings'].get(name)}, but this run has {settings[name]}: "
