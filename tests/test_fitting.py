@@ -33,7 +33,7 @@ def test_lesions_are_united_on_a_white_background():
     assert MaskClasses((255, 0)).unite([a, b]).tolist() == [[1, 0, 1]]
     counts = united.count()
     assert [array.tolist() for array in counts[:2]] == [[0, 3, 253], [1, 1, 1]]
-    b = RawMask(np.array([[1, 0, 0]], dtype=np.uint8), np.array([0, 1]))
+    b = RawMask(np.array([[1, 0, 0]], dtype=np.uint8), np.arange(256))
     united = unite_masks([b, b], background=255)  # of another set of masks
     assert united.values[united.codes].tolist() == [[1, 0, 0]]
 

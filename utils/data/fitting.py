@@ -69,11 +69,13 @@ def unite_masks(masks: Sequence[RawMask], background: int | None = None) -> RawM
     """
     if len(masks) == 1:
         return masks[0]
+    if background is not None:
+        found = np.concatenate([mask.count().values for mask in masks])  # of `mask.values`, some may not occur
+        if distances(read_palettes(found, by_index=False), [background]).min() > _MAX_DISTANCE:
+            background = None
     values = np.unique(np.concatenate([mask.values for mask in masks]))
     shown = read_palettes(values, by_index=False)
     distance = distances(shown, [shown.min() if background is None else background])[:, 0]
-    if distance.min() > _MAX_DISTANCE:
-        distance = distances(shown, [shown.min()])[:, 0]
     values = values[np.argsort(distance, kind="stable")]
     rank = np.argsort(values)
     codes = [rank[np.searchsorted(values, mask.values, sorter=rank)].astype(np.int32)[mask.codes] for mask in masks]

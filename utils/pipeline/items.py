@@ -115,7 +115,7 @@ def _without_recorded(paths: Sequence[Path], input_dir: Path) -> list[Path]:
     pictures = {folder for folder, page in pages.items() if folder.name.endswith("_files") and page.exists()}
     kept = [path for path in paths if path not in results and pictures.isdisjoint(path.parents)]
     if len(kept) < len(paths):
-        logger.info("%d results of earlier runs in %s are ignored", len(paths) - len(kept), input_dir)
+        logger.info("Ignoring results of earlier runs in %s: %d", input_dir, len(paths) - len(kept))
     return kept
 
 
@@ -128,5 +128,5 @@ def without_results(images: Sequence[Path]) -> list[Path]:
         if not ((match := _RESULT_OF.fullmatch(image.stem)) and image.with_name(match[1]) in stems)
     ]
     if len(kept) < len(images):
-        logger.info("%d results beside their images (NAME_OUT...) are ignored", len(images) - len(kept))
+        logger.info("Ignoring results beside their images, NAME_OUT...: %d", len(images) - len(kept))
     return kept
