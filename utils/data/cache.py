@@ -28,7 +28,7 @@ from utils.runtime.atomic_files import allocate
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_DIR = Path(__file__).resolve().parents[2] / "data" / ".cache"
-_VERSION = 3  # to be incremented when the cached arrays change
+_VERSION = 4  # to be incremented when the cached arrays change
 _ABANDONED_AFTER = 86400  # seconds, after which an unfinished folder counts as abandoned
 
 
