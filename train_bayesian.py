@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.groups import groups_digest, names_digest, read_groups
-from utils.data.mask_classes import MaskClasses, MaskOptions
+from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import Pair
 from utils.data_loading import (
     SegmentationDataset,
@@ -125,14 +125,11 @@ def load_datasets(
 
     # Decode: white and the classes mean what they mean to the loaded weights
     folders = cli.validation_folders(args)
-    recorded = MaskClasses(loaded.mask_values, loaded.ignore_value) if loaded.mask_values else None
-    options = replace(cli.mask_options(args), loaded=recorded)
+    options = replace(cli.mask_options(args), loaded=loaded.mask_values)
     n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
     if args.load and white != args.white:
         logger.info("White in 16-bit images is %g, as in the loaded model (--white names another)", white)
-    background = options.first
-    if background is None and recorded and recorded.values[0] > min(recorded.values):
-        background = recorded.values[0]  # of masks that are united
+    background = loaded.background if options.first is None else options.first  # of masks that are united
     common = (size, args.cache_dir, cli.pairing_options(args))
     decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, *common, white, background)
     mask_classes = held_out_classes = decoded.mask_classes(n_classes, options)

@@ -271,13 +271,13 @@ def test_object_of_255_is_not_what_a_model_ignores():
 
 
 def test_masks_with_the_values_of_the_loaded_model_keep_its_classes():
-    masks, loaded = [counted({0: 80, 1: 10, 2: 20})], MaskClasses([0, 2, 1])
+    masks, loaded = [counted({0: 80, 1: 10, 2: 20})], [0, 2, 1]
     assert decide(masks, 3).values == (0, 1, 2)
     assert decide(masks, 3, loaded=loaded).values == (0, 2, 1)
     assert decide(masks, 3, loaded=loaded, values=[0, 1, 2]).values == (0, 1, 2)
     assert decide(masks, 3, loaded=loaded, background=2).values == (2, 0, 1)
-    assert decide(masks, 3, loaded=MaskClasses([0, 5, 1])).values == (0, 1, 2)
-    classes = decide([counted({0: 80, 255: 20})], loaded=MaskClasses([0, 1], ignored=255))
+    assert decide(masks, 3, loaded=[0, 5, 1]).values == (0, 1, 2)
+    classes = decide([counted({0: 80, 255: 20})], loaded=[0, 1])
     assert (classes.values, classes.ignored) == ((0, 255), None)
 
 

@@ -64,8 +64,7 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
     """Calibrate a model on the images that the flags name, and store the result where they say."""
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
-    background = model.mask_values[0] if model.mask_values[0] > min(model.mask_values) else None
-    decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing, model.white, background)
+    decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing, model.white, model.background)
     model.white = decoded.white  # a guarantee is one for images that are read like these
     images = [pair.image for pair in decoded.pairs]
     names = names_digest(images, folders[0])

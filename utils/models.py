@@ -65,6 +65,11 @@ class TrainedModel:
         return len(self.mask_values)
 
     @property
+    def background(self) -> int | None:
+        """The value of class 0 in masks, if it is not the lowest one."""
+        return self.mask_values[0] if self.mask_values and self.mask_values[0] > min(self.mask_values) else None
+
+    @property
     def one_class(self) -> bool:
         """Whether the network, or each member, has a single sigmoid output."""
         return self.network.n_classes == 1

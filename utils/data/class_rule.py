@@ -118,8 +118,8 @@ def _class_values(
     if options.first is not None and options.first not in found:
         background = format_mask_value(options.first)
         raise InputError(f"the background {background} is none of the mask values {_list_values(found)}")
-    if options.loaded and options.first is None and {*found} == {*options.loaded.values}:
-        return tuple(options.loaded.values)
+    if options.first is None and {*found} == {*options.loaded}:
+        return tuple(options.loaded)
     return tuple(sorted(found, key=lambda value: value != options.first))
 
 

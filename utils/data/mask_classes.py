@@ -24,13 +24,13 @@ class MaskOptions:
         values: of class 0, 1, ...; empty to infer them.
         background: the value of class 0, if it is not the lowest.
         ignored: the value of pixels that do not count; None for 255 beside labels 0 ... N - 1.
-        loaded: what a model that is trained further has recorded: it holds for masks of just its values.
+        loaded: those of a model that is trained further, in the order of its classes: of masks that have just these.
     """
 
     values: Sequence[int] = ()
     background: int | None = None
     ignored: int | None = None
-    loaded: "MaskClasses | None" = None
+    loaded: Sequence[int] = ()
 
     @property
     def first(self) -> int | None:
