@@ -92,7 +92,7 @@ def test_resized_masks_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture
     def message() -> str:
         caplog.clear()
         decode_pairs(pair_files(imgs, masks), (32, 32), tmp_path / "cache")
-        return next(line for line in caplog.messages if "resized" in line)
+        return next(line for line in caplog.messages if "were resized" in line)
 
     first = message()
     assert first.startswith("2 masks were resized")
