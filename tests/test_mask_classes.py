@@ -175,6 +175,16 @@ def test_void_beside_labels_is_ignored():
     assert classes.of(np.array([0, 1, 40])).tolist() == [0, 1, IGNORED_CLASS]
 
 
+def test_negative_values_are_ignored_at_most():
+    masks = [counted({-1: 10, 0: 80, 1: 10})]
+    assert decide(masks, ignored=-1).of(np.array([-1, 0, 1])).tolist() == [IGNORED_CLASS, 0, 1]
+    assert decide(masks, expected=[0, 1], recorded=-1).of(np.array([-1, 0, 1])).tolist() == [IGNORED_CLASS, 0, 1]
+    for options in ({}, {"values": [-1, 1]}, {"background": -1}):
+        with pytest.raises(InputError, match="the mask value -1 is negative") as error:
+            decide([counted({-1: 80, 1: 20})], **options)
+        assert error.value.options == ("ignore_value",)
+
+
 def test_255_is_an_object_unless_labels_lie_beside_it():
     with pytest.raises(InputError, match="area"):  # a set of two kinds of masks
         decide([counted({0: 90, 255: 10}), counted({0: 90, 255: 10}), counted({0: 90, 1: 10})])

@@ -55,7 +55,7 @@ def decide_classes(
 
     Raises:
         InputError: there are fewer values than classes, or others with an area of their own, or the options contradict
-            each other.
+            each other; or a class has a negative value.
     """
     options, n_classes = options or MaskOptions(), max(n_classes, 2)
     options.check(n_classes)
@@ -72,6 +72,12 @@ def decide_classes(
         text = "No mask has the value %s, which is to be ignored"
         logger.warning(text, format_mask_value(options.ignored))
     classes = MaskClasses(_class_values(kept, n_classes, options, expected), ignored, by_index)
+    if (lowest := min(classes.values)) < 0:
+        raise InputError(
+            f"the mask value {lowest} is negative, which the values of classes cannot be: ignore its pixels, or correct "
+            "the masks",
+            "ignore_value",
+        )
     is_rest = _find_rest(kept, classes.values, by_mask)
     logger.info("%s", _describe_masks(counts, kept.values[is_rest], classes))
     background = kept.pixels[classes.of(kept.values) == 0].sum() / max(kept.pixels.sum(), 1)
