@@ -18,7 +18,7 @@ from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, write_checkpoint
 from utils.data_loading import SegmentationDataset, load_pairs, training_batches, validation_batches
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import CheckpointWriter, may_have_trained_on, resume
+from utils.training.checkpoint_files import CheckpointWriter, count_trained_on, resume
 from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
 
@@ -294,19 +294,17 @@ def test_run_that_is_resumed_into_another_folder_takes_its_best_epoch_along(tmp_
 
 
 def test_validation_images_that_the_loaded_model_may_have_been_trained_on():
-    names = dict.fromkeys(("validation_images", "validation_image_names", "groups", "left_out"))
-    split = {"image_names": "abc", "validation": 15.0, "seed": 0, **names}
-    assert not may_have_trained_on({}, split)
-    assert not may_have_trained_on(split, split)
-    assert not may_have_trained_on(split | {"seed": 1}, split | {"image_names": "other"})
+    split = {"image_names": "abc", "validation": 15.0, "seed": 0, "groups": None, "validation_image_names": None}
+    assert count_trained_on({"trained_names": ["a", "b", "c"]}, split, ["b", "c", "d"]) == 2
+    assert count_trained_on(split | {"trained_names": ["a"], "seed": 1}, split, ["b"]) == 0
+    # Files of earlier versions
+    for same in ({}, split, split | {"seed": 1, "image_names": "other"}):
+        assert count_trained_on(same, split, ["a", "b"]) == 0
     for other in ({"seed": 1}, {"validation": 20.0}, {"groups": "g"}, {"validation_image_names": "def"}):
-        assert may_have_trained_on(split | other, split)
-    folders = split | {"validation_images": 4, "validation_image_names": "def"}
-    assert not may_have_trained_on(split, folders)
-    assert not may_have_trained_on(folders | {"seed": 1}, folders)
-    assert may_have_trained_on(split | {"image_names": "def"}, folders)
-    assert may_have_trained_on(split, folders | {"left_out": 4})
-    assert not may_have_trained_on(folders | {"left_out": 4}, folders | {"left_out": 4})
+        assert count_trained_on(split | other, split, ["a", "b"]) == 2
+    folders = split | {"validation_image_names": "def"}
+    assert count_trained_on(split, folders, ["a"]) == count_trained_on(folders, folders, ["a"]) == 0
+    assert count_trained_on(split | {"image_names": "def"}, folders, ["a"]) == 1
 
 
 def test_progress_bar_shows_the_best_score_there_is():

@@ -74,7 +74,7 @@ def decide_classes(
     classes = MaskClasses(_class_values(kept, n_classes, options, expected), ignored, by_index)
     if (lowest := min(classes.values)) < 0:
         raise InputError(
-            f"the mask value {lowest} is negative, which the values of classes cannot be: ignore its pixels, or correct "
+            f"the mask value {lowest} is negative, which the value of a class cannot be: ignore its pixels, or correct "
             "the masks",
             "ignore_value",
         )

@@ -67,6 +67,12 @@ def names_digest(images: Sequence[Path], folder: Path) -> str:
     return groups_digest([image.relative_to(folder).as_posix() for image in images])
 
 
+def name_digests(images: Sequence[Path], folder: Path) -> list[str]:
+    """A short digest of each image's name within its folder, to recognise single ones."""
+    names = [image.relative_to(folder).as_posix() for image in images]
+    return [hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8] for name in names]
+
+
 def _names_of(image: Path) -> Iterator[str]:
     """`c.jpg`, `c`, `b/c.jpg`, `b/c`, ... for `a/b/c.jpg`."""
     parts = image.parts
