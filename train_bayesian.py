@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
-from utils.data.groups import groups_digest, name_digests, names_digest, read_groups
+from utils.data.groups import check_groups, groups_digest, name_digests, names_digest, read_groups
+from utils.data.images import list_images
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import Pair
 from utils.data_loading import (
     SegmentationDataset,
+    check_percentage,
     indices_not_held_out,
     load_pairs,
     split_indices,
@@ -81,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     model.epoch = state.epoch
     continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
     if distributed.is_main():
-        check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch))
+        check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch, continues))
     seen = count_trained_on(loaded.settings, settings, validation_names) if args.load else 0
     log_datasets(training_set, validation_set, seen)
     model_flags.log_device(device, dtype)
@@ -126,6 +128,7 @@ def load_datasets(
 
     # Decode: white and the classes mean what they mean to the loaded weights
     folders = cli.validation_folders(args)
+    check_split_flags(args, folders)
     options = replace(cli.mask_options(args), loaded=loaded.mask_values)
     n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
     if args.load and white != args.white:
@@ -168,6 +171,16 @@ def load_datasets(
             raise InputError(f"in the {name} masks every pixel is ignored: some have to count", "ignore_value")
     transforms = training_transforms(args.augmentation, others=training_set)
     return training_set.with_transform(transforms), validation_set, settings, validation_names
+
+
+def check_split_flags(args: argparse.Namespace, folders: tuple[Path, Path] | None) -> None:
+    """Check, before anything is decoded, what can be known of the split, or of the folders in its place."""
+    for folder in folders or ():
+        list_images(folder, recursive=args.recursive)
+    if folders is None:
+        check_percentage(args.validation)
+    if args.groups:
+        check_groups(args.groups)
 
 
 def identify_files(pairs: Sequence[Pair], imgs_dir: Path, masks_dir: Path) -> dict[str, Any]:

@@ -115,6 +115,18 @@ def test_interrupted_training(tmp_path: Path, signum: int, code: int, small: lis
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def test_stop_after_the_last_epoch(tmp_path: Path, small: list[object]):
+    """It is heeded before the calibration, which --resume makes up for."""
+    with start_script("train_bayesian.py", *training_flags(tmp_path), "--epochs", 1, *small) as process:
+        for line in process.stderr:
+            if "Epoch 1/1" in line:
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert not load_model(tmp_path / "checkpoints" / "best.pth").temperatures
+    out = train(tmp_path, "--epochs", 1, "--resume")
+    assert load_model(out / "best.pth").temperatures
+
+
 def test_load(tmp_path: Path):
     torch.manual_seed(1)
     network = lively_network(bilinear=True, n_classes=1)  # read from the file, without flags
@@ -309,6 +321,20 @@ def test_validation_set(tmp_path: Path):
     Image.fromarray(np.full((40, 48), 7, np.uint8)).save(masks / "SKIN_000_Segmentation.png")
     text = logged(tmp_path, *flags, "--val-imgs-dir", imgs, "--val-masks-dir", masks, code=2)
     assert "the masks have values that belong to no class" in text
+
+
+def test_wrong_flags_are_noticed_before_decoding(tmp_path: Path):
+    wrong = {
+        "the validation percentage must be": ["--validation", 100],
+        "nowhere.csv cannot be read": ["--groups", tmp_path / "nowhere.csv"],
+        "nowhere: there is no such folder": ["--val-imgs-dir", tmp_path / "nowhere", "--val-masks-dir", tmp_path],
+        "last.pth: there is no such model file": ["--resume"],
+    }
+    for words, flags in wrong.items():
+        result = run_script("train_bayesian.py", *training_flags(tmp_path), *flags)
+        assert_one_clear_line(result, words)
+        assert "masks: " not in result.stderr
+        assert not (tmp_path / "cache").exists()
 
 
 def test_groups(tmp_path: Path):

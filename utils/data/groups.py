@@ -57,6 +57,12 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
     return [groups[i] for i in range(len(images))]
 
 
+def check_groups(path: Path) -> None:
+    """Raise an `InputError` unless a file can be read as one of groups, of whatever images."""
+    for _ in _read_rows(path):
+        pass
+
+
 def groups_digest(groups: Sequence[str]) -> str:
     """A digest of the groups of a sequence of images, to recognise them."""
     return hashlib.sha256(json.dumps(list(groups)).encode()).hexdigest()[:16]

@@ -39,10 +39,19 @@ def archive_earlier_run(folder: Path) -> None:
         logger.info("The files of the earlier run have been moved to %s", target)
 
 
-def checkpoint_bytes(network: nn.Module, epochs: int) -> int:
-    """The least size of what is written in that many epochs: theirs, `best.pth`, and `last.pth` with the optimizer."""
+def checkpoint_bytes(network: nn.Module, epochs: int, continues: bool = False) -> int:
+    """The room that is needed for what is written in that many epochs.
+
+    Their own files, `best.pth`, and `last.pth`: three times the weights, and written beside the one that it replaces.
+
+    Args:
+        network: the network.
+        epochs: number of epochs to come.
+        continues: whether the run has been interrupted in this folder, where `best.pth` and `last.pth` are.
+    """
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    return size * (epochs + 3) if epochs else 0
+    files, replacing = 0 if continues else 4, 3 if continues or epochs > 1 else 0
+    return size * (epochs + files + replacing) if epochs else 0
 
 
 class CheckpointWriter:
