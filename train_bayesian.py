@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
-from utils.data.groups import groups_digest, names_digest, read_groups
+from utils.data.groups import check_groups, groups_digest, name_digests, names_digest, read_groups
+from utils.data.images import list_images
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import Pair
 from utils.data_loading import (
     SegmentationDataset,
+    check_percentage,
     indices_not_held_out,
     load_pairs,
     split_indices,
@@ -36,7 +38,7 @@ from utils.training.checkpoint_files import (
     CheckpointWriter,
     changed_setting,
     checkpoint_bytes,
-    may_have_trained_on,
+    count_trained_on,
     resume,
 )
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
@@ -65,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     resumed = args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume
     loaded = model_flags.initial_model_from_args(args, resumed)
     network = loaded.network.to(device, memory_format=torch.channels_last)
-    training_set, validation_set, data_settings = load_datasets(args, loaded)
+    training_set, validation_set, data_settings, validation_names = load_datasets(args, loaded)
     workers = min(8, cores_per_process()) if device.type == "cuda" else 0  # on a CPU, training needs all cores
     batches = training_batches(training_set, args.batch_size, args.seed, workers)
     held_out = validation_batches(validation_set, args.batch_size)
@@ -81,12 +83,13 @@ def main(args: argparse.Namespace) -> None:
     model.epoch = state.epoch
     continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
     if distributed.is_main():
-        check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch))
-    log_datasets(training_set, validation_set, bool(args.load) and may_have_trained_on(loaded.settings, settings))
+        check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch, continues))
+    seen = count_trained_on(loaded.settings, settings, validation_names) if args.load else 0
+    log_datasets(training_set, validation_set, seen)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
-    wandb_mode = args.wandb if distributed.is_main() else "disabled"
-    wandb_run = WandbRun(wandb_mode, settings, args.checkpoint_dir, continues)
+    config = settings | {"trained_names": len(settings["trained_names"])}  # which may be thousands
+    wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", config, args.checkpoint_dir, continues)
 
     # Epochs: train, validate, save, log
     started, first_epoch = time.monotonic(), state.epoch
@@ -107,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
                 logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, state, forecast)
                 wandb_run.log(state.history[-1], partial(predict_examples, state, validation_set))
             stopping = distributed.any_process(stop()) or not completed
-    if stopping:
+    if stopping or distributed.any_process(stop()):  # also while the last files were being written
         logger.info("Saved %s; continue with --resume", args.checkpoint_dir / "last.pth")
         wandb_run.finish()
         stop.exit()
@@ -119,12 +122,13 @@ def main(args: argparse.Namespace) -> None:
 
 def load_datasets(
     args: argparse.Namespace, loaded: TrainedModel
-) -> tuple[SegmentationDataset, SegmentationDataset, dict[str, Any]]:
-    """The training set, with random transforms, the validation set, and the settings that identify both."""
+) -> tuple[SegmentationDataset, SegmentationDataset, dict[str, Any], list[str]]:
+    """The training set, with random transforms, the validation set, their settings, `name_digests` of the second."""
     from utils.data.augmentation import training_transforms  # torchvision takes a second to import
 
     # Decode: white and the classes mean what they mean to the loaded weights
     folders = cli.validation_folders(args)
+    check_split_flags(args, folders)
     options = replace(cli.mask_options(args), loaded=loaded.mask_values)
     n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
     if args.load and white != args.white:
@@ -157,14 +161,26 @@ def load_datasets(
     held_out_files = identify_files(held_out.pairs, *folders) if folders else dict.fromkeys(files)
     settings = files | {f"validation_{name}": value for name, value in held_out_files.items()}
     settings |= {"groups": groups_digest(groups) if groups else None}
-    settings |= {"left_out": len(images) - len(training) or None if folders else None}
+    trained = name_digests([images[i] for i in training], args.imgs_dir)
+    settings |= {"trained_names": sorted({*trained, *loaded.settings.get("trained_names", ())})}
+    validation_names = name_digests([held_out.pairs[i].image for i in validation], (folders or (args.imgs_dir,))[0])
     training_set = SegmentationDataset(decoded, training, mask_classes)
     validation_set = SegmentationDataset(held_out, validation, held_out_classes)
     for data, name in ((training_set, "training"), (validation_set, "validation")):
         if not data.n_counted:
             raise InputError(f"in the {name} masks every pixel is ignored: some have to count", "ignore_value")
     transforms = training_transforms(args.augmentation, others=training_set)
-    return training_set.with_transform(transforms), validation_set, settings
+    return training_set.with_transform(transforms), validation_set, settings, validation_names
+
+
+def check_split_flags(args: argparse.Namespace, folders: tuple[Path, Path] | None) -> None:
+    """Check, before anything is decoded, what can be known of the split, or of the folders in its place."""
+    for folder in folders or ():
+        list_images(folder, recursive=args.recursive)
+    if folders is None:
+        check_percentage(args.validation)
+    if args.groups:
+        check_groups(args.groups)
 
 
 def identify_files(pairs: Sequence[Pair], imgs_dir: Path, masks_dir: Path) -> dict[str, Any]:
@@ -197,17 +213,19 @@ def calibrate_best_epoch(
             logger.warning(words, '"My prediction is black" in data/README.md')
 
 
-def log_datasets(training: SegmentationDataset, validation: SegmentationDataset, seen: bool) -> None:
-    """Log what is trained and validated on, which the loaded model may have seen, and what the masks lack."""
+def log_datasets(training: SegmentationDataset, validation: SegmentationDataset, seen: int) -> None:
+    """Log what is trained and validated on, how much of it the loaded model may have seen, and what the masks lack."""
     if validation.images is training.images and list(validation.indices) == list(training.indices):
-        words = "Training on %d images and validating on the same ones: the scores say nothing about other images"
-        logger.info(words, len(training))
+        ones = "one" if len(training) == 1 else "ones"
+        words = "Training on %s and validating on the same %s: the scores say nothing about other images"
+        logger.info(words, _count_images(training), ones)
     else:
-        logger.info("Training on %d images, validating on another %d", len(training), len(validation))
+        logger.info("Training on %s, validating on another %d", _count_images(training), len(validation))
         if seen:
             logger.warning(
-                "The loaded model may have been trained on these validation images, since its own were others: scores, "
-                "temperatures and guarantees are then too optimistic"
+                "The loaded model may have been trained on %d of the %d validation images, by their names: scores, "
+                "temperatures and guarantees are then too optimistic",
+                *(seen, len(validation)),
             )
     numbers = ((training, "training"), (validation, "validation"))
     if training.n_without_lesion or validation.n_without_lesion:
@@ -225,6 +243,10 @@ def log_datasets(training: SegmentationDataset, validation: SegmentationDataset,
             "No validation image has a lesion: there is no Dice, and best.pth is the epoch of the lowest validation "
             "loss. --validation, --seed or --val-imgs-dir change the validation images"
         )
+
+
+def _count_images(dataset: SegmentationDataset) -> str:
+    return f"{len(dataset)} image{'s' * (len(dataset) != 1)}"
 
 
 def forecast_remaining(started: float, completed: int, remaining: int) -> str:

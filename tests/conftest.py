@@ -5,7 +5,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from tests.forking import ForkedProcess, run_forked
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
 from utils.data.cache import decode_pairs
+from utils.data.decoding import DecodedPairs
+from utils.data.mask_classes import MaskClasses
 from utils.data.pairing import pair_files
 from utils.data_loading import SeededBatchSampler, SegmentationDataset
 from utils.training.loop import train_one_epoch
@@ -69,6 +71,14 @@ def make_folders(folder: Path, count: int, size: tuple[int, int] = (160, 120), s
     return imgs, masks
 
 
+def dataset_of(
+    decoded: DecodedPairs, indices: Sequence[int], values: Sequence[int], transform: Callable | None = None
+) -> SegmentationDataset:
+    """The dataset of some pairs, whose masks have these values of class 0, 1, ..."""
+    classes = decoded.mask_classes(len(values), expected=MaskClasses(values))
+    return SegmentationDataset(decoded, indices, classes, transform)
+
+
 def lively_network(seed: int = 0, **architecture) -> BayesianUNet:
     """A small untrained network whose outputs differ from pixel to pixel and from pass to pass."""
     torch.manual_seed(seed)
@@ -96,7 +106,7 @@ def train_network(folder: Path) -> TrainedModel:
     """Train on synthetic images, which are created in `folder`."""
     pairs = pair_files(*make_folders(folder, 24, (64, 64), seed=1000))
     decoded = decode_pairs(pairs, (128, 128), cache_dir=None)
-    dataset = SegmentationDataset(decoded, range(24), [0, 255])
+    dataset = dataset_of(decoded, range(24), [0, 255])
     torch.manual_seed(0)
     network = BayesianUNet(base_channels=8).to(memory_format=torch.channels_last)
     state = new_training_state(network, 5e-3, 10 * 6)

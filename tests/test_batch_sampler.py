@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, heed_ctrl_c
+from tests.conftest import ROOT, dataset_of, heed_ctrl_c
 from utils.data.decoding import DecodedPairs
 from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
@@ -30,7 +30,7 @@ def numbered_dataset(n: int, transform=None) -> SegmentationDataset:
     masks = np.zeros((n, 4, 6), dtype=np.uint16)
     pairs = [Pair(Path(f"{i}.jpg"), (Path(f"{i}.png"),)) for i in range(n)]
     decoded = DecodedPairs(pairs, images, masks, [ValueCounts(*np.array([[0], [24], [8]]))] * n)
-    return SegmentationDataset(decoded, range(n), [0, 255], transform)
+    return dataset_of(decoded, range(n), [0, 255], transform)
 
 
 def add_random(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

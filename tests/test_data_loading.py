@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import make_folders
+from tests.conftest import dataset_of, make_folders
 from utils.data import fitting
 from utils.data.cache import decode_pairs
 from utils.data.mask_classes import MaskOptions
@@ -111,7 +111,7 @@ def test_seed_determines_the_transform_and_the_random_state_is_restored(tmp_path
     def add_noise(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return image + torch.randint(0, 200, (1,)).byte(), mask
 
-    dataset = SegmentationDataset(decoded, [0], [0, 255], add_noise)
+    dataset = dataset_of(decoded, [0], [0, 255], add_noise)
     state = torch.get_rng_state()
     assert torch.equal(dataset[(0, 5)][0], dataset[(0, 5)][0])
     assert not torch.equal(dataset[(0, 5)][0], dataset[(0, 6)][0])
@@ -123,7 +123,7 @@ def test_seed_determines_the_transform_and_the_random_state_is_restored(tmp_path
 def test_cached_dataset_is_pickled_without_its_arrays(tmp_path: Path, cached: bool):
     pairs = pair_files(*make_folders(tmp_path, 12, (40, 40)))
     decoded = decode_pairs(pairs, (128, 128), tmp_path / "cache" if cached else None)
-    plain = SegmentationDataset(decoded, range(12), [0, 255])
+    plain = dataset_of(decoded, range(12), [0, 255])
     dataset = plain.with_transform(WildTransforms(others=plain, other_skin=1, other_amplitudes=1))
     content = pickle.dumps(dataset)
     assert (len(content) < 100_000) == cached  # the images are 590 kB
@@ -155,28 +155,28 @@ def small_lesions(folder: Path) -> tuple[Path, Path]:
 def test_a_lesion_keeps_the_pixel_with_its_largest_share(tmp_path: Path, cached: bool):
     pairs = pair_files(*small_lesions(tmp_path))
     decoded = decode_pairs(pairs, (20, 10), tmp_path / "cache" if cached else None)
-    dataset = SegmentationDataset(decoded, [1, 2, 3, 0], [0, 1, 2])
+    dataset = dataset_of(decoded, [1, 2, 3, 0], [0, 1, 2])
     assert dataset.n_without_lesion == 1
     assert dataset.kept == {1: [(5 * 20 + 12, 1)], 3: [(0, 2), (19, 1)]}
     masks = [dataset[i][1].numpy() for i in range(4)]
     assert [np.argwhere(mask).tolist() for mask in masks[:3]] == [[[5, 12]], [], [[0, 0], [0, 19]]]
     assert [masks[0][5, 12], masks[2][0, 0], masks[2][0, 19]] == [1, 2, 1]
     assert np.array_equal(masks[3], decoded.masks[0])  # a mask that keeps its lesion is not changed
-    other = SegmentationDataset(decoded, [0, 2], [0, 1, 2])
+    other = dataset_of(decoded, [0, 2], [0, 1, 2])
     assert (other.n_without_lesion, other.kept) == (1, {})
 
 
 def test_kept_pixels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pairs = pair_files(*small_lesions(tmp_path))
-    first = SegmentationDataset(decode_pairs(pairs, (20, 10), tmp_path / "cache"), [1], [0, 1, 2])
+    first = dataset_of(decode_pairs(pairs, (20, 10), tmp_path / "cache"), [1], [0, 1, 2])
     read = []
     monkeypatch.setattr(fitting, "read_mask", lambda path: (read.append(path.name), read_mask(path))[1])
     decoded = decode_pairs(pairs, (20, 10), tmp_path / "cache")
-    again = SegmentationDataset(decoded, [1], [0, 1, 2])
+    again = dataset_of(decoded, [1], [0, 1, 2])
     assert first.kept == again.kept == {1: [(5 * 20 + 12, 1)]}
     assert read == []
-    assert SegmentationDataset(decoded, [1, 3], [0, 1, 2]).kept[3] == [(0, 2), (19, 1)]
+    assert dataset_of(decoded, [1, 3], [0, 1, 2]).kept[3] == [(0, 2), (19, 1)]
     assert read == ["3.png"]
-    other = SegmentationDataset(decoded, [1, 3], [0, 2, 1])  # values with another meaning
+    other = dataset_of(decoded, [1, 3], [0, 2, 1])  # values with another meaning
     assert other.kept[1] == [(5 * 20 + 12, 2)]
-    assert SegmentationDataset(decoded, [1, 3], [0, 1, 2]).kept == again.kept | {3: [(0, 2), (19, 1)]}
+    assert dataset_of(decoded, [1, 3], [0, 1, 2]).kept == again.kept | {3: [(0, 2), (19, 1)]}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import make_folders
+from tests.conftest import dataset_of, make_folders
 from utils.data.cache import decode_pairs
 from utils.data.pairing import pair_files
 from utils.data.preprocessing import preprocess
@@ -50,7 +50,7 @@ def test_masks_of_several_classes(tmp_path: Path):
     assert dataset[0][1][0].tolist() == [0, 0, 1, 1]
     assert dataset[1][1][0].tolist() == [0, 2, 2, 2]
     with pytest.raises(InputError, match=r"b\.png, for example, contains the value 9"):
-        SegmentationDataset(decoded, [0, 1], [0, 5, 6])
+        dataset_of(decoded, [0, 1], [0, 5, 6])
 
 
 def test_masks_of_one_image_are_united_and_resized(tmp_path: Path, caplog: pytest.LogCaptureFixture):

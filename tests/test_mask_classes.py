@@ -129,6 +129,41 @@ def test_smooth_single_class(tmp_path):
     assert decide(written(tmp_path, masks)).values == (0, 255)
 
 
+def smooth(seed: int, value: int = 255) -> Image.Image:
+    """A mask with smooth edges, drawn in a value."""
+    return make_image(seed)[1].point([value * (grey > 127) for grey in range(256)]).filter(ImageFilter.GaussianBlur(2))
+
+
+def labelled(seed: int, value: int) -> Image.Image:
+    return make_image(seed)[1].point([value * (grey > 127) for grey in range(256)])
+
+
+@pytest.mark.parametrize(("n_classes", "values"), [(2, [255]), (3, [255, 128])])
+def test_labels_among_compressed_masks_are_no_noise(tmp_path, n_classes: int, values: list[int]):
+    drawn = [smooth(seed, values[seed % len(values)]) for seed in range(12)]
+    for name, options in (("png", {}), ("jpg", {"quality": 80})):
+        assert decide(written(tmp_path, drawn, name, **options), n_classes).values == (0, *sorted(values))
+        labels = written(tmp_path, [labelled(seed, 1 + seed % (n_classes - 1)) for seed in range(3)])
+        with pytest.raises(InputError, match=r"areas of their own: 1 .*, for example, contains the value 1\."):
+            decide(written(tmp_path, drawn, name, **options) + labels, n_classes)
+
+
+def test_one_mask_of_many_in_another_value(tmp_path):
+    masks = written(tmp_path, [*(smooth(seed) for seed in range(40)), smooth(0, 100)])
+    with pytest.raises(InputError, match=r"100 \(.*; 40\.png, for example, contains the value 100"):
+        decide(masks)
+    thin = [counted({0: 800, 255: 150}, {128: 60}) for _ in range(40)]  # few values, and thin ones of all the others
+    with pytest.raises(InputError, match=r"100 \(.*; 40\.png, for example"):
+        decide([*thin, counted({0: 900, 100: 100})])
+
+
+@pytest.mark.parametrize("factor", [4, 8])
+def test_smooth_edges_that_were_enlarged_to_small_areas(tmp_path, factor: int):
+    small = [smooth(seed).resize((160 // factor, 120 // factor), Image.Resampling.BOX) for seed in range(12)]
+    masks = [mask.resize((160, 120), Image.Resampling.NEAREST) for mask in small]
+    assert decide(written(tmp_path, masks)).values == (0, 255)
+
+
 # -- ignored pixels ----------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +173,16 @@ def test_void_beside_labels_is_ignored():
     assert classes.of(np.array([0, 1, 255])).tolist() == [0, 1, IGNORED_CLASS]
     classes = decide([counted({0: 90, 1: 6, 40: 4})], ignored=40)
     assert classes.of(np.array([0, 1, 40])).tolist() == [0, 1, IGNORED_CLASS]
+
+
+def test_negative_values_are_ignored_at_most():
+    masks = [counted({-1: 10, 0: 80, 1: 10})]
+    assert decide(masks, ignored=-1).of(np.array([-1, 0, 1])).tolist() == [IGNORED_CLASS, 0, 1]
+    assert decide(masks, expected=[0, 1], recorded=-1).of(np.array([-1, 0, 1])).tolist() == [IGNORED_CLASS, 0, 1]
+    for options in ({}, {"values": [-1, 1]}, {"background": -1}):
+        with pytest.raises(InputError, match="the mask value -1 is negative") as error:
+            decide([counted({-1: 80, 1: 20})], **options)
+        assert error.value.options == ("ignore_value",)
 
 
 def test_255_is_an_object_unless_labels_lie_beside_it():

@@ -1,6 +1,9 @@
 """Mask files: reading them in every mode, counting their values, drawing classes."""
 
+import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.conftest import ENVIRONMENT, ROOT
 from utils import RGB_OFFSET
 from utils.data.images import image_size, save_png
 from utils.data.mask_values import PALETTE_OFFSET, read_palettes
@@ -179,3 +183,31 @@ def test_small_labels_can_be_seen(tmp_path: Path):
 def test_class_without_a_value_is_not_drawn():
     with pytest.raises(AssertionError, match="class without a mask value"):
         mask_to_image(np.array([[0, 2]]), [0, 255])
+
+
+def test_masks_of_every_mode_become_two_classes_as_the_document_says(tmp_path: Path):
+    grey = np.array([[0, 1], [128, 255]], np.uint8)
+    palette = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8))
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 90, 90, 90])
+    colours = COLOURS.copy()
+    colours[0, 0] = 0
+    opaque = np.full((2, 2, 1), 255, np.uint8)
+    images = {
+        "grey": grey,
+        "deep": grey.astype(np.uint16),
+        "rgb": colours,
+        "rgba": np.concatenate([colours, opaque], axis=2),
+        "la": np.concatenate([grey[..., None], opaque], axis=2),
+    }
+    (tmp_path / "masks").mkdir()
+    for name, image in ({name: Image.fromarray(pixels) for name, pixels in images.items()} | {"p": palette}).items():
+        image.save(tmp_path / "masks" / f"{name}.png")
+    document = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    program = re.search(r'mkdir lesions && python -c "\n(.*?)"\n', document, re.DOTALL)[1]
+    (tmp_path / "lesions").mkdir()
+    command, environment = [sys.executable, "-c", program], ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=tmp_path, check=True, env=environment)
+    written = sorted((tmp_path / "lesions").iterdir())
+    assert [path.stem for path in written] == ["deep", "grey", "la", "p", "rgb", "rgba"]
+    for path in written:
+        assert values_of(path) == [[0, 255], [255, 255]], path

@@ -113,8 +113,9 @@ def test_images_and_masks_in_one_folder(tmp_path: Path):
     both = save_blank(tmp_path / "e", "a.jpg", "a.png", "c.jpg", "c.png")
     pairs = pair_files(both, both, PairingOptions(extensions=[".jpg"]))
     assert [(pair.image.name, pair.mask.name) for pair in pairs] == [("a.jpg", "a.png"), ("c.jpg", "c.png")]
-    with pytest.raises(InputError, match="no image has a mask"):
+    with pytest.raises(InputError, match=r"their file extension alone \(a\.jpg, a\.png, \.\.\.\): choose") as error:
         pair_files(both, both)
+    assert error.value.options == ("ext",)
 
 
 @pytest.mark.parametrize(

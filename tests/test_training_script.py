@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_interrupted_training(tmp_path: Path, signum: int, code: int, small: lis
     assert process.returncode == code
     assert read_checkpoint(tmp_path / "checkpoints" / "last.pth")["epoch"] >= 1
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_stop_after_the_last_epoch(tmp_path: Path, small: list[object]):
+    """It is heeded before the calibration, which --resume makes up for."""
+    with start_script("train_bayesian.py", *training_flags(tmp_path), "--epochs", 1, *small) as process:
+        for line in process.stderr:
+            if "Epoch 1/1" in line:
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert not load_model(tmp_path / "checkpoints" / "best.pth").temperatures
+    out = train(tmp_path, "--epochs", 1, "--resume")
+    assert load_model(out / "best.pth").temperatures
 
 
 def test_load(tmp_path: Path):
@@ -310,6 +323,20 @@ def test_validation_set(tmp_path: Path):
     assert "the masks have values that belong to no class" in text
 
 
+def test_wrong_flags_are_noticed_before_decoding(tmp_path: Path):
+    wrong = {
+        "the validation percentage must be": ["--validation", 100],
+        "nowhere.csv cannot be read": ["--groups", tmp_path / "nowhere.csv"],
+        "nowhere: there is no such folder": ["--val-imgs-dir", tmp_path / "nowhere", "--val-masks-dir", tmp_path],
+        "last.pth: there is no such model file": ["--resume"],
+    }
+    for words, flags in wrong.items():
+        result = run_script("train_bayesian.py", *training_flags(tmp_path), *flags)
+        assert_one_clear_line(result, words)
+        assert "masks: " not in result.stderr
+        assert not (tmp_path / "cache").exists()
+
+
 def test_groups(tmp_path: Path):
     imgs, _ = make_folders(tmp_path / "train", 8, (48, 40))
     groups = tmp_path / "groups.csv"
@@ -333,7 +360,7 @@ def test_overfit_one_image(tmp_path: Path):
     flags = ["--newW", 32, "--newH", 32]
     assert "0 validates on the training images" in logged(tmp_path, *flags, code=2)
     text = logged(tmp_path, *flags, "--validation", 0)
-    assert "Training on 1 images and validating on the same ones" in text
+    assert "Training on 1 image and validating on the same one:" in text
     assert read_checkpoint(tmp_path / "checkpoints" / "best.pth")["validation"]["dice"] >= 0
     assert not load_model(tmp_path / "checkpoints" / "best.pth").risk_curves  # nothing is known of other images
 
@@ -430,10 +457,16 @@ def test_run_that_diverges_leaves_the_earlier_one(tmp_path: Path, small: list[ob
 
 def test_loaded_model_of_another_split_is_warned_of(tmp_path: Path):
     flags, loaded = ["--newW", 32, "--newH", 32], ["--load", tmp_path / "checkpoints" / "best.pth"]
-    words = "The loaded model may have been trained on these validation images"
+    words = "The loaded model may have been trained on"
     assert words not in logged(tmp_path, *flags)
     assert words not in logged(tmp_path, *flags, *loaded)
-    assert words in logged(tmp_path, *flags, *loaded, "--seed", 1)
+    assert f"{words} 1 of the 1 validation images" in logged(tmp_path, *flags, *loaded, "--seed", 1)
+    more = make_folders(tmp_path / "more", 12, (48, 40))  # the same ones, and others that have arrived since
+    folders = [part for pair in zip(("--imgs-dir", "--masks-dir"), more, strict=True) for part in pair]
+    text = logged(tmp_path, *flags, *folders, "--load", tmp_path / "checkpoints" / "earlier-1" / "best.pth", "-v", 50)
+    recorded = load_model(tmp_path / "checkpoints" / "best.pth").settings["trained_names"]
+    assert len(recorded) > 6  # with those of the loaded model
+    assert re.search(f"{words} [1-5] of the 6 validation images", text)
 
 
 def test_best_epoch_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):

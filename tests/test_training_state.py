@@ -2,6 +2,7 @@
 
 import csv
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -12,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import make_folders
+from tests.conftest import dataset_of, make_folders
 from train_bayesian import running_scores
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, write_checkpoint
-from utils.data_loading import SegmentationDataset, load_pairs, training_batches, validation_batches
+from utils.data_loading import load_pairs, training_batches, validation_batches
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import CheckpointWriter, may_have_trained_on, resume
+from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, count_trained_on, resume
 from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
 
@@ -34,9 +35,9 @@ def run(
     """Train as train_bayesian.py does, on the images of `make_folders`; `stop` is called after each step."""
     decoded = load_pairs(folder / "imgs", folder / "masks", (32, 32), cache_dir=None)
     indices = range(len(decoded.pairs))
-    training_set = SegmentationDataset(decoded, indices, [0, 255], lambda i, m: (i + torch.randint(9, (1,)).byte(), m))
+    training_set = dataset_of(decoded, indices, [0, 255], lambda i, m: (i + torch.randint(9, (1,)).byte(), m))
     batches = training_batches(training_set, 3, seed=1)
-    held_out = validation_batches(SegmentationDataset(decoded, indices, [0, 255]), 4)
+    held_out = validation_batches(dataset_of(decoded, indices, [0, 255]), 4)
     state = new_state(total_steps=epochs * len(batches))
     if resuming and (folder / out / "last.pth").exists():
         torch.manual_seed(99)
@@ -270,6 +271,36 @@ def test_new_training_archives_an_earlier_one(tmp_path: Path):
     assert {p.name for p in tmp_path.iterdir()} == {"earlier-1", "earlier-1-copy", "earlier-2", "last.pth", "mine.txt"}
 
 
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_room_that_checkpoints_need(tmp_path: Path, epochs: int, before: int, monkeypatch: pytest.MonkeyPatch):
+    """The most that there is on the disk at a time, in which the weights count, and the rest of a file does not."""
+    torch.manual_seed(0)
+    state, sizes, replace = new_training_state(BayesianUNet(base_channels=16), 1e-3, total_steps=9), [], os.replace
+    state.network(torch.rand(2, 3, 32, 32)).sum().backward()
+    state.optimizer.step()
+
+    def measure(*paths) -> None:
+        sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+        replace(*paths)
+
+    def train_epoch() -> None:
+        scores = {"loss": 1.0, "dice": len(state.history) / 10, "images_without_lesion": 0}
+        state.complete_epoch(scores)
+        writer.save_epoch(TrainedModel(state.network, epoch=state.epoch), state)
+
+    with CheckpointWriter(tmp_path) as writer:
+        for _ in range(before):
+            train_epoch()
+    existing = sum(path.stat().st_size for path in tmp_path.iterdir())
+    monkeypatch.setattr("os.replace", measure)
+    with CheckpointWriter(tmp_path, continues=before > 0) as writer:
+        for _ in range(epochs):
+            train_epoch()
+    needed = checkpoint_bytes(state.network, epochs, continues=before > 0)
+    assert needed == pytest.approx(max(sizes) - existing, rel=0.05)
+
+
 def test_resumed_training_keeps_its_files(tmp_path: Path):
     (tmp_path / "metrics.csv").touch()
     (tmp_path / f".{'0' * 32}.part").touch()  # of a killed process
@@ -294,19 +325,17 @@ def test_run_that_is_resumed_into_another_folder_takes_its_best_epoch_along(tmp_
 
 
 def test_validation_images_that_the_loaded_model_may_have_been_trained_on():
-    names = dict.fromkeys(("validation_images", "validation_image_names", "groups", "left_out"))
-    split = {"image_names": "abc", "validation": 15.0, "seed": 0, **names}
-    assert not may_have_trained_on({}, split)
-    assert not may_have_trained_on(split, split)
-    assert not may_have_trained_on(split | {"seed": 1}, split | {"image_names": "other"})
+    split = {"image_names": "abc", "validation": 15.0, "seed": 0, "groups": None, "validation_image_names": None}
+    assert count_trained_on({"trained_names": ["a", "b", "c"]}, split, ["b", "c", "d"]) == 2
+    assert count_trained_on(split | {"trained_names": ["a"], "seed": 1}, split, ["b"]) == 0
+    # Files of earlier versions
+    for same in ({}, split, split | {"seed": 1, "image_names": "other"}):
+        assert count_trained_on(same, split, ["a", "b"]) == 0
     for other in ({"seed": 1}, {"validation": 20.0}, {"groups": "g"}, {"validation_image_names": "def"}):
-        assert may_have_trained_on(split | other, split)
-    folders = split | {"validation_images": 4, "validation_image_names": "def"}
-    assert not may_have_trained_on(split, folders)
-    assert not may_have_trained_on(folders | {"seed": 1}, folders)
-    assert may_have_trained_on(split | {"image_names": "def"}, folders)
-    assert may_have_trained_on(split, folders | {"left_out": 4})
-    assert not may_have_trained_on(folders | {"left_out": 4}, folders | {"left_out": 4})
+        assert count_trained_on(split | other, split, ["a", "b"]) == 2
+    folders = split | {"validation_image_names": "def"}
+    assert count_trained_on(split, folders, ["a"]) == count_trained_on(folders, folders, ["a"]) == 0
+    assert count_trained_on(split | {"image_names": "def"}, folders, ["a"]) == 1
 
 
 def test_progress_bar_shows_the_best_score_there_is():

@@ -15,13 +15,14 @@ from utils.value_arguments import mask_value, positive_number
 
 
 def test_types():
-    assert [mask_value(text) for text in ("0", "65535", "9,9,9", "255,0,0")] == [
+    assert [mask_value(text) for text in ("0", "-1", "65535", "9,9,9", "255,0,0")] == [
         0,
+        -1,
         65535,
         9,
         int(colour_values([255, 0, 0])),
     ]
-    for text in ("", "-1", "x", "1,2", "256,0,0", "65536"):
+    for text in ("", "-65536", "x", "1,2", "256,0,0", "-1,0,0", "65536"):
         with pytest.raises(argparse.ArgumentTypeError, match="such as 255"):
             mask_value(text)
     assert positive_number("4095") == 4095

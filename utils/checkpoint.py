@@ -132,6 +132,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         InputError: there is no such file, or it does not contain a dict of tensors and plain values.
     """
     path = Path(path)
+    if path.is_dir():
+        files = ", ".join(sorted(file.name for file in path.glob("*.pth"))) or "no .pth file"
+        raise InputError(f"{path} is a folder, a model file was expected: it has {files}")
     if not path.is_file():
         raise InputError(
             f"{path}: there is no such model file; expected a .pth file that train_bayesian.py has written"

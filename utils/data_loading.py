@@ -72,8 +72,7 @@ def split_indices(
     Raises:
         InputError: there are fewer than two images or groups, or the percentage is not from 0 to below 100.
     """
-    if not 0 <= validation_percent < 100:
-        raise InputError(f"the validation percentage must be at least 0 and below 100, not {validation_percent:g}")
+    check_percentage(validation_percent)
     if validation_percent == 0:
         return list(range(n)), list(range(n))
     if n < 2:
@@ -91,6 +90,12 @@ def split_indices(
     for i, group in enumerate(groups):
         sides[group in held_out].append(i)
     return sides
+
+
+def check_percentage(validation_percent: float) -> None:
+    """Raise an `InputError` unless that percentage of the images can be held out."""
+    if not 0 <= validation_percent < 100:
+        raise InputError(f"the validation percentage must be at least 0 and below 100, not {validation_percent:g}")
 
 
 def indices_not_held_out(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[int]:
@@ -133,7 +138,7 @@ class SegmentationDataset(Dataset):
     Args:
         decoded: all pairs.
         indices: which of them.
-        mask_classes: from `DecodedPairs.mask_classes`, or the mask values of class 0, 1, ...
+        mask_classes: what the mask values mean, from `DecodedPairs.mask_classes`.
         transform: takes and returns an image (3, h, w) uint8 and a mask (h, w) uint8, both as tensors.
 
     An item is addressed by its number, or by `(number, seed)` to make the transform's random numbers reproducible.
@@ -150,13 +155,11 @@ class SegmentationDataset(Dataset):
         self,
         decoded: DecodedPairs,
         indices: Sequence[int],
-        mask_classes: MaskClasses | Sequence[int],
+        mask_classes: MaskClasses,
         transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.images, self.masks = decoded.images, decoded.masks
         self.indices, self.transform = indices, transform
-        if not isinstance(mask_classes, MaskClasses):
-            mask_classes = decoded.mask_classes(len(mask_classes), expected=MaskClasses(mask_classes))
         self.mask_classes, self.white = mask_classes, decoded.white
         self.tables = [mask_classes.of(counts.values) for counts in decoded.counts]
         background, *lesion = pixels_per_class(decoded, self.tables, len(mask_classes.values))[list(indices)].T > 0

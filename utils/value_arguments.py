@@ -7,10 +7,11 @@ from utils.data.mask_values import colour_values
 
 
 def mask_value(text: str) -> int:
-    """An argparse type: a grey value or label such as 255, or a colour such as 255,0,0."""
+    """An argparse type: a grey value or label such as 255 or, to be ignored, -1, or a colour such as 255,0,0."""
     try:
         numbers = [int(part) for part in text.split(",")]
-        if len(numbers) not in (1, 3) or min(numbers) < 0 or max(numbers) > (65535 if len(numbers) == 1 else 255):
+        low, high = {1: (-65535, 65535), 3: (0, 255)}.get(len(numbers), (0, -1))
+        if not low <= min(numbers) <= max(numbers) <= high:
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(

@@ -30,7 +30,8 @@ _MIN_VOID_RATIO = 0.01  # of labelled pixels to those of 255, which are otherwis
 _MANY = 8  # more values than classes and this many others: compressed or anti-aliased masks
 _MIN_CONTRAST = 16  # between two classes of such masks
 _MAX_NOISE_DISTANCE = 8  # of compression within an area
-_MIN_SOLID, _MIN_FRACTION_OF_REST = 0.2, 0.05  # of a value with an area of its own
+_MIN_SOLID, _MIN_FRACTION_OF_REST = 0.2, 0.05  # of a value with an area of its own in the set
+_MIN_SOLID_IN_MASK, _MIN_FRACTION_IN_MASK = 0.65, 0.4  # in a single mask, whose smooth edges may be enlarged
 _MAX_REST = 0.5  # of the pixels
 _MAX_CANDIDATES = 1000  # of the many values of compressed masks; noise is further down
 _CLIPPED = 3  # this near to black or white, compression has moved it
@@ -54,7 +55,7 @@ def decide_classes(
 
     Raises:
         InputError: there are fewer values than classes, or others with an area of their own, or the options contradict
-            each other.
+            each other; or a class has a negative value.
     """
     options, n_classes = options or MaskOptions(), max(n_classes, 2)
     options.check(n_classes)
@@ -66,11 +67,17 @@ def decide_classes(
     counts = merge_counts(by_mask.values())
     known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
     ignored = next((value for value in known if value not in (None, *options.of_classes)), None)
-    kept = counts.without(ignored)
+    kept, by_mask = counts.without(ignored), {name: one.without(ignored) for name, one in by_mask.items()}
     if expected is None and options.ignored is not None and options.ignored not in counts.values:
         text = "No mask has the value %s, which is to be ignored"
         logger.warning(text, format_mask_value(options.ignored))
     classes = MaskClasses(_class_values(kept, n_classes, options, expected), ignored, by_index)
+    if (lowest := min(classes.values)) < 0:
+        raise InputError(
+            f"the mask value {lowest} is negative, which the value of a class cannot be: ignore its pixels, or correct "
+            "the masks",
+            "ignore_value",
+        )
     is_rest = _find_rest(kept, classes.values, by_mask)
     logger.info("%s", _describe_masks(counts, kept.values[is_rest], classes))
     background = kept.pixels[classes.of(kept.values) == 0].sum() / max(kept.pixels.sum(), 1)
@@ -157,17 +164,19 @@ def _find_rest(counts: ValueCounts, found: Sequence[int], masks: Mapping[str, Va
     Raises:
         InputError: one has an area of its own, or lies beside labels such as 0, 1, 2, or they are most of the pixels.
     """
-    many = len(counts.values) > len(found) + _MANY
-    rest = distances(counts.values, found).min(axis=1) > (_MAX_NOISE_DISTANCE if many else 0)
+    noise = _MAX_NOISE_DISTANCE if len(counts.values) > len(found) + _MANY else 0
+    rest = distances(counts.values, found).min(axis=1) > noise
     n_rest, n_pixels = counts.pixels[rest].sum(), counts.pixels.sum()
     own_area = (counts.solid >= _MIN_SOLID * counts.pixels) & (counts.pixels >= _MIN_FRACTION_OF_REST * n_rest)
     contrasts = distances(found, found)
-    further = np.flatnonzero(rest & (own_area | (contrasts[contrasts > 0].min(initial=np.inf) < _MIN_CONTRAST)))
+    own_area |= contrasts[contrasts > 0].min(initial=np.inf) < _MIN_CONTRAST
+    in_one = np.concatenate([_areas_in_one_mask(one, found, noise) for one in masks.values()])
+    further = np.flatnonzero((rest & own_area) | np.isin(counts.values, in_one))
     if len(further):
         further = further[np.argsort(-counts.pixels[further])]
         value, *_ = names = [format_mask_value(int(counts.values[i])) for i in further]
         listed = [f"{name} ({_percent(counts.pixels[i] / n_pixels)})" for name, i in zip(names, further, strict=True)]
-        example = next(name for name, one in masks.items() if counts.values[further[0]] in one.values)
+        example = max(masks, key=lambda name: masks[name].solid[masks[name].values == counts.values[further[0]]].sum())
         raise InputError(
             f"the masks have values that belong to no class, with areas of their own: {_shortened(listed)}; {example}, "
             f"for example, contains the value {value}. The {len(found)} classes have the values {_list_values(found)}. "
@@ -180,6 +189,21 @@ def _find_rest(counts: ValueCounts, found: Sequence[int], masks: Mapping[str, Va
             f"{_percent(1 - n_rest / n_pixels)} of the pixels, where one value per class was expected: are these masks?"
         )
     return rest
+
+
+def _areas_in_one_mask(counts: ValueCounts, found: Sequence[int], noise: float) -> np.ndarray:
+    """The values of no class that have areas of their own in one mask, however small its part of the set is.
+
+    If all of its values are noise around one class, they are labels: noise comes with the edges between two classes.
+    """
+    to_found = distances(counts.values, found)
+    distance, nearest, solid = to_found.min(axis=1), to_found.argmin(axis=1), counts.solid / counts.pixels
+    rest = distance > noise
+    if not rest.any() and len({*nearest.tolist()}) == 1:
+        areas = solid >= _MIN_SOLID
+        return counts.values[areas & (distance > 0) & (np.count_nonzero(areas) > 1)]
+    much = counts.pixels >= _MIN_FRACTION_IN_MASK * counts.pixels[rest].sum()
+    return counts.values[rest & much & (solid >= _MIN_SOLID_IN_MASK)]
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------

@@ -57,6 +57,12 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
     return [groups[i] for i in range(len(images))]
 
 
+def check_groups(path: Path) -> None:
+    """Raise an `InputError` unless a file can be read as one of groups, of whatever images."""
+    for _ in _read_rows(path):
+        pass
+
+
 def groups_digest(groups: Sequence[str]) -> str:
     """A digest of the groups of a sequence of images, to recognise them."""
     return hashlib.sha256(json.dumps(list(groups)).encode()).hexdigest()[:16]
@@ -65,6 +71,12 @@ def groups_digest(groups: Sequence[str]) -> str:
 def names_digest(images: Sequence[Path], folder: Path) -> str:
     """A digest of the names of images within their folder, and of their order, to recognise them."""
     return groups_digest([image.relative_to(folder).as_posix() for image in images])
+
+
+def name_digests(images: Sequence[Path], folder: Path) -> list[str]:
+    """A short digest of each image's name within its folder, to recognise single ones."""
+    names = [image.relative_to(folder).as_posix() for image in images]
+    return [hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8] for name in names]
 
 
 def _names_of(image: Path) -> Iterator[str]:

@@ -130,6 +130,14 @@ def _match_folders(
     both = {mask: files[path] for mask, path in _real_paths(masks).items() if path in files}
     matches = match_names(list(images), list(masks), mask_suffix, both)
     if not matches.masks and not matches.ambiguous:
+        stems = Counter(map(_stem, both.values()))
+        if max(stems.values(), default=0) > 1:
+            twins = [image for image in both.values() if stems[_stem(image)] > 1]
+            raise InputError(
+                f"no image has a mask in {masks_dir}, which is the folder of the images as well, and has files that "
+                f"differ in their file extension alone ({_first_names(twins)}): choose that of the images",
+                "ext",
+            )
         known = "that suffix" if mask_suffix else "a usual suffix, such as NAME_mask.png"
         raise InputError(
             f"no image has a mask in {masks_dir}: the images are {_first_names(images)}, the masks "

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # Settings that identify files, and which they are.
 _DIGESTS = {"image_names": "training images", "validation_image_names": "validation images"}
 _DIGESTS |= {"mask_names": "training masks", "validation_mask_names": "validation masks"}
+_DIGESTS |= {"trained_names": "training images"}
 _FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")
 
 
@@ -38,10 +39,19 @@ def archive_earlier_run(folder: Path) -> None:
         logger.info("The files of the earlier run have been moved to %s", target)
 
 
-def checkpoint_bytes(network: nn.Module, epochs: int) -> int:
-    """The least size of what is written in that many epochs: theirs, `best.pth`, and `last.pth` with the optimizer."""
+def checkpoint_bytes(network: nn.Module, epochs: int, continues: bool = False) -> int:
+    """The room that is needed for what is written in that many epochs.
+
+    Their own files, `best.pth`, and `last.pth`: three times the weights, and written beside the one that it replaces.
+
+    Args:
+        network: the network.
+        epochs: number of epochs to come.
+        continues: whether the run has been interrupted in this folder, where `best.pth` and `last.pth` are.
+    """
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    return size * (epochs + 3) if epochs else 0
+    files, replacing = 0 if continues else 4, 3 if continues or epochs > 1 else 0
+    return size * (epochs + files + replacing) if epochs else 0
 
 
 class CheckpointWriter:
@@ -143,21 +153,20 @@ def changed_setting(recorded: Mapping[str, Any], settings: Mapping[str, Any]) ->
     return next((name for name in compared if recorded.get(name) != settings[name]), None)
 
 
-def may_have_trained_on(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a model was perhaps trained on images that a new run with these settings validates on.
+def count_trained_on(recorded: Mapping[str, Any], settings: Mapping[str, Any], names: Sequence[str]) -> int:
+    """How many of the images that a new run validates on a model may have been trained on, by their names.
 
     Args:
-        recorded: the settings of the model.
+        recorded: the settings of the model; those of earlier versions record no single names.
         settings: those of the new run.
+        names: `name_digests` of its validation images.
     """
-    names, split = recorded.get("image_names"), ("validation", "seed", "groups", "validation_image_names")
-    if settings["validation_images"]:
-        if names == settings["validation_image_names"]:
-            return True
-        split = ("validation_image_names", "left_out")
-        if not settings["left_out"]:
-            return False
-    return names == settings["image_names"] and any(recorded.get(name) != settings[name] for name in split)
+    if "trained_names" in recorded:
+        return len({*names} & {*recorded["trained_names"]})
+    folder = settings["validation_image_names"] or settings["image_names"]  # that of the validation images
+    split = ("validation", "seed", "groups", "validation_image_names")
+    other_split = any(recorded.get(name) != settings[name] for name in split)
+    return len(names) if recorded.get("image_names") == folder and other_split else 0
 
 
 def resume(
@@ -182,12 +191,6 @@ def resume(
         raise InputError(
             f"{path} was saved in a run on {_DIGESTS[name]} of other names, or in another order: resuming requires the "
             "same images and masks"
-        )
-    if name == "left_out":
-        raise InputError(
-            f"{path} was saved in a run that left out other validation images of its folder, or none: start a new run "
-            "with its weights",
-            "load",
         )
     if name is not None:
         raise InputError(
