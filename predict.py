@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> int:
         recorded = MaskClasses(model.mask_values, model.ignore_value)
         names = (args.ignore_value, args.mask_suffix)
         ground_truth = GroundTruth(items, args.mask_dir, recorded, *names, evaluate_probs=False)
+        ground_truth.check_kept([] if args.no_save else [item.output(args.output_dir) for item in items])
 
     # What is done with each prediction
     def save(item: Item, prediction: Prediction) -> list[Path]:
@@ -60,12 +61,13 @@ def main(args: argparse.Namespace) -> int:
     def show(item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
         image = item.read(model.white)
         row = prediction_row(image, prediction.classes, prediction.maps, target, item.key, prediction.regions)
-        show_predictions([row], fallback=None if args.no_save else item.output(args.output_dir, "_figure.png"))
+        show_predictions([row], fallback=None if args.no_save else item.output(args.output_dir, "_OUT_figure.png"))
 
     # The record of finished images, with what has to be equal for an interrupted run to be resumed
     journal = None
     if not args.no_save:
         settings = {"threshold": args.mask_threshold, "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
+        settings |= {"ext": cli.named_extensions(args)}
         settings |= run_settings(model, sampler, ground_truth, guarantee)
         journal = Journal(args.output_dir, settings, items, args.skip_existing, ground_truth)
 

@@ -78,11 +78,12 @@ def main(args: argparse.Namespace) -> int:
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     sampler = sampler_from_args(args, model, dtype)
     guarantee = make_guarantee(model, sampler, args.guarantee)
-    options = options_from_args(args, guarantee)
-    ground_truth = None
+    options, ground_truth = options_from_args(args, guarantee), None
     if args.mask_dir:
         recorded = MaskClasses(model.mask_values, model.ignore_value)
         ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
+        ground_truth.check_kept([] if args.no_save else outputs.values())
+        ground_truth.check_kept([args.figure] if args.figure else [])
     batch = Batch(items, ground_truth)
     if not args.no_save:
         values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)

@@ -1,12 +1,11 @@
 """The images of an input folder, and where their results go."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from utils.data.images import IMAGE_EXTENSIONS
-from utils.pipeline.items import find_items, sibling
+from utils.pipeline.items import check_replaced, find_images, find_items, sibling
 from utils.pipeline.single_images import find_single_images
 from utils.runtime.errors import InputError
 
@@ -43,28 +42,45 @@ def test_no_image_outside_the_output_folder(tmp_path: Path):
         find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
 
 
+def touch(folder: Path, *names: str) -> list[Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths
+
+
 def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
     """Neither those beside their images, nor those in the output folder of another run within the input folder."""
-    for name in (
-        *("a.jpg", "a_OUT.png", "a_OUT_prob_c1.png", "a_OUT_OUT.png", "b_OUT.png", "a_OUTER.png"),
-        *(
-            "s/a_OUT.png",
-            "s/a_OUT_entropy.png",
-            "s/t/a.jpg",
-            "s/review.html",
-            "s/review_files/0/a.jpg",
-            "u_files/a.jpg",
-        ),
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    finished = json.dumps({"row": {"image": "a.jpg"}, "files": ["a_OUT.png", "a_OUT_entropy.png"]})
-    (tmp_path / "s" / ".progress-0.jsonl").write_text(f"{{}}\n{finished}\n{finished[:9]}")
+    touch(tmp_path, "a.jpg", "a_OUT.png", "a_OUT_prob_c1.png", "a_OUT_OUT.png", "b_OUT.png", "a_OUTER.png")
+    touch(tmp_path, "s/a.png", "s/all.png", "s/t/a.jpg", "s/t/c_OUT.png", "s/t/c_OUT_figure.png")
+    touch(tmp_path, "s/review.html", "s/review_files/0/a.jpg", "u_files/a.jpg", "s/.progress-0.jsonl")
     items = find_items(tmp_path, tmp_path / "tta", IMAGE_EXTENSIONS, recursive=True)
     assert {item.key for item in items} == {"a.jpg", "b_OUT.png", "a_OUTER.png", "s/t/a.jpg", "u_files/a.jpg"}
     images = find_single_images([tmp_path], output_dir=tmp_path / "uq")
     assert {item.key for item, _ in images} == {"a.jpg", "b_OUT.png", "a_OUTER.png"}
     assert find_single_images([tmp_path / "a_OUT.png"], output_dir=tmp_path / "uq")  # as it was asked for
+    assert {path.name for path in find_images(tmp_path / "s")} == {"a.png", "all.png"}
+
+
+def test_results_are_not_written_among_images_or_masks(tmp_path: Path):
+    imgs, masks = tmp_path / "imgs", tmp_path / "masks"
+    image, mask, _ = touch(tmp_path, "imgs/a.jpg", "masks/a.png", "out/imgs/imgs/a.jpg")
+    with pytest.raises(InputError, match="is the mask folder"):
+        find_items(imgs, masks, IMAGE_EXTENSIONS, mask_dir=masks)
+    with pytest.raises(InputError, match=r"is the input folder, .*imgs: "):
+        find_items(tmp_path / "out" / "imgs", tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
+    for inputs in ([image], [imgs]):
+        with pytest.raises(InputError, match="is the input folder"):
+            find_single_images(inputs, output_dir=imgs)
+        with pytest.raises(InputError, match="is the mask folder"):
+            find_single_images(inputs, output_dir=masks, masks=(masks, None))
+    for other in (mask, masks / "a_outer.png"):
+        with pytest.raises(InputError, match=f"would overwrite {other}"):
+            check_replaced([masks / "a.png"], [other])
+    check_replaced([masks / "a.png"], [masks / "a_mask.png", imgs / "a.png"])
+    touch(imgs, "a_OUT.png", "a_OUT_prob.png")  # by default, results are beside an image, and replaced
+    assert find_single_images([image], masks=(imgs, None))
 
 
 def test_siblings_keep_other_dots():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils.pipeline.items import Item
-from utils.pipeline.journal import Journal
+from utils.pipeline.journal import Journal, read_journal
 from utils.runtime.errors import InputError
 
 SETTINGS = {"passes": 3, "threshold": 0.5}
@@ -35,8 +35,8 @@ def out(tmp_path: Path, items: list[Item]) -> Path:
     return folder
 
 
-def finished(out: Path, items: list[Item]) -> list[str]:
-    return sorted(Journal(out, SETTINGS, items, resume=True).rows)
+def finished(out: Path, items: list[Item], settings: dict = SETTINGS) -> list[str]:
+    return sorted(Journal(out, settings, items, resume=True).rows)
 
 
 def test_resume(out: Path, items: list[Item]):
@@ -98,3 +98,44 @@ def test_setting_that_an_earlier_version_did_not_record(out: Path, items: list[I
     assert sorted(Journal(out, SETTINGS | {"white": None}, items, resume=True).rows) == ["a.jpg", "b.jpg"]
     with pytest.raises(InputError, match="results with white = None, but this run has 4095"):
         Journal(out, SETTINGS | {"white": 4095}, items, resume=True)
+
+
+def test_files_of_an_earlier_run_are_removed_with_its_result(out: Path, items: list[Item]):
+    """Those that are not rewritten, also if the run was interrupted; those of other images, and all else, are kept."""
+
+    def write(journal: Journal, item: Item, *suffixes: str) -> None:
+        files = [item.output(out, f"_OUT{suffix}") for suffix in (".png", *suffixes)]
+        for path in files:
+            path.touch()
+        journal.add({"image": item.key, "area": 5}, files, None)
+
+    def names() -> set[str]:
+        return {path.name for path in out.iterdir()} - {".progress-0.jsonl"}
+
+    mine = out.parent / "mine.png"
+    for path in (mine, out / "a_OUT_mine.png"):
+        path.touch()
+    journal = Journal(out, SETTINGS, items, resume=False)
+    for item in items[:2]:
+        write(journal, item, "_outer.png", "_probs.npy")
+    (path,) = out.glob(".progress-*")
+    path.write_text(path.read_text().replace('"a_OUT_outer.png"', '"a_OUT_outer.png", "../mine.png"'))
+    write(Journal(out, SETTINGS, items, resume=False), items[2], "_entropy.png")
+    both = {"b_OUT.png", "b_OUT_outer.png", "b_OUT_probs.npy", "c_OUT.png", "c_OUT_entropy.png", "a_OUT_mine.png"}
+    assert names() == both | {"a_OUT.png", "a_OUT_outer.png", "a_OUT_probs.npy"}
+
+    other = {"passes": 9}
+    write(Journal(out, other, items, resume=False), items[0], "_probs.npy")
+    assert names() == both | {"a_OUT.png", "a_OUT_probs.npy"}
+    assert finished(out, items, other) == ["a.jpg"]
+    resumed = Journal(out, other, items, resume=True)
+    write(resumed, items[1])
+    write(resumed, items[2])
+    assert names() == {"a_OUT.png", "a_OUT_probs.npy", "b_OUT.png", "c_OUT.png", "a_OUT_mine.png"}
+    assert mine.exists()
+
+
+def test_run_that_has_finished_nothing_can_be_resumed_otherwise(out: Path, items: list[Item]):
+    Journal(out, SETTINGS, items, resume=False)
+    assert read_journal(out) == ({}, {})
+    assert not Journal(out, {"passes": 9}, items, resume=True).rows

@@ -83,7 +83,9 @@ def test_predict_threshold_no_save_viz(model_file: Path, images: tuple[Path, Pat
     assert_one_clear_line(run_script("predict.py", *common, "-n", "--skip-existing"), "contradicts --skip-existing")
     result = run_script("predict.py", *common, "--viz")
     assert "There is no display to show the figure on: it has been written to" in result.stderr
-    assert {path.name for path in (tmp_path / "v").glob("*_figure.png")} == {f"SKIN_00{i}_figure.png" for i in range(4)}
+    assert {path.name for path in (tmp_path / "v").glob("*_figure.png")} == {
+        f"SKIN_00{i}_OUT_figure.png" for i in range(4)
+    }
 
 
 def test_ground_truth_is_missing_or_of_another_size(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import torch
 
-from utils.data.images import DEFAULT_MAX_MEGAPIXELS, limit_image_size
+from utils.data.images import DEFAULT_MAX_MEGAPIXELS, IMAGE_EXTENSIONS, limit_image_size
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
 from utils.model_flags import join_names
@@ -55,6 +55,11 @@ def items_from_args(args: argparse.Namespace) -> list[Item]:
     """The images that the flags of `arguments.folder_parent` name."""
     folders = (args.input_dir, args.output_dir, args.ext, args.recursive)
     return find_items(*folders, args.mask_dir, args.mask_suffix)
+
+
+def named_extensions(args: argparse.Namespace) -> list[str] | None:
+    """The file extensions that --ext names, as a run records them; None for all."""
+    return None if args.ext == IMAGE_EXTENSIONS else sorted(args.ext)
 
 
 @contextmanager
@@ -112,7 +117,7 @@ def probability_options(args: argparse.Namespace) -> ProbabilityMapOptions:
     """The options that the flags of `arguments.probability_parent` and `arguments.folder_parent` give."""
     names = ("class_index", "save_entropy", "save_npy", "calibrated", "mask_dir", "mask_suffix", "ignore_value")
     options = {name: getattr(args, name) for name in (*names, "skip_existing", "guarantee", "compile")}
-    return ProbabilityMapOptions(**options, model_name=join_names(args.model))
+    return ProbabilityMapOptions(**options, ext=named_extensions(args), model_name=join_names(args.model))
 
 
 def check_review_flags(args: argparse.Namespace) -> None:
@@ -157,7 +162,7 @@ def finish_prediction(args: argparse.Namespace, report: Report, input_dir: Path,
     if args.review and report.rows and distributed.is_main() and (args.output_dir / "summary.csv").exists():
         options = ReviewOptions(args.mask_dir, args.mask_suffix)
         # The other processes are done, and what there is to say of the masks has been said.
-        with report.isolating("the page"), distributed.alone(), only_warnings("utils.data"):
+        with report.isolating("the page"), distributed.alone(), only_warnings("utils.data", "utils.pipeline.items"):
             page, of_page = write_review([args.output_dir], input_dir, options)
             of_page.log_results(f": open {page} in a browser")
             known = {reason for _, reason in report.failures}

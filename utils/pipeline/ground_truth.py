@@ -1,6 +1,6 @@
 """The ground truth of a folder of images, and what predictions score against it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,7 +17,7 @@ from utils.metrics.evaluation import evaluate_set
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
-from utils.pipeline.items import Item
+from utils.pipeline.items import Item, check_replaced
 from utils.runtime import distributed
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
@@ -75,6 +75,14 @@ class GroundTruth:
     def ignore_value(self) -> int | None:
         """The value of pixels that do not count, if there is one."""
         return self.mask_classes.ignored
+
+    def check_kept(self, outputs: Iterable[Path]) -> None:
+        """Check that no result replaces a mask, see `check_replaced`.
+
+        Raises:
+            InputError: one does.
+        """
+        check_replaced(outputs, [path for paths in self.paths.values() for path in paths])
 
     def read(self, item: Item, shape: tuple[int, int]) -> np.ndarray | None:
         """The (H, W) uint8 classes of an image, `IGNORED_CLASS` for pixels that do not count; None without a mask.

@@ -2,20 +2,27 @@
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from PIL import Image
 
-from utils.data.images import list_images, read_image
+from utils.data.images import IMAGE_EXTENSIONS, list_images, read_image
 from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import recorded_files
+from utils.runtime.output_folder import journal_files
 
 logger = logging.getLogger(__name__)
 
 _RESULT_OF = re.compile(r"(.+)_OUT(_[a-z0-9_]+)?", re.DOTALL)  # the stem of a result, after that of its image
+
+# The names of the results beside the mask or probability map NAME.png: NAME, and then this.
+_RESULT = (
+    r"(_(prob|std)(_c\d+)?|_((expected_)?entropy|mutual_information|figure|outer|inner)|_mc\d+_c\d+)\.png"
+    r"|_(mean|std|probs|(expected_)?entropy|mutual_information)\.npy"
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,56 @@ def sibling(path: Path, suffix: str) -> Path:
     return path.with_name(path.stem + suffix)
 
 
+# -- what is an image --------------------------------------------------------------------------------------------------
+
+
+def find_images(
+    folder: Path,
+    extensions: Iterable[str] = IMAGE_EXTENSIONS,
+    recursive: bool = False,
+    masks: tuple[Path | None, str | None] = (None, None),
+    results: Collection[Path] = (),
+) -> list[Path]:
+    """The images of a folder, without masks and results among them.
+
+    Results are what is in the output folder of a run (one with a journal) below `folder`, and the files `NAME_OUT.png`
+    and the like in its sub-folders; the pictures of a review page; and `NAME_OUT.png` and the like beside the image
+    NAME. An output folder that is `folder` itself was named for its images.
+
+    Args:
+        folder: where to look.
+        extensions: file extensions of the images.
+        recursive: include sub-folders.
+        masks: folder and suffix of the ground-truth masks.
+        results: further folders in which all is results.
+
+    Raises:
+        InputError: the folder contains no image at all, or the masks are in it and belong to none.
+    """
+    paths = list_images(folder, extensions, recursive)
+    below = {parent for path in paths for parent in path.parents if folder in parent.parents}
+    closed = {result.resolve() for result in results}
+    closed = {parent for parent in below if parent.resolve() in closed or _holds_pictures(parent)}
+    outputs = {parent for parent in below if any(journal_files(parent))}
+    stems = {path.with_suffix("") for path in paths}
+
+    def is_result(path: Path) -> bool:
+        if path.parent in outputs or not closed.isdisjoint(path.parents):
+            return True
+        match = _RESULT_OF.fullmatch(path.stem)
+        return bool(match) and (path.with_name(match[1]) in stems or not outputs.isdisjoint(path.parents))
+
+    kept = [path for path in paths if not is_result(path)]
+    if len(kept) < len(paths):
+        logger.info("Ignoring results of predictions in %s: %d", folder, len(paths) - len(kept))
+    return without_masks(kept, folder, *masks)
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether a folder is that of the pictures of a review page."""
+    return folder.name.endswith("_files") and folder.with_name(f"{folder.name.removesuffix('_files')}.html").exists()
+
+
 def find_items(
     input_dir: Path,
     output_dir: Path,
@@ -71,27 +128,15 @@ def find_items(
     mask_dir: Path | None = None,
     mask_suffix: str | None = None,
 ) -> list[Item]:
-    """The images of a folder; results, and the masks of `mask_dir`, are ignored.
-
-    Results are the files in the output folder, those that another run has recorded and the pictures of its page, and
-    `NAME_OUT.png` and the like beside the image NAME.
+    """The images of a folder, as `find_images` finds them outside the output folder.
 
     Raises:
-        InputError: there are none, the output folder is a file or the input folder itself, or two images would be
+        InputError: there are none, the output folder is a file or holds images or the masks, or two images would be
             written to the same file.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"the output folder {output_dir} is a file, a folder was expected")
-    paths = list_images(input_dir, extensions, recursive)
-    source, destination = input_dir.resolve(), output_dir.resolve()
-    if destination == source:
-        raise InputError(
-            f"the output folder is the input folder, {input_dir}: the next run would take the results for images"
-        )
-    if source in destination.parents:
-        paths = [path for path in paths if destination not in path.resolve().parents]
-    paths = _without_recorded(paths, input_dir)
-    images = without_results(without_masks(paths, input_dir, mask_dir, mask_suffix))
+    images = find_images(input_dir, extensions, recursive, (mask_dir, mask_suffix), [output_dir])
     items = [Item(path, path.relative_to(input_dir)) for path in images]
     if not items:
         raise InputError(f"{input_dir} contains no image but results, such as those in the output folder {output_dir}")
@@ -104,29 +149,57 @@ def find_items(
                 f"{other.name} and {item.name} would both be written to {item.output(output_dir)}: rename one, or "
                 "select one of their file extensions"
             )
+    check_output_folders(outputs, images, mask_dir)
     return items
 
 
-def _without_recorded(paths: Sequence[Path], input_dir: Path) -> list[Path]:
-    """Those that are neither results of an earlier run within the input folder nor pictures of its review page."""
-    folders = {folder for path in paths for folder in path.parents if input_dir in (folder, *folder.parents)}
-    results = {path for folder in folders for path in recorded_files(folder)}
-    pages = {folder: folder.with_name(folder.name.removesuffix("_files") + ".html") for folder in folders}
-    pictures = {folder for folder, page in pages.items() if folder.name.endswith("_files") and page.exists()}
-    kept = [path for path in paths if path not in results and pictures.isdisjoint(path.parents)]
-    if len(kept) < len(paths):
-        logger.info("Ignoring results of earlier runs in %s: %d", input_dir, len(paths) - len(kept))
-    return kept
+# -- what no result may replace ----------------------------------------------------------------------------------------
 
 
-def without_results(images: Sequence[Path]) -> list[Path]:
-    """Images without the results of others among them that were written beside these."""
-    stems = {image.with_suffix("") for image in images}
-    kept = [
-        image
-        for image in images
-        if not ((match := _RESULT_OF.fullmatch(image.stem)) and image.with_name(match[1]) in stems)
-    ]
-    if len(kept) < len(images):
-        logger.info("Ignoring results beside their images, NAME_OUT...: %d", len(images) - len(kept))
-    return kept
+def check_output_folders(outputs: Iterable[Path], images: Iterable[Path], mask_dir: Path | None) -> None:
+    """Check that results are written neither among the images nor among the masks.
+
+    Raises:
+        InputError: they are.
+    """
+    of_images = {folder.resolve() for folder in {path.parent for path in images}}
+    for folder in dict.fromkeys(path.parent for path in outputs):
+        if folder.resolve() in of_images:
+            what = "input folder"
+        elif mask_dir and folder.resolve() == mask_dir.resolve():
+            what = "mask folder"
+        else:
+            continue
+        raise InputError(
+            f"the output folder is the {what}, {folder}: results could replace files there, or be taken for them; "
+            "choose another"
+        )
+
+
+def check_replaced(outputs: Iterable[Path], others: Iterable[Path]) -> None:
+    """Check that no result replaces one of another image, or another file.
+
+    Args:
+        outputs: a result `DIR/NAME.png` of each image, beside which its others are written.
+        others: the images, their masks, and what else is to be kept.
+
+    Raises:
+        InputError: one does.
+    """
+    names: dict[Path, Counter[str]] = defaultdict(Counter)  # by folder
+    of_stems: dict[tuple[Path, str], Path] = {}  # outputs by folder and stem
+    for path in outputs:
+        of_stems[path.parent.resolve(), path.stem] = path
+        names[path.parent.resolve()][path.name] += 1
+    for path in others:
+        names[path.parent.resolve()][path.name] += 1
+    for folder, name in ((folder, name) for folder, in_folder in names.items() for name in in_folder):
+        for end in (match.start() for match in re.finditer(r"[._]", name)):  # of the stem whose result it may be
+            path, suffix = of_stems.get((folder, name[:end])), name[end:]
+            if path is None or not (suffix == path.suffix or re.fullmatch(_RESULT, suffix)):
+                continue
+            if name != path.name or names[folder][name] > 1:
+                raise InputError(
+                    f"output {path}: one of its results would overwrite {path.with_name(name)}; choose another name "
+                    "or folder"
+                )

@@ -1,9 +1,16 @@
-"""The journal of a run over many images, with which an interrupted run is resumed."""
+"""The journal of a run over many images, with which an interrupted run is resumed.
+
+Its first line has the settings, each further one a finished image. What an earlier run has written for an image is
+listed until this one has finished that image: the files that are not rewritten are then removed, since maps of two runs
+beside each other would be taken for those of one.
+"""
 
 import base64
 import json
+import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +19,9 @@ from utils.pipeline.items import Item
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import journal_entries, journal_files
+from utils.runtime.output_folder import journal_files
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -50,39 +59,54 @@ class Journal:
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
         self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
-        if resume and distributed.is_main():
-            remove_partial_files({item.output(folder).parent for item in items})
-        if resume:
+        self._earlier: dict[str, list[str]] = {}  # the files of images that an earlier run has finished, by their first
+        if distributed.is_main():
+            if resume:
+                remove_partial_files({item.output(folder).parent for item in items})
+            else:
+                end_journals(folder)
+        if resume or distributed.is_main():
             for path in sorted(journal_files(folder)):
                 self._take_over(path)
-        elif distributed.is_main():
-            remove_journals(folder)
         # All processes use what the main process has read, and none writes before all have read.
-        self.rows, self.packed = distributed.all_gather((self.rows, self.packed))[0]
+        own = (self.rows, self.packed, self._earlier)
+        self.rows, self.packed, self._earlier = distributed.all_gather(own)[0]
 
     def _take_over(self, path: Path) -> None:
         """Read the finished images of a file of an earlier run."""
-        entries = journal_entries(path)
-        earlier = next(iter(entries.values()), self.settings)
-        changed = [name for name in earlier | self.settings if earlier.get(name) != self.settings.get(name)]
-        if changed:
-            name = changed[0]
-            raise InputError(
-                f"{self.folder} contains results with {name} = {earlier.get(name)}, but this run has "
-                f"{self.settings.get(name)}: choose another output folder, or start over without skipping existing "
-                "results"
-            )
-        for line, entry in list(entries.items())[1:]:
-            key = entry["row"]["image"]
-            files_exist = all((self.folder / file).is_file() for file in entry["files"])
-            masks = self._masks.get(key)
-            unchanged = entry["source"] == self._sources.get(key) and entry.get("masks", masks) == masks
-            if files_exist and unchanged:  # earlier versions recorded no masks
-                self.rows[key] = entry["row"]
-                if entry["counts"]:
-                    self.packed[key] = base64.b64decode(entry["counts"])
-                if path == self._path and self._kept_lines is not None:
-                    self._kept_lines.append(line)
+        lines = _read_lines(path)
+        settings = next(iter(lines.values()), {})
+        changed = [name for name in settings | self.settings if settings.get(name) != self.settings.get(name)]
+        for line, entry in list(lines.items())[1:]:
+            if "row" not in entry:
+                kept = True
+                self._earlier[entry["files"][0]] = entry["files"]
+            elif changed:
+                name = changed[0]
+                raise InputError(
+                    f"{self.folder} contains results with {name} = {settings.get(name)}, but this run has "
+                    f"{self.settings.get(name)}: choose another output folder, or start over without skipping existing "
+                    "results"
+                )
+            else:
+                kept = self._take_over_image(entry)
+            if kept and path == self._path and self._kept_lines is not None:
+                self._kept_lines.append(line)
+
+    def _take_over_image(self, entry: Mapping[str, Any]) -> bool:
+        """Take over a finished image, and return True, if its file and mask are unchanged and its results exist."""
+        key = entry["row"]["image"]
+        files_exist = all((self.folder / file).is_file() for file in entry["files"])
+        masks = self._masks.get(key)
+        unchanged = entry["source"] == self._sources.get(key) and entry.get("masks", masks) == masks
+        if not (files_exist and unchanged):  # earlier versions recorded no masks
+            return False
+        self.rows[key] = entry["row"]
+        for file in entry["files"][:1]:
+            self._earlier.pop(file, None)
+        if entry["counts"]:
+            self.packed[key] = base64.b64decode(entry["counts"])
+        return True
 
     def all_rows(self) -> dict[str, dict[str, Any]]:
         """The scores of what all processes have finished so far, by reported names."""
@@ -105,6 +129,7 @@ class Journal:
             "files": [path.relative_to(self.folder).as_posix() for path in files],
             "counts": base64.b64encode(packed).decode() if packed else None,
         }
+        self._remove_earlier(entry["files"])
         with self._lock:
             if self._kept_lines is not None:  # the first call
                 with atomic_file(self._path) as file:
@@ -114,11 +139,29 @@ class Journal:
             with open(self._path, "ab") as file:
                 file.write(b"\n" + json.dumps(entry).encode() + b"\n")  # after a line that may have been cut off
 
+    def _remove_earlier(self, files: Sequence[str]) -> None:
+        """Remove what an earlier run has written for an image, and this one has not."""
+        earlier = {*self._earlier.pop(files[0], ())} if files else set()
+        for name in earlier - {*files} - self._earlier.keys():
+            path = self.folder / name
+            if path.parent == (self.folder / files[0]).parent:  # as all results of an image are
+                path.unlink(missing_ok=True)
+                logger.debug("Removed %s, of an earlier run", path)
 
-def remove_journals(folder: Path) -> None:
-    """Remove what earlier runs into a folder have recorded: its files are no longer theirs."""
-    for path in journal_files(folder):
-        path.unlink(missing_ok=True)
+
+def end_journals(folder: Path) -> None:
+    """End what earlier runs into a folder have recorded: of their results only the files are still listed."""
+    paths, kept, earlier = sorted(journal_files(folder)), folder / ".progress-0.jsonl", {}
+    for path in paths:
+        for entry in _read_lines(path).values():
+            if entry.get("files"):
+                earlier[entry["files"][0]] = {"files": entry["files"]}
+    if earlier:
+        with atomic_file(kept) as file:
+            file.writelines(json.dumps(entry).encode() + b"\n" for entry in ({}, *earlier.values()))
+    for path in paths:
+        if not earlier or path != kept:
+            path.unlink(missing_ok=True)
 
 
 def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -129,11 +172,21 @@ def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     """
     settings, finished = {}, {}
     for path in sorted(journal_files(folder), key=lambda path: path.stat().st_mtime_ns):
-        first, *entries = [*journal_entries(path).values()] or [{}]
-        if first != settings:
+        first, *entries = [*_read_lines(path).values()] or [{}]
+        entries = {entry["row"]["image"]: entry for entry in entries if "row" in entry}
+        if entries and first != settings:
             settings, finished = first, {}
-        finished |= {entry["row"]["image"]: entry for entry in entries}
+        finished |= entries
     return settings, finished
+
+
+def _read_lines(path: Path) -> dict[bytes, dict[str, Any]]:
+    """The settings and the images in a file of a journal, by their lines."""
+    entries = {}
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):  # a line that a killed process was writing
+            entries[line] = json.loads(line)
+    return entries
 
 
 def file_state(path: Path) -> list[int]:

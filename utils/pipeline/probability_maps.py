@@ -43,6 +43,7 @@ class ProbabilityMapOptions:
         skip_existing: resume an interrupted run, see `Journal`.
         guarantee: also write the masks with a guarantee of this level, see `Guarantee`.
         compile: compile the network.
+        ext: the file extensions of the images, if the user names some: recorded for the review page.
         model_name: name of the model file, recorded in metrics.json.
     """
 
@@ -56,6 +57,7 @@ class ProbabilityMapOptions:
     skip_existing: bool = False
     guarantee: float | None = None
     compile: bool = False
+    ext: Sequence[str] | None = None
     model_name: str = ""
 
 
@@ -84,14 +86,15 @@ def predict_probabilities(
     guarantee = make_guarantee(model, sampler, options.guarantee)
     if (class_index := options.class_index) >= model.n_classes:
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
-    ground_truth = None
+    outputs, ground_truth = {item.path: item.output(output_dir) for item in items}, None
     if options.mask_dir:
         recorded = MaskClasses(model.mask_values, model.ignore_value)
         ground_truth = GroundTruth(items, options.mask_dir, recorded, options.ignore_value, options.mask_suffix)
+        ground_truth.check_kept(outputs.values())
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.
     settings = run_settings(model, sampler, ground_truth, guarantee)
-    settings |= {"class_index": class_index, "save_entropy": options.save_entropy}
+    settings |= {"class_index": class_index, "save_entropy": options.save_entropy, "ext": options.ext}
     run = {name: settings[name] for name in _IN_METRICS}
     settings |= {"save_npy": options.save_npy, "mask_dir": str(options.mask_dir), "mask_suffix": options.mask_suffix}
 
@@ -111,7 +114,6 @@ def predict_probabilities(
 
     kept, statistics = (STATISTICS if saved else () for saved in (options.save_npy, options.save_entropy))
     maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept, guarantee=guarantee)
-    outputs = {item.path: item.output(output_dir) for item in items}
     check_room_for_floats(output_dir, outputs, (2 * model.network.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing, ground_truth)
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))

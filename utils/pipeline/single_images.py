@@ -1,6 +1,5 @@
 """Single images with all of their maps: where the files go, how an image is predicted, what is written of it."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,16 +10,15 @@ from typing import Any
 from PIL import Image
 
 from utils.checkpoint import TrainedModel
-from utils.data.images import list_images, save_png
+from utils.data.images import save_png
 from utils.data.masks import mask_to_image
-from utils.data.pairing import without_masks
 from utils.inference.guarantees import Guarantee
 from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
-from utils.pipeline.items import Item, sibling, without_results
-from utils.pipeline.journal import remove_journals
+from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, sibling
+from utils.pipeline.journal import end_journals
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
 from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime.errors import InputError
@@ -28,13 +26,6 @@ from utils.runtime.output_folder import output_folder
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
 
 MAX_FIGURE_ROWS = 50
-
-# The names of the results beside the mask NAME.png: NAME, and then this.
-_RESULT = (
-    r"(_(prob|std)(_c\d+)?|_((expected_)?entropy|mutual_information|figure|outer|inner)|_mc\d+_c\d+)\.png"
-    r"|_(mean|std|probs|(expected_)?entropy|mutual_information)\.npy"
-)
-
 
 # -- where the files go ------------------------------------------------------------------------------------------------
 
@@ -58,21 +49,14 @@ def find_single_images(
         masks: folder and suffix of the ground-truth masks, which are ignored in a folder of images.
 
     Raises:
-        InputError: an image cannot be found, or a result would overwrite another file.
+        InputError: an image cannot be found, or a result would overwrite another file or be among images or masks.
     """
-    paths = [
-        image
-        for path in inputs
-        for image in (without_results(without_masks(list_images(path), path, *masks)) if path.is_dir() else [path])
-    ]
+    paths = [image for path in inputs for image in (find_images(path, masks=masks) if path.is_dir() else [path])]
     if any(path.is_dir() for path in inputs) and not output_dir and saving:
         raise InputError("a folder of images requires an output folder for the results")
-    if output_dir and output_dir.resolve() in [path.resolve() for path in inputs]:
-        raise InputError(
-            f"the output folder is the input folder, {output_dir}: the next run would take the results for images"
-        )
     if output_dir:
         outputs = [output_dir / f"{path.stem}.png" for path in paths]
+        check_output_folders(outputs, paths, masks[0])
     elif outputs is None:
         outputs = [sibling(path, "_OUT.png") for path in paths]
     if len(outputs) != len(paths):
@@ -82,7 +66,8 @@ def find_single_images(
     if saving and twice:
         raise InputError(f"{twice[0]} was given twice: its results are written once")
     if saving:
-        _check_outputs([*paths, *([figure] if figure else [])], outputs)
+        _check_outputs(outputs)
+        check_replaced(outputs, [*paths, *([figure] if figure else [])])
     return [(Item(path, PurePath(path.name), str(path)), output) for path, output in zip(paths, outputs, strict=True)]
 
 
@@ -99,33 +84,20 @@ def _check_figure(figure: Path | None, inputs: Sequence[Path], outputs: Sequence
         )
 
 
-def _check_outputs(others: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Check that neither a mask nor what is written beside it overwrites another mask or one of the other files."""
+def _check_outputs(outputs: Sequence[Path]) -> None:
+    """Check that each image has a mask file of its own, and that no folder has another summary."""
     for folder in {path.parent for path in outputs}:
         read_earlier_summary(folder / "summary.csv")  # raises if the file is something else
-    names = defaultdict(Counter)  # by folder
-    for path in (*others, *outputs):
-        names[path.parent.resolve()][path.name] += 1
-    masks: dict[tuple[Path, str], Path] = {}  # by folder and stem
+    known: set[tuple[Path, str]] = set()  # folders and stems
     for path in outputs:
         key = path.parent.resolve(), path.stem
-        if key in masks:
+        if key in known:
             raise InputError(f"two images would have the same mask file {path}: rename one of them")
-        masks[key] = path
+        known.add(key)
         if path.suffix.lower() != ".png":
             raise InputError(f"output {path}: the name of a mask must end with .png (or give an output folder)")
         if path.is_dir():
             raise InputError(f"output {path} is a folder: a file was expected")
-    for folder, name in ((folder, name) for folder, in_folder in names.items() for name in in_folder):
-        for end in (match.start() for match in re.finditer(r"[._]", name)):  # of the stem whose result it may be
-            path, suffix = masks.get((folder, name[:end])), name[end:]
-            if path is None or not (suffix == path.suffix or re.fullmatch(_RESULT, suffix)):
-                continue
-            if name != path.name or names[folder][name] > 1:
-                raise InputError(
-                    f"output {path}: one of its results would overwrite {path.with_name(name)}; choose another name "
-                    "or folder"
-                )
 
 
 # -- predict and save --------------------------------------------------------------------------------------------------
@@ -233,7 +205,7 @@ def save_single_image(
 def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the `summary.csv` of each output folder, in which the rows of other images with other results are kept.
 
-    A folder that does not belong to this run loses its journal, whose results are no longer all there.
+    The journal of a folder that does not belong to this run ends: its results are no longer all there.
 
     Args:
         outputs: the file of the mask of each image, by its reported name.
@@ -246,7 +218,7 @@ def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, row
     for folder, folder_rows in by_folder.items():
         with nullcontext() if folder == locked else output_folder(folder, patience=60):
             if folder != locked:
-                remove_journals(folder)
+                end_journals(folder)
             _write_single_summary(folder, folder_rows, outputs)
 
 

@@ -7,16 +7,15 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from utils.data.images import list_images
+from utils.data.images import IMAGE_EXTENSIONS
 from utils.data.mask_classes import MaskClasses
-from utils.data.pairing import without_masks
 from utils.figures.palette import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -30,7 +29,7 @@ from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES
 from utils.metrics.segmentation import CHALLENGE_SCORES, segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, score_title
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, without_results
+from utils.pipeline.items import Item, find_images
 from utils.pipeline.outputs import MAX_STD
 from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
@@ -114,8 +113,7 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
     if not report.rows:
         reason = report.failures[0][1]
         raise InputError(f"none of the {len(items)} images in {imgs_dir} can be shown: {items[0].key}: {reason}")
-    of_results = {path.resolve() for path in (*folders, page.files)} - {imgs_dir.resolve()}
-    without_result = _without_result(imgs_dir, {*names}, options, of_results)
+    without_result = _without_result(runs, imgs_dir, options, [*folders, page.files])
     failed = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures if name in names]
     page.write([*failed, *((name, "no result in this run") for name in without_result)])
     return report
@@ -138,15 +136,19 @@ def _folder_of_pictures(page: Path) -> Path:
     return page.with_name(f"{page.stem}_files")
 
 
-def _without_result(imgs_dir: Path, names: set[str], options: ReviewOptions, others: set[Path]) -> list[str]:
-    """The images of the folder that no run has predicted, those that failed for example; `others` are not searched."""
-    recursive = any("/" in name for name in names)
+def _without_result(
+    runs: Sequence[PredictionRun], imgs_dir: Path, options: ReviewOptions, results: Collection[Path]
+) -> list[str]:
+    """The images of the folder that no run has predicted, those that failed for example."""
+    names, settings = {name for run in runs for name in run.scores}, runs[0].settings
+    extensions = {extension for run in runs for extension in run.settings.get("ext") or IMAGE_EXTENSIONS}
+    masks = (options.masks_dir, options.mask_suffix)
+    if options.masks_dir is None and "mask_dir" in settings:
+        masks = (Path(settings["mask_dir"]), settings["mask_suffix"])
     try:
-        paths = list_images(imgs_dir, recursive=recursive)
-        paths = without_masks(paths, imgs_dir, options.masks_dir, options.mask_suffix)
+        paths = find_images(imgs_dir, extensions, any("/" in name for name in names), masks, results)
     except InputError:  # only the names of some images are lost
         return []
-    paths = without_results([path for path in paths if others.isdisjoint(path.resolve().parents)])
     return [name for path in paths if (name := path.relative_to(imgs_dir).as_posix()) not in names]
 
 

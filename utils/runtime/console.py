@@ -81,15 +81,16 @@ def set_log_level(level: int) -> None:
 
 
 @contextmanager
-def only_warnings(package: str) -> Iterator[None]:
-    """Within the `with` block, show no log lines of a package but warnings and errors."""
-    package_logger = logging.getLogger(package)
-    level = package_logger.level
-    package_logger.setLevel(logging.WARNING)
+def only_warnings(*names: str) -> Iterator[None]:
+    """Within the `with` block, show no log lines of these packages and modules but warnings and errors."""
+    levels = {named: named.level for named in map(logging.getLogger, names)}
+    for named in levels:
+        named.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        package_logger.setLevel(level)
+        for named, level in levels.items():
+            named.setLevel(level)
 
 
 def progress(items: Iterable | None = None, **options: object) -> tqdm:

@@ -5,7 +5,6 @@ process, however that ends, and also holds between hosts where the file system s
 """
 
 import errno
-import json
 import os
 import shutil
 import socket
@@ -14,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from utils.runtime.errors import InputError
 
@@ -52,21 +51,6 @@ def output_folder(folder: Path, patience: float = 0) -> Iterator[None]:
 def journal_files(folder: Path) -> list[Path]:
     """The files of the journals of the runs that have written into a folder, see `utils.pipeline.journal`."""
     return [*folder.glob(".progress-*.jsonl")]
-
-
-def journal_entries(path: Path) -> dict[bytes, dict[str, Any]]:
-    """The settings and the finished images in a file of a journal, by their lines."""
-    entries = {}
-    for line in path.read_bytes().splitlines():
-        with suppress(ValueError):  # a line that a killed process was writing
-            entries[line] = json.loads(line)
-    return entries
-
-
-def recorded_files(folder: Path) -> set[Path]:
-    """The results of finished images that the journals of a folder list."""
-    entries = [entry for path in journal_files(folder) for entry in journal_entries(path).values()]
-    return {folder / name for entry in entries for name in entry.get("files", ())}
 
 
 def check_writable(folder: Path) -> None:
