@@ -65,7 +65,7 @@ def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
 
 def test_results_are_not_written_among_images_or_masks(tmp_path: Path):
     imgs, masks = tmp_path / "imgs", tmp_path / "masks"
-    image, mask, _ = touch(tmp_path, "imgs/a.jpg", "masks/a.png", "out/imgs/imgs/a.jpg")
+    image, mask, *_ = touch(tmp_path, "imgs/a.jpg", "masks/a.png", "out/imgs/b.jpg", "out/imgs/imgs/a.jpg")
     with pytest.raises(InputError, match="is the mask folder"):
         find_items(imgs, masks, IMAGE_EXTENSIONS, mask_dir=masks)
     with pytest.raises(InputError, match=r"is the input folder, .*imgs: "):

@@ -399,6 +399,18 @@ def test_images_that_cannot_be_shown_are_listed(tmp_path: Path):
         write_review([run], images_of(tmp_path / "others", "z.png"))
 
 
+def test_only_images_are_listed_as_without_result(tmp_path: Path):
+    """Neither masks that the run knows, nor results of other runs, nor files of types that it was not to predict."""
+    imgs = images_of(tmp_path / "imgs", "a.png", "a_mask.png", "b.png", "b_mask.png", "c.bmp", "s/d.png", "s/e.png")
+    values = np.full((6, 8), 200, np.uint8)
+    write_run(imgs / "out", {"s/d.png": values})
+    settings = {"method": "softmax", "class_index": 1, "mask_values": [0, 255]}
+    for ext, expected in ((None, ["b.png", "c.bmp", "s/e.png"]), ([".png"], ["b.png", "s/e.png"])):
+        run_of = {**settings, "mask_dir": str(imgs), "mask_suffix": None, "ext": ext}
+        page, _ = write_review([write_run(imgs / "out2", {"a.png": values, "s/d.png": values}, run_of)], imgs)
+        assert [name for name, _ in data_of(page)["missing"]] == expected
+
+
 def test_image_whose_mask_does_not_fit_is_shown(tmp_path: Path):
     imgs = images_of(tmp_path / "imgs", "a.png", "b.png")
     masks = images_of(tmp_path / "masks", "a.png", "b.png")

@@ -144,7 +144,7 @@ def _without_result(
     extensions = {extension for run in runs for extension in run.settings.get("ext") or IMAGE_EXTENSIONS}
     masks = (options.masks_dir, options.mask_suffix)
     if options.masks_dir is None and "mask_dir" in settings:
-        masks = (Path(settings["mask_dir"]), settings["mask_suffix"])
+        masks = (Path(settings["mask_dir"]), settings.get("mask_suffix"))
     try:
         paths = find_images(imgs_dir, extensions, any("/" in name for name in names), masks, results)
     except InputError:  # only the names of some images are lost
