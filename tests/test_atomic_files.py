@@ -1,5 +1,6 @@
 """Atomic writes: a file is complete or does not exist."""
 
+import csv
 import errno
 import os
 from collections.abc import Callable
@@ -70,3 +71,10 @@ def test_csv(tmp_path: Path):
     write_csv(tmp_path / "y.csv", [{"image": os.fsdecode(b"l\xe9sion.jpg")}])  # a name that is not UTF-8
     assert (tmp_path / "y.csv").read_bytes() == b"image\nl\xe9sion.jpg\n"
     assert (tmp_path / "x.csv").read_text(encoding="utf-8") == 'image,dice\n"a, b.jpg",0.5\nü.jpg,1.0\n'
+
+
+def test_csv_of_names_with_control_characters(tmp_path: Path):
+    names = ["cr\rx.jpg", "lf\nx.jpg", "both\r\nx.jpg", "end\r", '"\r', "tab\tx.jpg"]
+    write_csv(tmp_path / "x.csv", [{"image": name, "dice": 0.5} for name in names])
+    with open(tmp_path / "x.csv", newline="") as file:
+        assert [(row["image"], row["dice"]) for row in csv.DictReader(file)] == [(name, "0.5") for name in names]

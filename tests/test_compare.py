@@ -98,6 +98,16 @@ def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
     assert not (tmp_path / "d").exists()
 
 
+def test_summary_of_another_run(project: Path, tmp_path: Path):
+    """Whose names are not those of the metrics: one clear line, before anything is written."""
+    folder = shutil.copytree(project / "direct", tmp_path / "o")
+    summary = (folder / "summary.csv").read_text()
+    (folder / "summary.csv").write_text(summary.replace("SKIN", f"{project}/imgs/SKIN"))
+    folders = ["--imgs-dir", project / "imgs", "--masks-dir", project / "masks", "--output-dir", tmp_path / "d"]
+    assert_one_clear_line(run_module("utils.compare", folder, *folders), "summary.csv", "has a mask in")
+    assert not (tmp_path / "d").exists()
+
+
 def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, model_file: Path):
     masks = shutil.copytree(project / "masks", tmp_path / "masks")
     name = min(path.name for path in masks.iterdir())

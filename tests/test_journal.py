@@ -53,6 +53,18 @@ def test_without_resume_it_starts_anew(out: Path, items: list[Item]):
     assert finished(out, items) == []
 
 
+def test_metrics_of_an_earlier_run_end_with_the_first_result(out: Path, items: list[Item]):
+    """Not before, and those of others stay, such as of a training."""
+    training = "epoch,train_loss\n1,0.5\n"
+    for name, content in (("metrics.json", '{"run": {}}'), ("metrics.csv", training)):
+        (out / name).write_text(content)
+    journal = Journal(out, {"passes": 1}, items, resume=False)
+    assert (out / "metrics.json").exists()
+    journal.add({"image": "c.jpg", "area": 6}, [items[2].output(out)], None)
+    assert not (out / "metrics.json").exists()
+    assert (out / "metrics.csv").read_text() == training
+
+
 def test_changed_image_and_missing_result(out: Path, items: list[Item]):
     os.utime(items[0].path, (1, 1))
     assert finished(out, items) == ["b.jpg"]

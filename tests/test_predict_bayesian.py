@@ -17,6 +17,7 @@ from tests.reference import network_probability
 from tests.test_prediction_scripts import pixels
 from utils.checkpoint import TrainedModel, load_model
 from utils.pipeline.report import Report
+from utils.pipeline.summary import read_summary
 
 
 @pytest.fixture
@@ -174,6 +175,57 @@ def test_image_given_by_another_path_has_one_row(model_file: Path, images: tuple
         [str(images[0] / name), str(other), second]
     )
     assert rows_after("-i", other, *in_folder) == sorted([str(other), second])
+
+
+def test_rows_end_with_their_results(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """Of a mask that another run has overwritten, and of an image that has failed in this run."""
+    imgs, out = images[0], tmp_path / "o"
+
+    def rows_after(*given: object, cwd: Path = tmp_path, folder: Path = out, code: int = 0) -> list[tuple[str, str]]:
+        result = run_script("predict_bayesian.py", *given, "--mc", 0, "-m", model_file, cwd=cwd)
+        assert result.returncode == code, result.stderr
+        return sorted((row["image"], row["mask"]) for row in read_summary(folder / "summary.csv"))
+
+    one, two = imgs / "SKIN_000.jpg", imgs / "SKIN_001.jpg"
+    assert rows_after("-i", one, "-o", out / "x.png") == [(str(one), "x.png")]
+    assert rows_after("-i", two, "-o", out / "x.png") == [(str(two), "x.png")]
+    assert rows_after("-i", "imgs/SKIN_000.jpg", cwd=imgs.parent, folder=imgs) == [
+        ("imgs/SKIN_000.jpg", "SKIN_000_OUT.png")
+    ]
+    assert rows_after("-i", one.name, cwd=imgs, folder=imgs) == [(one.name, "SKIN_000_OUT.png")]
+    assert len(rows_after("-i", one, two, "--output-dir", tmp_path / "p", folder=tmp_path / "p")) == 2
+    one.write_bytes(b"broken")
+    given = ("-i", one, two, "--output-dir", tmp_path / "p")
+    assert rows_after(*given, folder=tmp_path / "p", code=1) == [(str(two), "SKIN_001.png")]
+
+
+def test_single_result_beside_those_of_a_folder_script(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """Leaves the other run complete, with its journal and its metrics, unless it replaces one of its results."""
+    (imgs, masks), out = images, tmp_path / "o"
+    folders = ("--input-dir", imgs, "--mask-dir", masks, "--output-dir", out)
+    assert run_script("predict.py", *folders, "-m", model_file).returncode == 0
+    names, others = {path.name for path in imgs.iterdir()}, {".progress-0.jsonl", "metrics.csv", "metrics.json"}
+    one = str(imgs / "SKIN_000.jpg")
+    for output, rows, left in (
+        ("extra.png", {*names, one}, others),
+        ("SKIN_000.png", {*names, one}, others),
+        ("SKIN_000_OUT.png", {*names, one} - {"SKIN_000.jpg"}, set()),
+    ):
+        flags = ("-i", one, "-o", out / output, "--mc", 0, "-m", model_file)
+        assert run_script("predict_bayesian.py", *flags).returncode == 0
+        assert {row["image"] for row in read_summary(out / "summary.csv")} == rows
+        assert {path.name for path in out.iterdir()} & others == left
+
+
+def test_run_into_the_folder_of_another_script(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """Its metrics end, and each image has one row."""
+    (imgs, masks), out = images, tmp_path / "o"
+    folders = ("--input-dir", imgs, "--mask-dir", masks, "--output-dir", out)
+    assert run_script("predict.py", *folders, "-m", model_file).returncode == 0
+    result = run_script("predict_bayesian.py", "-i", imgs, "--output-dir", out, "--mc", 0, "-m", model_file)
+    assert result.returncode == 0, result.stderr
+    assert not list(out.glob("metrics.*"))
+    assert sorted(row["image"] for row in read_summary(out / "summary.csv")) == sorted(map(str, imgs.iterdir()))
 
 
 def test_single_result_ends_the_journal_of_its_folder(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

@@ -88,8 +88,8 @@ def test_image_without_a_score_is_left_out(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_write_removes_metrics_of_an_earlier_run(tmp_path: Path):
-    for name in ("metrics.csv", "metrics.json"):
-        (tmp_path / name).touch()
+    for name, content in (("metrics.csv", "image,dice\na.jpg,0.5\n"), ("metrics.json", '{"run": {}}')):
+        (tmp_path / name).write_text(content)
     Report([{"image": "a.jpg", "soft_dice_confidence": 0.5}]).write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
     Report(failures=[("a.jpg", "it is empty")]).write(tmp_path)

@@ -23,6 +23,7 @@ from utils.data.mask_values import RGB_OFFSET
 from utils.data.masks import mask_to_image
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
+from utils.pipeline.summary import read_summary, write_summary
 from utils.review_page.page import MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
 from utils.review_page.pictures import PictureMaker
 from utils.review_page.runs import ResultFiles, fingerprint, mask_values_of, read_run, read_runs
@@ -313,6 +314,17 @@ def test_what_an_earlier_run_has_left_is_not_shown(tmp_path: Path):
     assert [*read_run(run, imgs).scores] == ["b.png"]
 
 
+def test_row_of_a_folder_script_is_that_of_its_image(tmp_path: Path):
+    """Not that which predict_bayesian.py has added to its folder for another mask of the image, in whatever order."""
+    imgs, values = images_of(tmp_path / "imgs", "a.png"), np.full((6, 8), 200, np.uint8)
+    for confidence in (0.3, 0.7):
+        run = write_run(tmp_path / "run", {"a.png": values}, {}, scores={"a.png": {"soft_dice_confidence": 0.5}})
+        rows = read_summary(run / "summary.csv")
+        added = {"image": str(imgs / "a.png"), "soft_dice_confidence": confidence, "mask": "x.png"}
+        write_summary(run / "summary.csv", [*rows, added])
+        assert read_run(run, imgs).scores["a.png"]["soft_dice_confidence"] == 0.5
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +444,14 @@ def test_what_is_refused(tmp_path: Path):
         write_review([imgs], imgs)
     with pytest.raises(InputError, match=r"page .*page.txt: a file name that ends with .html was expected"):
         write_review([run], imgs, ReviewOptions(output=tmp_path / "page.txt"))
+    (tmp_path / "index.html").write_text("<!doctype html><title>Of the user</title>")
+    for single_file in (False, True):
+        with pytest.raises(
+            InputError, match=r"index.html is not a review page, and would be overwritten: move it away"
+        ):
+            write_review([run], imgs, ReviewOptions(output=tmp_path / "index.html", single_file=single_file))
+        write_review([run], imgs, ReviewOptions(output=tmp_path / "own.html", single_file=single_file))
+    assert (tmp_path / "index.html").read_text() == "<!doctype html><title>Of the user</title>"
     background = write_run(tmp_path / "background", {"a.png": values}, {"class_index": 0})
     with pytest.raises(InputError, match="contains background probabilities"):
         read_run(background, imgs)

@@ -111,6 +111,18 @@ def test_images_without_a_lesion_are_scored_as_by_the_scripts(model: TrainedMode
     assert {name: row[name] for name in SHIFT_METRICS} == pytest.approx(expected, rel=1e-9)
 
 
+def test_image_of_which_no_pixel_counts_is_in_no_row(model: TrainedModel, folder: Path, tmp_path: Path):
+    """Whatever a corruption puts beyond its borders."""
+    shutil.copytree(folder / "masks", tmp_path / "masks")
+    Image.new("L", (48, 40), 77).save(tmp_path / "masks" / "SKIN_001_Segmentation.png")
+    items = find_items(folder / "imgs", tmp_path / "out", IMAGE_EXTENSIONS)
+    ground_truth = GroundTruth(items, tmp_path / "masks", MaskClasses([0, 255]), ignore_value=77)
+    evaluation = ShiftEvaluation(model, {"a": Softmax()}, ground_truth)
+    for one in (Shift(UNCHANGED, 0), Shift("vignette", 5), Shift("farther", 5)):
+        assert [row["images"] for row in evaluation.evaluate(items, one)] == [3], one
+        assert evaluation.evaluate(items[1:2], one) == [], one
+
+
 def test_changed_images_have_the_metrics_of_the_scripts(model: TrainedModel, folder: Path, tmp_path: Path):
     """On the changed images and masks as files."""
     one = Shift("nearer", 4)
@@ -413,6 +425,12 @@ def test_inputs_that_cannot_be_used(folder: Path, tmp_path: Path):
     args = parsed(folder, tmp_path / "out")
     args.masks_dir = tmp_path / "empty"
     with pytest.raises(InputError, match="empty"):
+        shift.main(args)
+    args = parsed(folder, tmp_path / "out", "--ignore-value", 77)
+    args.masks_dir = shutil.copytree(folder / "masks", tmp_path / "ignored")
+    for path in args.masks_dir.iterdir():
+        Image.new("L", (48, 40), 77).save(path)
+    with pytest.raises(InputError, match="ignored have no pixel that counts"):
         shift.main(args)
     save_checkpoint(tmp_path / "plain.pth", TrainedModel(lively_network(base_channels=4, dropout=0.0), (32, 32)))
     args = parsed(folder, tmp_path / "out")

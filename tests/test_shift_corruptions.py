@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils import IGNORED_CLASS
 from utils.data.corruptions import (
     CORRUPTIONS,
     SHIFT_STRENGTHS,
@@ -110,6 +111,33 @@ def test_lesions_are_not_mirrored_beyond_the_borders():
     assert mask.sum() == 8 * 8
     assert changed[28:36, 17:23].mean() < 0.25
     assert changed[:, :14].min() > 0.7
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_ignored_pixels_stay_ignored(name: str, sample):
+    """An image of which no pixel counts has none after any change; others have none of the ignored part."""
+    image, classes = sample
+    _, mask = corrupt(image, np.full_like(classes, IGNORED_CLASS), name, 5, (0, "a.jpg"))
+    assert (mask == IGNORED_CLASS).all()
+    half = np.where(np.arange(classes.shape[1]) < 40, IGNORED_CLASS, classes).astype(np.uint8)
+    _, mask = corrupt(image, half, name, 5, (0, "a.jpg"))
+    _, marked = corrupt(image, (half == IGNORED_CLASS).astype(np.uint8), name, 5, (0, "a.jpg"))
+    assert (mask[marked == 1] == IGNORED_CLASS).all()
+    if name in ("vignette", "farther"):
+        assert (mask == IGNORED_CLASS).sum() > marked.sum()  # also where the marked pixels would be background
+
+
+def test_dark_corners_that_are_ignored_are_not_moved():
+    """Nor are ignored pixels mirrored, since they may be of a lesion: smooth skin is in the places of both."""
+    image, classes = np.full((64, 64, 3), 0.8, dtype=np.float32), np.zeros((64, 64), dtype=np.uint8)
+    image[24:40, 24:40], classes[24:40, 24:40] = 0.3, 1
+    image[:10, :10], classes[:10, :10] = 0.05, IGNORED_CLASS
+    image[28:36, :8], classes[28:36, :8] = 0.3, IGNORED_CLASS
+    changed, mask = farther(image, classes, 2.0, rng())
+    assert changed[:26, :26].min() > 0.7  # the corner and its mirror images
+    assert changed[30:34, 12:14].min() > 0.7
+    assert changed[30:34, 17:19] == pytest.approx(0.3, abs=0.1)
+    assert (mask[11:21, 11:21] == IGNORED_CLASS).all()
 
 
 def test_light_by_hand():

@@ -24,7 +24,7 @@ def test_least_confident_image_comes_first(tmp_path: Path):
 def test_rows_of_an_existing_file_are_kept_on_request(tmp_path: Path):
     path = tmp_path / "summary.csv"
     write_summary(path, [summary_row("a.jpg", 0.9), summary_row("b.jpg", 0.5), summary_row("c.jpg", 0.7)])
-    write_summary(path, [summary_row("c.jpg", 0.1), summary_row("d.jpg", 0.6)], lambda image: image != "c.jpg")
+    write_summary(path, [summary_row("c.jpg", 0.1), summary_row("d.jpg", 0.6)], lambda row: row["image"] != "c.jpg")
     assert [(row["image"], float(row["soft_dice_confidence"])) for row in read_summary(path)] == [
         ("c.jpg", 0.1),
         ("b.jpg", 0.5),
@@ -39,7 +39,7 @@ def test_other_files_are_not_overwritten(tmp_path: Path):
     path = tmp_path / "summary.csv"
     path.write_text("patient,age\n1,50\n")
     with pytest.raises(InputError, match="is not a summary of predictions"):
-        write_summary(path, [summary_row("a.jpg", 0.9)], lambda image: True)
+        write_summary(path, [summary_row("a.jpg", 0.9)], lambda row: True)
     assert path.read_text() == "patient,age\n1,50\n"
 
 

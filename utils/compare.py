@@ -87,6 +87,8 @@ def main(args: argparse.Namespace) -> None:
     if scored := read_metrics_table(args.results[0] / "metrics.csv"):  # of the others the masks do not fit
         labelled &= scored.keys()
     names = args.images or spread_over_confidence(summary, args.rows, labelled)
+    if not names:
+        raise InputError(f"no image of {summary} has a mask in {args.masks_dir} that it was compared with")
     shown = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in names]
     rows = [comparison_row(item, results, folders, ground_truth) for item in shown]
 

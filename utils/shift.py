@@ -117,6 +117,8 @@ def main(args: argparse.Namespace) -> int:
     with progress(total=(1 + len(shifts)) * len(items), unit="image") as bar:
         results = evaluation.evaluate(items, unchanged, bar.update)
         ground_truth.fitter.log()
+        if not results and not evaluation.failed:
+            raise InputError(f"the masks in {args.masks_dir} have no pixel that counts: there is nothing to compare")
         results += [row for row in finished if row["strength"] and row["failed"] == evaluation.failed]
         done = {(row["corruption"], row["strength"]) for row in results}
         shifts = [shift for shift in shifts if shift not in done]

@@ -1,8 +1,9 @@
 """What happens to dermoscopy images: lens, motion, sensor, light, hair, angle and distance, in five strengths.
 
 A corruption takes an (H, W, 3) float32 image in [0, 1], its (H, W) uint8 classes, a level and a random generator, and
-returns both as changed. With the same generator a higher strength is more of the same change. Lengths are for a shorter
-side of 256 pixels, so that a change looks the same at every size; only JPEG compresses the pixels as they are.
+returns both as changed. Ignored pixels stay ignored in all of them. With the same generator a higher strength is more
+of the same change. Lengths are for a shorter side of 256 pixels, so that a change looks the same at every size; only
+JPEG compresses the pixels as they are.
 """
 
 import io
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from utils import IGNORED_CLASS
 from utils.data.hairs import add_hairs
 from utils.data.spatial_filters import coordinates, disc_blur, gaussian_blur, line_blur, soft_step, unit
 from utils.runtime.seeds import derived_seed
@@ -42,7 +44,8 @@ def motion(image: np.ndarray, classes: np.ndarray, length: float, rng: np.random
 def lens_vignette(image: np.ndarray, classes: np.ndarray, radius: float, rng: np.random.Generator) -> Corrupted:
     """The black surroundings of a round lens, with less light towards its rim; lesions end there, too.
 
-    The radius is relative to half of the shorter side.
+    Ignored pixels stay ignored, so that no image counts that did not count without the lens. The radius is relative to
+    half of the shorter side.
     """
     x, y = coordinates(image.shape)
     centre = rng.uniform(-8, 8, 2)
@@ -51,7 +54,8 @@ def lens_vignette(image: np.ndarray, classes: np.ndarray, radius: float, rng: np
     inside = soft_step(radius - distance, rng.uniform(0.005, 0.015))
     black = rng.uniform(0.0, 0.06) * np.array([0.9, 0.9, 1.1])
     changed = image * (light * inside)[..., None] + black * (1 - inside)[..., None]
-    return changed.astype(np.float32), np.where(inside > 0.5, classes, 0).astype(np.uint8)
+    kept = (inside > 0.5) | (classes == IGNORED_CLASS)
+    return changed.astype(np.float32), np.where(kept, classes, 0).astype(np.uint8)
 
 
 # -- sensor and file ---------------------------------------------------------------------------------------------------
@@ -143,20 +147,21 @@ def nearer(image: np.ndarray, classes: np.ndarray, factor: float, rng: np.random
 def farther(image: np.ndarray, classes: np.ndarray, factor: float, rng: np.random.Generator) -> Corrupted:
     """A camera that is farther by this factor, with mirrored skin beyond the borders.
 
-    The lesion is not mirrored, and dark corners are not moved: smooth skin is in their places.
+    The lesion is not mirrored, and dark corners are not moved: smooth skin is in their places. It is also in the places
+    of mirrored pixels that are ignored, which may be of a lesion; they stay ignored, as do those within the picture.
     """
     changed, mask = _zoomed(image, classes, 1 / factor)
     height, width = classes.shape
-    pixel, lesion = unit(image.shape), mask > 0
+    pixel, skin, ignored = unit(image.shape), mask == 0, mask == IGNORED_CLASS
     x, y = np.abs(coordinates(image.shape)) * pixel * 2 * factor / np.array([width, height])[:, None, None]
     beyond = np.maximum(x, y) > 1
     brightness = changed.mean(axis=-1)
-    dark = brightness < _DARK * np.median(brightness if lesion.all() else brightness[~lesion])
-    kept = lesion & ~beyond
-    foreign = ((lesion & beyond) | (dark & (np.hypot(x, y) > 1))) & ~kept
+    dark = brightness < _DARK * np.median(brightness[skin] if skin.any() else brightness)
+    kept = ~(skin | ignored | beyond)
+    foreign = ((~skin & beyond) | (dark & (np.hypot(x, y) > 1))) & ~kept
     opacity = np.clip(2.5 * gaussian_blur(foreign.astype(np.float32), 3 * pixel), 0, 1) * ~kept
-    changed = changed + (_smooth_skin(changed, ~lesion & ~dark) - changed) * opacity[..., None]
-    return np.clip(changed, 0, 1).astype(np.float32), np.where(beyond, 0, mask).astype(np.uint8)
+    changed = changed + (_smooth_skin(changed, skin & ~dark) - changed) * opacity[..., None]
+    return np.clip(changed, 0, 1).astype(np.float32), np.where(beyond & ~ignored, 0, mask).astype(np.uint8)
 
 
 def _smooth_skin(image: np.ndarray, is_skin: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
+from utils.pipeline.report import remove_metrics
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
@@ -115,7 +116,7 @@ class Journal:
         return self.rows
 
     def add(self, row: Mapping[str, Any], files: Collection[Path], packed: bytes | None) -> None:
-        """Record a finished image; may be called in threads.
+        """Record a finished image; may be called in threads. The first one ends the metrics of what was there before.
 
         Args:
             row: its scores.
@@ -132,6 +133,7 @@ class Journal:
         self._remove_earlier(entry["files"])
         with self._lock:
             if self._kept_lines is not None:  # the first call
+                remove_metrics(self.folder)
                 with atomic_file(self._path) as file:
                     for line in (json.dumps(self.settings).encode(), *self._kept_lines):
                         file.write(line + b"\n")

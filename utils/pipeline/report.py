@@ -29,18 +29,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for one fi
 
 
 def check_tables(folder: Path) -> None:
-    """Check that `write_tables` removes no files but those of earlier predictions.
+    """Check that `write_tables` overwrites no files but those of earlier predictions.
 
     Raises:
         InputError: a file of that name is something else, such as the metrics of a training.
     """
     read_earlier_summary(folder / "summary.csv")
-    for name, beginning in _BEGINNINGS.items():
-        path = folder / name
-        with suppress(FileNotFoundError, NotADirectoryError):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                if "".join(file.read(_HEAD).split()).startswith(beginning):
-                    continue
+    for path, of_predictions in _metrics_files(folder):
+        if not of_predictions:
             words = "is not of predictions, and would be removed: move it away, or choose another folder"
             raise InputError(f"{path} {words}")
 
@@ -50,9 +46,7 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Those of an earlier run, and its metrics.json, are removed.
     """
-    for name in _BEGINNINGS:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            (folder / name).unlink()
+    remove_metrics(folder)
     if rows:
         write_summary(folder / "summary.csv", rows)  # over that of an earlier run
     else:
@@ -60,6 +54,23 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             (folder / "summary.csv").unlink()
     if compared := [row for row in rows if "dice" in row]:
         write_csv(folder / "metrics.csv", compared)
+
+
+def remove_metrics(folder: Path) -> None:
+    """Remove the metrics.csv and metrics.json of earlier predictions, whose results are no longer all there."""
+    for path, of_predictions in _metrics_files(folder):
+        if of_predictions:
+            path.unlink(missing_ok=True)
+
+
+def _metrics_files(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """The metrics.csv and metrics.json that there are in a folder, and whether they are of predictions."""
+    for name, beginning in _BEGINNINGS.items():
+        path = folder / name
+        with suppress(FileNotFoundError, NotADirectoryError):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read(_HEAD)
+            yield path, "".join(text.split()).startswith(beginning)
 
 
 def read_metrics_table(path: Path) -> dict[str, dict[str, str]]:

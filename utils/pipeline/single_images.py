@@ -18,9 +18,10 @@ from utils.inference.predictor import MapOptions, Prediction, draw_samples, pred
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, sibling
-from utils.pipeline.journal import end_journals
+from utils.pipeline.journal import end_journals, read_journal
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
-from utils.pipeline.summary import read_earlier_summary, write_summary
+from utils.pipeline.report import remove_metrics
+from utils.pipeline.summary import MASK_COLUMN, read_earlier_summary, write_summary
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
@@ -205,7 +206,7 @@ def save_single_image(
 def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the `summary.csv` of each output folder, in which the rows of other images with other results are kept.
 
-    The journal of a folder that does not belong to this run ends: its results are no longer all there.
+    In a folder that does not belong to this run, journal and metrics end if their results are no longer all there.
 
     Args:
         outputs: the file of the mask of each image, by its reported name.
@@ -214,21 +215,43 @@ def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, row
     """
     by_folder = defaultdict(list)
     for row in rows:
-        by_folder[outputs[row["image"]].parent].append(row)
+        output = outputs[row["image"]]
+        by_folder[output.parent].append({**row, MASK_COLUMN: output.name})
     for folder, folder_rows in by_folder.items():
-        with nullcontext() if folder == locked else output_folder(folder, patience=60):
-            if folder != locked:
+        own = folder == locked
+        with nullcontext() if own else output_folder(folder, patience=60):
+            if not own and not _recorded_files(folder).isdisjoint(outputs.values()):
                 end_journals(folder)
-            _write_single_summary(folder, folder_rows, outputs)
+                remove_metrics(folder)
+            given = {image: output for image, output in outputs.items() if output.parent == folder}
+            write_summary(folder / "summary.csv", folder_rows, _row_filter(folder, own, given))
 
 
-def _write_single_summary(folder: Path, rows: Sequence[Mapping[str, Any]], outputs: Mapping[str, Path]) -> None:
-    images, masks = ({of(row["image"]) for row in rows} for of in (_real_path, outputs.get))
+def _recorded_files(folder: Path) -> set[Path]:
+    """What the latest run into a folder has written for its finished images."""
+    _, finished = read_journal(folder)
+    return {folder / file for entry in finished.values() for file in entry["files"]}
 
-    def keeps(image: str) -> bool:
-        return _real_path(image) not in images and folder / f"{Path(image).stem}.png" not in masks
 
-    write_summary(folder / "summary.csv", rows, keeps)
+def _row_filter(folder: Path, own: bool, given: Mapping[str, Path]) -> Callable[[Mapping[str, str]], bool]:
+    """Which earlier rows of a summary stay, beside those of a run to which these images were given.
+
+    Args:
+        folder: of the summary.
+        own: whether it belongs to this run.
+        given: the file of the mask of each image in this folder.
+    """
+    images, masks = {_real_path(image) for image in given}, {*given.values()}
+
+    def keeps(row: Mapping[str, str]) -> bool:
+        stem, mask = Path(row["image"]).stem, row.get(MASK_COLUMN)
+        of_folder_script = folder / f"{stem}_OUT.png"  # whose rows, as those of earlier versions, do not name the mask
+        if not mask and not own and of_folder_script.is_file():
+            return of_folder_script not in masks
+        names = [mask] if mask else [of_folder_script.name, f"{stem}.png"]
+        return _real_path(row["image"]) not in images and masks.isdisjoint(folder / name for name in names)
+
+    return keeps
 
 
 def _real_path(image: str) -> Path:

@@ -20,24 +20,27 @@ SUMMARY_COLUMNS = (
     "area_variation",
     "largest_probability",
 )
+MASK_COLUMN = "mask"  # the file of an image's mask in the folder, where that is not NAME_OUT.png
 
 
 def write_summary(
-    path: Path, rows: Sequence[Mapping[str, Any]], keeps: Callable[[str], bool] = lambda image: False
+    path: Path, rows: Sequence[Mapping[str, Any]], keeps: Callable[[Mapping[str, str]], bool] = lambda row: False
 ) -> None:
     """Write the scores of images that need no ground truth as a CSV file, sorted by soft Dice confidence.
 
     Args:
         path: of the file.
-        rows: for each image its name and the scores of `ImageScores`; other entries are not written.
-        keeps: whether an image of an existing file keeps its row.
+        rows: for each image its name, the scores of `ImageScores` and, if one is to be recorded, the file of its mask;
+            other entries are not written.
+        keeps: whether a row of an existing file is kept.
 
     Raises:
         InputError: the existing file is not such a summary.
     """
-    others = [row for row in read_earlier_summary(path) if keeps(row["image"])]
+    others = [row for row in read_earlier_summary(path) if keeps(row)]
     ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
-    write_csv(path, [{name: row.get(name) for name in SUMMARY_COLUMNS} for row in ordered])
+    columns = [*SUMMARY_COLUMNS, *([MASK_COLUMN] if any(row.get(MASK_COLUMN) for row in ordered) else [])]
+    write_csv(path, [{name: row.get(name) for name in columns} for row in ordered])
 
 
 def read_earlier_summary(path: Path) -> list[dict[str, str]]:
@@ -63,7 +66,7 @@ def read_summary(path: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             rows = list(reader)
             columns = set(reader.fieldnames or ())  # earlier versions wrote fewer
-            known = set(SUMMARY_COLUMNS[:2]) <= columns <= set(SUMMARY_COLUMNS)
+            known = set(SUMMARY_COLUMNS[:2]) <= columns <= {*SUMMARY_COLUMNS, MASK_COLUMN}
             if not known or not all(_is_number(row[SUMMARY_COLUMNS[1]]) for row in rows):
                 raise InputError(f"{path} is not a summary of predictions")
             return rows

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -45,6 +44,7 @@ TEMPLATE = Path(__file__).parent / "template"
 SCRIPT_FILES = ("scores", "decisions", "maps", "panes", "image_list", "viewer", "main", "actions", "keys")
 DEFAULT_PAGE = "review.html"  # in the output folder
 MAX_EMBEDDED = 200  # images in a single file
+_DATA_TAG = b'<script type="application/json" id="data">'  # in every page
 _PICTURES = re.compile(r"[0-9a-f]{16}")  # a folder of pictures
 
 
@@ -120,15 +120,17 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
 
 
 def check_page(path: Path, single_file: bool = False) -> None:
-    """Check that nothing is in the way of a page and its pictures.
+    """Check that nothing but an earlier page is in the way of a page and its pictures.
 
     Raises:
         InputError: something is, or the name is not that of a page.
     """
     if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"page {path}: a file name that ends with .html was expected", "output")
+    if path.is_file() and _DATA_TAG not in path.read_bytes():
+        raise InputError(f"{path} is not a review page, and would be overwritten: move it away, or choose another name")
     files = _folder_of_pictures(path)
-    if os.path.lexists(files) and not files.is_dir() and not single_file:
+    if (files.exists() or files.is_symlink()) and not files.is_dir() and not single_file:
         raise InputError(f"{files} is in the way of the page's folder of pictures: move it away")
 
 

@@ -226,6 +226,7 @@ def _names_within(folder: Path, imgs_dir: Path, images: Collection[str], finishe
     """The paths within their folder of those images of a summary that the run has finished; says how many are not."""
     within = {image: _name_within(image, imgs_dir) for image in images}
     names = {image: name for image, name in within.items() if name is not None and image in finished}
+    names = {image: name for image, name in names.items() if image == name or name not in names}  # that of the folder
     if not names:
         raise InputError(f"the latest run into {folder} has predicted none of the images in {imgs_dir}")
     shown = {*names.values()}

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import io
 import json
 import math
 import os
@@ -12,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -88,12 +88,14 @@ def allocate(file: BinaryIO, size: int) -> None:
 
 def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the same columns as a CSV file with a header, atomically; the cells of None and NaN are empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    lines: list[str] = []
+    writer = csv.DictWriter(SimpleNamespace(write=lines.append), fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows({name: None if value != value else value for name, value in row.items()} for row in rows)
+    # The writer quotes a "\r" in a cell, such as in a file name, only if lines end with it.
+    text = "".join(line.removesuffix("\r\n") + "\n" for line in lines)
     with atomic_file(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
+        file.write(text.encode(errors="surrogateescape"))  # file names need not be UTF-8
 
 
 def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
