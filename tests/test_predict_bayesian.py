@@ -16,6 +16,7 @@ from tests.conftest import assert_one_clear_line, make_folders, make_image, run_
 from tests.reference import network_probability
 from tests.test_prediction_scripts import pixels
 from utils.checkpoint import TrainedModel, load_model
+from utils.pipeline.journal import read_journal
 from utils.pipeline.report import Report
 from utils.pipeline.summary import read_summary
 
@@ -209,12 +210,13 @@ def test_single_result_beside_those_of_a_folder_script(model_file: Path, images:
     for output, rows, left in (
         ("extra.png", {*names, one}, others),
         ("SKIN_000.png", {*names, one}, others),
-        ("SKIN_000_OUT.png", {*names, one} - {"SKIN_000.jpg"}, set()),
+        ("SKIN_000_OUT.png", {*names, one} - {"SKIN_000.jpg"}, {".progress-0.jsonl"}),  # which lists files only
     ):
         flags = ("-i", one, "-o", out / output, "--mc", 0, "-m", model_file)
         assert run_script("predict_bayesian.py", *flags).returncode == 0
         assert {row["image"] for row in read_summary(out / "summary.csv")} == rows
         assert {path.name for path in out.iterdir()} & others == left
+        assert bool(read_journal(out)[1]) == (left == others)
 
 
 def test_run_into_the_folder_of_another_script(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -113,9 +113,8 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
     if not report.rows:
         reason = report.failures[0][1]
         raise InputError(f"none of the {len(items)} images in {imgs_dir} can be shown: {items[0].key}: {reason}")
-    without_result = _without_result(runs, imgs_dir, options, [*folders, page.files])
     failed = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures if name in names]
-    page.write([*failed, *((name, "no result in this run") for name in without_result)])
+    page.write([*failed, *_without_result(runs, imgs_dir, options, [*folders, page.files])])
     return report
 
 
@@ -140,18 +139,18 @@ def _folder_of_pictures(page: Path) -> Path:
 
 def _without_result(
     runs: Sequence[PredictionRun], imgs_dir: Path, options: ReviewOptions, results: Collection[Path]
-) -> list[str]:
-    """The images of the folder that no run has predicted, those that failed for example."""
+) -> list[tuple[str, str]]:
+    """The images of the folder that no run has predicted, those that failed for example, and words for that."""
     names, settings = {name for run in runs for name in run.scores}, runs[0].settings
     extensions = {extension for run in runs for extension in run.settings.get("ext") or IMAGE_EXTENSIONS}
     masks = (options.masks_dir, options.mask_suffix)
     if options.masks_dir is None and "mask_dir" in settings:
         masks = (Path(settings["mask_dir"]), settings.get("mask_suffix"))
-    try:
+    with suppress(InputError):  # only the names of some images are lost
         paths = find_images(imgs_dir, extensions, any("/" in name for name in names), masks, results)
-    except InputError:  # only the names of some images are lost
-        return []
-    return [name for path in paths if (name := path.relative_to(imgs_dir).as_posix()) not in names]
+        others = [name for path in paths if (name := path.relative_to(imgs_dir).as_posix()) not in names]
+        return [(name, "no result in this run") for name in others]
+    return []
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
