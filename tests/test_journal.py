@@ -1,5 +1,6 @@
 """The journal of finished images: what a resumed run skips, and what it does again."""
 
+import logging
 import os
 from pathlib import Path, PurePath
 from types import SimpleNamespace
@@ -112,8 +113,11 @@ def test_setting_that_an_earlier_version_did_not_record(out: Path, items: list[I
         Journal(out, SETTINGS | {"white": 4095}, items, resume=True)
 
 
-def test_files_of_an_earlier_run_are_removed_with_its_result(out: Path, items: list[Item]):
+def test_files_of_an_earlier_run_are_removed_with_its_result(
+    out: Path, items: list[Item], caplog: pytest.LogCaptureFixture
+):
     """Those that are not rewritten, also if the run was interrupted; those of other images, and all else, are kept."""
+    caplog.set_level(logging.INFO)
 
     def write(journal: Journal, item: Item, *suffixes: str) -> None:
         files = [item.output(out, f"_OUT{suffix}") for suffix in (".png", *suffixes)]
@@ -140,9 +144,12 @@ def test_files_of_an_earlier_run_are_removed_with_its_result(out: Path, items: l
     write(Journal(out, other, items, resume=False), items[0], "_probs.npy")
     assert names() == both | {"a_OUT.png", "a_OUT_probs.npy"}
     assert finished(out, items, other) == ["a.jpg"]
+    assert f"Removing files of an earlier run that this one does not write, such as {out / 'a_OUT_'}" in caplog.text
+    caplog.clear()
     resumed = Journal(out, other, items, resume=True)
     write(resumed, items[1])
     write(resumed, items[2])
+    assert caplog.text.count("Removing files") == 1
     assert names() == {"a_OUT.png", "a_OUT_probs.npy", "b_OUT.png", "c_OUT.png", "a_OUT_mine.png"}
     assert mine.exists()
 

@@ -61,6 +61,7 @@ class Journal:
         self._lock = threading.Lock()
         self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
         self._earlier: dict[str, list[str]] = {}  # the files of images that an earlier run has finished, by their first
+        self._has_removed = False  # any of them
         if distributed.is_main():
             if resume:
                 remove_partial_files({item.output(folder).parent for item in items})
@@ -130,8 +131,8 @@ class Journal:
             "files": [path.relative_to(self.folder).as_posix() for path in files],
             "counts": base64.b64encode(packed).decode() if packed else None,
         }
-        self._remove_earlier(entry["files"])
         with self._lock:
+            self._remove_earlier(entry["files"])
             if self._kept_lines is not None:  # the first call
                 remove_metrics(self.folder)
                 with atomic_file(self._path) as file:
@@ -146,9 +147,11 @@ class Journal:
         earlier = {*self._earlier.pop(files[0], ())} if files else set()
         for name in earlier - {*files} - self._earlier.keys():
             path = self.folder / name
-            if path.parent == (self.folder / files[0]).parent:  # as all results of an image are
-                path.unlink(missing_ok=True)
-                logger.debug("Removed %s, of an earlier run", path)
+            if path.parent == (self.folder / files[0]).parent and path.is_file():  # as all results of an image are
+                path.unlink()
+                if not self._has_removed:
+                    logger.info("Removing files of an earlier run that this one does not write, such as %s", path)
+                self._has_removed = True
 
 
 def end_journals(folder: Path) -> None:
