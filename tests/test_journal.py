@@ -113,6 +113,19 @@ def test_setting_that_an_earlier_version_did_not_record(out: Path, items: list[I
         Journal(out, SETTINGS | {"white": 4095}, items, resume=True)
 
 
+def test_a_run_is_resumed_with_other_file_extensions(out: Path, items: list[Item]):
+    """Those that an earlier version did not record, or further ones; what other processes had finished is kept."""
+    (path,) = out.glob(".progress-*")
+    path.rename(out / ".progress-1.jsonl")
+    for extensions in ([".jpg"], [".jpg", ".png"]):
+        settings = SETTINGS | {"ext": extensions}
+        journal = Journal(out, settings, items, resume=True)
+        journal.add({"image": "c.jpg", "area": 5}, [items[2].output(out)], None)
+        recorded, rows = read_journal(out)
+        assert recorded == settings
+        assert sorted(rows) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
 def test_files_of_an_earlier_run_are_removed_with_its_result(
     out: Path, items: list[Item], caplog: pytest.LogCaptureFixture
 ):

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 import pytest
 from PIL import Image
 
-from utils.data.pairing import PairingOptions, find_masks, match_names, pair_files, without_masks
+from utils.data.pairing import Pair, PairingOptions, find_masks, match_names, pair_files, without_masks
 from utils.runtime.errors import InputError
 
 
@@ -116,6 +116,17 @@ def test_images_and_masks_in_one_folder(tmp_path: Path):
     with pytest.raises(InputError, match=r"their file extension alone \(a\.jpg, a\.png, \.\.\.\): choose") as error:
         pair_files(both, both)
     assert error.value.options == ("ext",)
+
+
+def test_predictions_below_the_masks_are_none(tmp_path: Path):
+    """Such as those of predict_bayesian.py, which have the names of the images; the folder itself was named."""
+    folder = save_blank(tmp_path / "d", "s/a.jpg", "s/a_mask.png", "s/uq/a.png", "s/uq/a_prob.png")
+    (folder / "s" / "uq" / ".progress-0.jsonl").touch()
+    image = folder / "s" / "a.jpg"
+    images = {PurePath("s/a.jpg"): image}
+    assert pair_files(folder, folder, PairingOptions(recursive=True)) == [Pair(image, (folder / "s" / "a_mask.png",))]
+    assert find_masks(images, folder) == {PurePath("s/a.jpg"): (folder / "s" / "a_mask.png",)}
+    assert find_masks(images, folder / "s" / "uq") == {PurePath("s/a.jpg"): (folder / "s" / "uq" / "a.png",)}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from utils.data.images import IMAGE_EXTENSIONS, list_images
 from utils.runtime.errors import InputError, bulleted
+from utils.runtime.output_folder import journal_files
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
     """
     options = options or PairingOptions()
     paths = list_images(imgs_dir, options.extensions, options.recursive)
-    images = {path.relative_to(imgs_dir): path for path in paths}
+    images = _without_predictions(paths, imgs_dir)
     matches = _match_folders(images, masks_dir, options.mask_suffix, options.recursive)
     unusable = [matches.ambiguous.get(name, f"{name}: no mask") for name in matches.images if name not in matches.masks]
     if unusable:
@@ -123,7 +124,7 @@ def _match_folders(
 ) -> Matches:
     """Match images with the masks of a folder, which may be theirs, or either within the other, and log the result."""
     recursive = recursive or any(len(name.parts) > 1 for name in images)
-    masks = {path.relative_to(masks_dir): path for path in list_images(masks_dir, recursive=recursive)}
+    masks = _without_predictions(list_images(masks_dir, recursive=recursive), masks_dir)
     inside = _within(images, masks_dir)
     images = {name: path for name, path in images.items() if name not in inside} or images
     files = {path: name for name, path in _real_paths(images).items()}
@@ -252,6 +253,13 @@ def _highest(paths: Sequence[PurePath]) -> list[PurePath]:
     """Those of the paths that are the fewest steps down."""
     steps = min(len(path.parts) for path in paths)
     return [path for path in paths if len(path.parts) == steps]
+
+
+def _without_predictions(paths: Sequence[Path], folder: Path | str) -> dict[PurePath, Path]:
+    """Files by their paths within a folder, without those in the output folders of predictions below it."""
+    below = {path.parent for path in paths} - {Path(folder)}
+    outputs = {parent for parent in below if any(journal_files(parent))}
+    return {path.relative_to(folder): path for path in paths if path.parent not in outputs}
 
 
 def _real_paths(files: Mapping[PurePath, Path]) -> dict[PurePath, str]:

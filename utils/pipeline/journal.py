@@ -78,7 +78,7 @@ class Journal:
         """Read the finished images of a file of an earlier run."""
         lines = _read_lines(path)
         settings = next(iter(lines.values()), {})
-        changed = [name for name in settings | self.settings if settings.get(name) != self.settings.get(name)]
+        changed = _differing(settings, self.settings)
         for line, entry in list(lines.items())[1:]:
             if "row" not in entry:
                 kept = True
@@ -144,10 +144,10 @@ class Journal:
 
     def _remove_earlier(self, files: Sequence[str]) -> None:
         """Remove what an earlier run has written for an image, and this one has not."""
-        earlier = {*self._earlier.pop(files[0], ())} if files else set()
-        for name in earlier - {*files} - self._earlier.keys():
+        for name in self._earlier.pop(files[0], ()) if files else ():
             path = self.folder / name
-            if path.parent == (self.folder / files[0]).parent and path.is_file():  # as all results of an image are
+            beside = path.parent == (self.folder / files[0]).parent  # as all results of an image are
+            if beside and name not in files and name not in self._earlier and path.is_file():
                 path.unlink()
                 if not self._has_removed:
                     logger.info("Removing files of an earlier run that this one does not write, such as %s", path)
@@ -179,10 +179,15 @@ def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]
     for path in sorted(journal_files(folder), key=lambda path: path.stat().st_mtime_ns):
         first, *entries = [*_read_lines(path).values()] or [{}]
         entries = {entry["row"]["image"]: entry for entry in entries if "row" in entry}
-        if entries and first != settings:
-            settings, finished = first, {}
-        finished |= entries
+        if entries:
+            finished = entries if _differing(first, settings) else finished | entries
+            settings = first
     return settings, finished
+
+
+def _differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """The settings that two runs do not share; the file extensions only say which images they were to predict."""
+    return [name for name in {**settings, **others} if name != "ext" and settings.get(name) != others.get(name)]
 
 
 def _read_lines(path: Path) -> dict[bytes, dict[str, Any]]:
