@@ -148,6 +148,15 @@ def test_labels_among_compressed_masks_are_no_noise(tmp_path, n_classes: int, va
             decide(written(tmp_path, drawn, name, **options) + labels, n_classes)
 
 
+def test_compressed_masks_of_a_single_class(tmp_path):
+    """In WebP a corner of a constant mask has another value."""
+    masks = [smooth(0), *(Image.new("L", (160, 120), value) for value in (0, 255))]
+    for quality in (60, 75):
+        written_masks = written(tmp_path, masks, "webp", quality=quality)
+        assert any(len(mask.values) > 1 for mask in written_masks[1:])
+        assert decide(written_masks).values == (0, 255)
+
+
 def test_one_mask_of_many_in_another_value(tmp_path):
     masks = written(tmp_path, [*(smooth(seed) for seed in range(40)), smooth(0, 100)])
     with pytest.raises(InputError, match=r"100 \(.*; 40\.png, for example, contains the value 100"):

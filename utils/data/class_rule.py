@@ -32,6 +32,7 @@ _MIN_CONTRAST = 16  # between two classes of such masks
 _MAX_NOISE_DISTANCE = 8  # of compression within an area
 _MIN_SOLID, _MIN_FRACTION_OF_REST = 0.2, 0.05  # of a value with an area of its own in the set
 _MIN_SOLID_IN_MASK, _MIN_FRACTION_IN_MASK = 0.65, 0.4  # in a single mask, whose smooth edges may be enlarged
+_MACROBLOCK = 256  # pixels: WebP leaves one that differs in a mask that is otherwise constant
 _MAX_REST = 0.5  # of the pixels
 _MAX_CANDIDATES = 1000  # of the many values of compressed masks; noise is further down
 _CLIPPED = 3  # this near to black or white, compression has moved it
@@ -200,7 +201,7 @@ def _areas_in_one_mask(counts: ValueCounts, found: Sequence[int], noise: float) 
     distance, nearest, solid = to_found.min(axis=1), to_found.argmin(axis=1), counts.solid / counts.pixels
     rest = distance > noise
     if not rest.any() and len({*nearest.tolist()}) == 1:
-        areas = solid >= _MIN_SOLID
+        areas = (solid >= _MIN_SOLID) & (counts.pixels > _MACROBLOCK)
         return counts.values[areas & (distance > 0) & (np.count_nonzero(areas) > 1)]
     much = counts.pixels >= _MIN_FRACTION_IN_MASK * counts.pixels[rest].sum()
     return counts.values[rest & much & (solid >= _MIN_SOLID_IN_MASK)]
