@@ -63,6 +63,12 @@ def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
     assert {path.name for path in find_images(tmp_path / "s")} == {"a.png", "all.png"}
 
 
+def test_images_in_an_output_folder(tmp_path: Path):
+    """Results are PNG files: other images were there before the run, or were added."""
+    touch(tmp_path, "a.jpg", "s/b.jpg", "s/a_OUT.png", "s/a_OUT_entropy.PNG", "s/.progress-0.jsonl")
+    assert [item.key for item in find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, True)] == ["a.jpg", "s/b.jpg"]
+
+
 def test_results_are_not_written_among_images_or_masks(tmp_path: Path):
     imgs, masks = tmp_path / "imgs", tmp_path / "masks"
     image, mask, *_ = touch(tmp_path, "imgs/a.jpg", "masks/a.png", "out/imgs/b.jpg", "out/imgs/imgs/a.jpg")

@@ -125,6 +125,8 @@ def test_predictions_below_the_masks_are_none(tmp_path: Path):
     image = folder / "s" / "a.jpg"
     images = {PurePath("s/a.jpg"): image}
     assert pair_files(folder, folder, PairingOptions(recursive=True)) == [Pair(image, (folder / "s" / "a_mask.png",))]
+    save_blank(folder, "s/uq/b.jpg", "b_mask.png")  # an image
+    assert len(pair_files(folder, folder, PairingOptions(recursive=True))) == 2
     assert find_masks(images, folder) == {PurePath("s/a.jpg"): (folder / "s" / "a_mask.png",)}
     assert find_masks(images, folder / "s" / "uq") == {PurePath("s/a.jpg"): (folder / "s" / "uq" / "a.png",)}
 

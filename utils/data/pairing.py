@@ -256,10 +256,11 @@ def _highest(paths: Sequence[PurePath]) -> list[PurePath]:
 
 
 def _without_predictions(paths: Sequence[Path], folder: Path | str) -> dict[PurePath, Path]:
-    """Files by their paths within a folder, without those in the output folders of predictions below it."""
+    """Files by their paths within a folder, without the PNG files in the output folders of predictions below it."""
     below = {path.parent for path in paths} - {Path(folder)}
     outputs = {parent for parent in below if any(journal_files(parent))}
-    return {path.relative_to(folder): path for path in paths if path.parent not in outputs}
+    results = {path for path in paths if path.parent in outputs and path.suffix.lower() == ".png"}
+    return {path.relative_to(folder): path for path in paths if path not in results}
 
 
 def _real_paths(files: Mapping[PurePath, Path]) -> dict[PurePath, str]:

@@ -82,8 +82,8 @@ def find_images(
 ) -> list[Path]:
     """The images of a folder, without masks and results among them.
 
-    Results are what is in the output folder of a run (one with a journal) below `folder`, and the files `NAME_OUT.png`
-    and the like in its sub-folders; the pictures of a review page; and `NAME_OUT.png` and the like beside the image
+    Results are the PNG files in the output folder of a run (one with a journal) below `folder`, and `NAME_OUT.png` and
+    the like in its sub-folders; the pictures of a review page; and `NAME_OUT.png` and the like beside the image
     NAME. An output folder that is `folder` itself was named for its images.
 
     Args:
@@ -104,7 +104,7 @@ def find_images(
     stems = {path.with_suffix("") for path in paths}
 
     def is_result(path: Path) -> bool:
-        if path.parent in outputs or not closed.isdisjoint(path.parents):
+        if (path.parent in outputs and path.suffix.lower() == ".png") or not closed.isdisjoint(path.parents):
             return True
         match = _RESULT_OF.fullmatch(path.stem)
         return bool(match) and (path.with_name(match[1]) in stems or not outputs.isdisjoint(path.parents))
