@@ -118,13 +118,15 @@ def test_images_and_masks_in_one_folder(tmp_path: Path):
     assert error.value.options == ("ext",)
 
 
-def test_predictions_below_the_masks_are_none(tmp_path: Path):
+def test_predictions_below_the_masks_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Such as those of predict_bayesian.py, which have the names of the images; the folder itself was named."""
     folder = save_blank(tmp_path / "d", "s/a.jpg", "s/a_mask.png", "s/uq/a.png", "s/uq/a_prob.png")
     (folder / "s" / "uq" / ".progress-0.jsonl").touch()
+    caplog.set_level(logging.INFO)
     image = folder / "s" / "a.jpg"
     images = {PurePath("s/a.jpg"): image}
     assert pair_files(folder, folder, PairingOptions(recursive=True)) == [Pair(image, (folder / "s" / "a_mask.png",))]
+    assert "Ignoring results of predictions" in caplog.text
     save_blank(folder, "s/uq/b.jpg", "b_mask.png")  # an image
     assert len(pair_files(folder, folder, PairingOptions(recursive=True))) == 2
     assert find_masks(images, folder) == {PurePath("s/a.jpg"): (folder / "s" / "a_mask.png",)}

@@ -78,6 +78,8 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
     options = options or PairingOptions()
     paths = list_images(imgs_dir, options.extensions, options.recursive)
     images = _without_predictions(paths, imgs_dir)
+    if len(images) < len(paths):
+        logger.info("Ignoring results of predictions in %s: %d", imgs_dir, len(paths) - len(images))
     matches = _match_folders(images, masks_dir, options.mask_suffix, options.recursive)
     unusable = [matches.ambiguous.get(name, f"{name}: no mask") for name in matches.images if name not in matches.masks]
     if unusable:
