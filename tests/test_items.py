@@ -50,7 +50,7 @@ def touch(folder: Path, *names: str) -> list[Path]:
     return paths
 
 
-def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
+def test_results_of_earlier_runs_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Neither those beside their images, nor those in the output folder of another run within the input folder."""
     touch(tmp_path, "a.jpg", "a_OUT.png", "a_OUT_prob_c1.png", "a_OUT_OUT.png", "b_OUT.png", "a_OUTER.png")
     touch(tmp_path, "s/a.png", "s/all.png", "s/t/a.jpg", "s/t/c_OUT.png", "s/t/c_OUT_figure.png")
@@ -60,7 +60,9 @@ def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
     images = find_single_images([tmp_path], output_dir=tmp_path / "uq")
     assert {item.key for item, _ in images} == {"a.jpg", "b_OUT.png", "a_OUTER.png"}
     assert find_single_images([tmp_path / "a_OUT.png"], output_dir=tmp_path / "uq")  # as it was asked for
+    assert "is the output folder" not in caplog.text
     assert {path.name for path in find_images(tmp_path / "s")} == {"a.png", "all.png"}
+    assert f"{tmp_path / 's'} is the output folder of a run: its results are among the images" in caplog.text
 
 
 def test_images_in_an_output_folder(tmp_path: Path):

@@ -84,7 +84,7 @@ def find_images(
 
     Results are the PNG files in the output folder of a run (one with a journal) below `folder`, and `NAME_OUT.png` and
     the like in its sub-folders; the pictures of a review page; and `NAME_OUT.png` and the like beside the image
-    NAME. An output folder that is `folder` itself was named for its images.
+    NAME. An output folder that is `folder` itself was named for its images; a warning says so.
 
     Args:
         folder: where to look.
@@ -112,6 +112,8 @@ def find_images(
     kept = [path for path in paths if not is_result(path)]
     if len(kept) < len(paths):
         logger.info("Ignoring results of predictions in %s: %d", folder, len(paths) - len(kept))
+    if any(journal_files(folder)):
+        logger.warning("%s is the output folder of a run: its results are among the images", folder)
     return without_masks(kept, folder, *masks)
 
 
