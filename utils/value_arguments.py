@@ -10,8 +10,8 @@ def mask_value(text: str) -> int:
     """An argparse type: a grey value or label such as 255 or, to be ignored, -1, or a colour such as 255,0,0."""
     try:
         numbers = [int(part) for part in text.split(",")]
-        low, high = {1: (-65535, 65535), 3: (0, 255)}.get(len(numbers), (0, -1))
-        if not low <= min(numbers) <= max(numbers) <= high:
+        low, high = (0, 255) if len(numbers) == 3 else (-65535, 65535)
+        if len(numbers) not in (1, 3) or not low <= min(numbers) <= max(numbers) <= high:
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(

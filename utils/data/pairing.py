@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from utils.data.images import IMAGE_EXTENSIONS, list_images
 from utils.runtime.errors import InputError, bulleted
-from utils.runtime.output_folder import journal_files
+from utils.runtime.output_folder import output_folders
 
 logger = logging.getLogger(__name__)
 
@@ -259,10 +259,9 @@ def _highest(paths: Sequence[PurePath]) -> list[PurePath]:
 
 def _without_predictions(paths: Sequence[Path], folder: Path | str) -> dict[PurePath, Path]:
     """Files by their paths within a folder, without the PNG files in the output folders of predictions below it."""
-    below = {path.parent for path in paths} - {Path(folder)}
-    outputs = {parent for parent in below if any(journal_files(parent))}
-    results = {path for path in paths if path.parent in outputs and path.suffix.lower() == ".png"}
-    return {path.relative_to(folder): path for path in paths if path not in results}
+    outputs = output_folders(paths, Path(folder))
+    kept = (path for path in paths if path.parent not in outputs or path.suffix.lower() != ".png")
+    return {path.relative_to(folder): path for path in kept}
 
 
 def _real_paths(files: Mapping[PurePath, Path]) -> dict[PurePath, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from utils.data.images import IMAGE_EXTENSIONS, list_images, read_image
 from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import journal_files
+from utils.runtime.output_folder import journal_files, output_folders
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def find_images(
     below = {parent for path in paths for parent in path.parents if folder in parent.parents}
     closed = {result.resolve() for result in results}
     closed = {parent for parent in below if parent.resolve() in closed or _holds_pictures(parent)}
-    outputs = {parent for parent in below if any(journal_files(parent))}
+    outputs = output_folders(paths, folder)
     stems = {path.with_suffix("") for path in paths}
 
     def is_result(path: Path) -> bool:
@@ -112,7 +112,7 @@ def find_images(
     kept = [path for path in paths if not is_result(path)]
     if len(kept) < len(paths):
         logger.info("Ignoring results of predictions in %s: %d", folder, len(paths) - len(kept))
-    if any(journal_files(folder)):
+    if journal_files(folder):
         logger.warning("%s is the output folder of a run: its results are among the images", folder)
     return without_masks(kept, folder, *masks)
 

@@ -53,6 +53,12 @@ def journal_files(folder: Path) -> list[Path]:
     return [*folder.glob(".progress-*.jsonl")]
 
 
+def output_folders(paths: Iterable[Path], folder: Path) -> set[Path]:
+    """The output folders of predictions, those with a journal, below `folder` in which these paths lie."""
+    below = {parent for path in paths for parent in path.parents if folder in parent.parents}
+    return {parent for parent in below if journal_files(parent)}
+
+
 def check_writable(folder: Path) -> None:
     """Check that files can be written in a folder, or in a new one of that name.
 
