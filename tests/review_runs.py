@@ -35,12 +35,13 @@ def write_run(
     Args:
         folder: is created.
         maps: the (H, W) uint8 content of NAME_OUT.png, by the names of the images.
-        settings: of the journal, which lists the files; {} for none.
+        settings: of the journal, which lists the files, besides the method and the mask values.
         layers: further maps of every image, by the end of their names.
         scores: of some images; the soft Dice confidence of the k-th image is otherwise 0.5 + k / 100.
     """
     if settings is None:
-        settings = {"method": "MC dropout, 4 passes", "class_index": 1, "mask_values": [0, 255], "ignore_value": None}
+        settings = {"method": "MC dropout, 4 passes", "class_index": 1, "ignore_value": None}
+    settings = {"method": "softmax", "mask_values": [0, 255], **settings}
     rows, entries = [], []
     for k, (name, values) in enumerate(maps.items()):
         stem = folder / Path(name).with_suffix("")
@@ -52,9 +53,8 @@ def write_run(
         rows.append({"image": name, **base, **(scores or {}).get(name, {})})
         entries.append({"row": rows[-1], "files": [path.relative_to(folder).as_posix() for path in paths]})
     write_summary(folder / "summary.csv", rows)
-    if settings:
-        lines = [json.dumps(one) + "\n" for one in (dict(settings), *entries)]
-        (folder / ".progress-0.jsonl").write_text("".join(lines), encoding="utf-8")
+    lines = [json.dumps(one) + "\n" for one in (settings, *entries)]
+    (folder / ".progress-0.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 

@@ -50,25 +50,28 @@ def touch(folder: Path, *names: str) -> list[Path]:
     return paths
 
 
-def test_results_of_earlier_runs_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
     """Neither those beside their images, nor those in the output folder of another run within the input folder."""
     touch(tmp_path, "a.jpg", "a_OUT.png", "a_OUT_prob_c1.png", "a_OUT_OUT.png", "b_OUT.png", "a_OUTER.png")
     touch(tmp_path, "s/a.png", "s/all.png", "s/t/a.jpg", "s/t/c_OUT.png", "s/t/c_OUT_figure.png")
-    touch(tmp_path, "s/review.html", "s/review_files/0/a.jpg", "u_files/a.jpg", "s/.progress-0.jsonl")
+    touch(tmp_path, "s/review.html", "s/review_files/0/a.jpg", "u_files/a.jpg")
+    (tmp_path / "s" / ".progress-0.jsonl").write_text('{}\n{"files": ["a.png"]}\n{"files": ["all.png"]}\n')
     items = find_items(tmp_path, tmp_path / "tta", IMAGE_EXTENSIONS, recursive=True)
     assert {item.key for item in items} == {"a.jpg", "b_OUT.png", "a_OUTER.png", "s/t/a.jpg", "u_files/a.jpg"}
     images = find_single_images([tmp_path], output_dir=tmp_path / "uq")
     assert {item.key for item, _ in images} == {"a.jpg", "b_OUT.png", "a_OUTER.png"}
     assert find_single_images([tmp_path / "a_OUT.png"], output_dir=tmp_path / "uq")  # as it was asked for
-    assert "is the output folder" not in caplog.text
-    assert {path.name for path in find_images(tmp_path / "s")} == {"a.png", "all.png"}
-    assert f"{tmp_path / 's'} is the output folder of a run: its results are among the images" in caplog.text
+    with pytest.raises(InputError, match="s contains no image but results of predictions, such as"):
+        find_images(tmp_path / "s")
 
 
 def test_images_in_an_output_folder(tmp_path: Path):
-    """Results are PNG files: other images were there before the run, or were added."""
-    touch(tmp_path, "a.jpg", "s/b.jpg", "s/a_OUT.png", "s/a_OUT_entropy.PNG", "s/.progress-0.jsonl")
-    assert [item.key for item in find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, True)] == ["a.jpg", "s/b.jpg"]
+    """They were there before the run, or were added."""
+    touch(tmp_path, "a.jpg", "s/b.jpg", "s/c.png", "s/x.png", "s/a_OUT.png", "s/a_OUT_entropy.PNG")
+    (tmp_path / "s" / ".progress-0.jsonl").write_text('{"files": ["x.png"]}\n{"files": ["a_OUT.p')
+    expected = ["a.jpg", "s/b.jpg", "s/c.png"]
+    assert [item.key for item in find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, True)] == expected
+    assert {path.name for path in find_images(tmp_path / "s")} >= {"b.jpg", "c.png"}
 
 
 def test_results_are_not_written_among_images_or_masks(tmp_path: Path):

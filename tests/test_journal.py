@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from utils.pipeline.items import Item
-from utils.pipeline.journal import Journal, read_journal
+from utils.pipeline.journal import Journal, add_result, latest_run, read_entries
 from utils.runtime.errors import InputError
 
 SETTINGS = {"passes": 3, "threshold": 0.5}
@@ -54,7 +54,7 @@ def test_without_resume_it_starts_anew(out: Path, items: list[Item]):
     assert finished(out, items) == []
 
 
-def test_metrics_of_an_earlier_run_end_with_the_first_result(out: Path, items: list[Item]):
+def test_metrics_of_an_earlier_run_end_when_one_of_its_results_is_replaced(out: Path, items: list[Item]):
     """Not before, and those of others stay, such as of a training."""
     training = "epoch,train_loss\n1,0.5\n"
     for name, content in (("metrics.json", '{"run": {}}'), ("metrics.csv", training)):
@@ -62,6 +62,8 @@ def test_metrics_of_an_earlier_run_end_with_the_first_result(out: Path, items: l
     journal = Journal(out, {"passes": 1}, items, resume=False)
     assert (out / "metrics.json").exists()
     journal.add({"image": "c.jpg", "area": 6}, [items[2].output(out)], None)
+    assert (out / "metrics.json").exists()
+    journal.add({"image": "a.jpg", "area": 6}, [items[0].output(out)], None)
     assert not (out / "metrics.json").exists()
     assert (out / "metrics.csv").read_text() == training
 
@@ -82,9 +84,7 @@ def test_changed_mask(out: Path, items: list[Item]):
     def done() -> list[str]:
         return sorted(Journal(out, SETTINGS, items, True, ground_truth).rows)
 
-    (path,) = out.glob(".progress-*")
-    path.write_text(path.read_text().replace(', "masks": []', ""))
-    assert done() == ["a.jpg", "b.jpg"]  # of a version that recorded no masks
+    assert done() == []  # the masks are new
     journal = Journal(out, SETTINGS, items, False, ground_truth)
     for item in items[:2]:
         journal.add({"image": item.key, "area": 5}, [item.output(out)], None)
@@ -121,9 +121,9 @@ def test_a_run_is_resumed_with_other_file_extensions(out: Path, items: list[Item
         settings = SETTINGS | {"ext": extensions}
         journal = Journal(out, settings, items, resume=True)
         journal.add({"image": "c.jpg", "area": 5}, [items[2].output(out)], None)
-        recorded, rows = read_journal(out)
-        assert recorded == settings
-        assert sorted(rows) == ["a.jpg", "b.jpg", "c.jpg"]
+        latest = latest_run(read_entries(out).values())
+        assert sorted(entry.row["image"] for entry in latest) == ["a.jpg", "b.jpg", "c.jpg"]
+        assert [entry.settings.get("ext") for entry in latest][-1] == extensions
 
 
 def test_files_of_an_earlier_run_are_removed_with_its_result(
@@ -169,5 +169,40 @@ def test_files_of_an_earlier_run_are_removed_with_its_result(
 
 def test_run_that_has_finished_nothing_can_be_resumed_otherwise(out: Path, items: list[Item]):
     Journal(out, SETTINGS, items, resume=False)
-    assert read_journal(out) == ({}, {})
+    assert {entry.row for entry in read_entries(out).values()} == {None}
     assert not Journal(out, {"passes": 9}, items, resume=True).rows
+
+
+def test_results_of_other_images_are_kept(out: Path, items: list[Item]):
+    """With their settings, by runs that add to a folder; a run that starts over ends them, and lists their files."""
+
+    def images(settings: dict) -> list[str]:
+        return [entry.row["image"] for entry in read_entries(out).values() if entry.of_run(settings)]
+
+    other = {"passes": 9}
+    with pytest.raises(InputError, match="results with passes = 3, but this run has 9"):
+        Journal(out, other, items[1:], resume=True, keep_others=True)
+    journal = Journal(out, other, items[1:], resume=False, keep_others=True)
+    assert (images(SETTINGS), images(other), journal.rows) == (["a.jpg"], [], {})
+    for item in items[1:]:
+        item.output(out).touch()
+        journal.add({"image": item.key, "area": 5}, [item.output(out)])
+    assert (images(SETTINGS), images(other)) == (["a.jpg"], ["b.jpg", "c.jpg"])
+    add_result(out, SETTINGS, {"image": "b.jpg", "area": 7}, [items[1].output(out)])
+    assert (images(SETTINGS), images(other)) == (["a.jpg", "b.jpg"], ["c.jpg"])
+    assert [entry.row["image"] for entry in latest_run(read_entries(out).values())] == ["a.jpg", "b.jpg"]
+    journal = Journal(out, other, items, resume=False)
+    assert (images(SETTINGS), images(other)) == ([], [])
+    assert [*read_entries(out)] == ["a_OUT.png", "c_OUT.png", "b_OUT.png"]
+
+
+def test_journals_of_several_processes_become_one(out: Path, items: list[Item]):
+    (path,) = out.glob(".progress-*")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-2]))
+    (out / ".progress-1.jsonl").write_bytes(b"".join([lines[0], *lines[-2:]]))
+    before = read_entries(out)
+    assert len(before) == 2
+    Journal(out, SETTINGS, items, resume=True)
+    assert [path.name for path in out.glob(".progress-*")] == [".progress-0.jsonl"]
+    assert read_entries(out) == before

@@ -121,7 +121,7 @@ def test_images_and_masks_in_one_folder(tmp_path: Path):
 def test_predictions_below_the_masks_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Such as those of predict_bayesian.py, which have the names of the images; the folder itself was named."""
     folder = save_blank(tmp_path / "d", "s/a.jpg", "s/a_mask.png", "s/uq/a.png", "s/uq/a_prob.png")
-    (folder / "s" / "uq" / ".progress-0.jsonl").touch()
+    (folder / "s" / "uq" / ".progress-0.jsonl").write_text('{"files": ["a.png", "a_prob.png"]}\n')
     caplog.set_level(logging.INFO)
     image = folder / "s" / "a.jpg"
     images = {PurePath("s/a.jpg"): image}

@@ -16,9 +16,10 @@ from tests.conftest import assert_one_clear_line, make_folders, make_image, run_
 from tests.reference import network_probability
 from tests.test_prediction_scripts import pixels
 from utils.checkpoint import TrainedModel, load_model
-from utils.pipeline.journal import read_journal
+from utils.pipeline.items import find_images
 from utils.pipeline.report import Report
 from utils.pipeline.summary import read_summary
+from utils.review_page.runs import read_run
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_mask_and_maps(model_file: Path, images: tuple[Path, Path], tmp_path: Pa
     passes = [f"mc{t:02d}_c{c}" for t in range(4) for c in range(2)]
     expected = {"x.y.png", *(f"x.y_{name}.png" for name in maps + passes)}
     arrays = {"x.y_probs.npy", "x.y_mean.npy", "x.y_std.npy"}
-    assert {p.name for p in mask.parent.iterdir()} == expected | arrays | {"summary.csv"}
+    assert {p.name for p in mask.parent.iterdir()} == expected | arrays | {"summary.csv", ".progress-0.jsonl"}
 
     probs = np.load(mask.with_name("x.y_probs.npy"))
     assert (probs.dtype, probs.shape) == (np.float32, (4, 2, 110, 150))
@@ -103,7 +104,7 @@ def test_single_pass_and_default_names(model_file: Path, images: tuple[Path, Pat
     assert "missing.jpg: there is no such file" in result.stderr
     names = {p.name for p in images[0].iterdir()} - {f"SKIN_00{i}.jpg" for i in range(4)}
     results = {f"SKIN_00{i}_OUT{suffix}.png" for i in (0, 1) for suffix in ("", "_prob", "_entropy", "_figure")}
-    assert names == results | {"summary.csv"}
+    assert names == results | {"summary.csv", ".progress-0.jsonl"}
     with Image.open(inputs[0]) as image:
         expected = 255 * network_probability(load_model(model_file).network, image).numpy()
     assert abs(pixels(images[0] / "SKIN_000_OUT_prob.png") - expected).max() <= 1
@@ -154,8 +155,8 @@ def test_no_save(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
-def test_image_given_by_another_path_has_one_row(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
-    """That of the latest run, as has a result of another image; an image with a result of its own keeps its row."""
+def test_each_result_has_one_row(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """That of the latest run, by whatever path its image was given, and of whatever image."""
     out, name = tmp_path / "o", "SKIN_000.jpg"
     other = tmp_path / "other" / name
     other.parent.mkdir()
@@ -205,42 +206,66 @@ def test_single_result_beside_those_of_a_folder_script(model_file: Path, images:
     (imgs, masks), out = images, tmp_path / "o"
     folders = ("--input-dir", imgs, "--mask-dir", masks, "--output-dir", out)
     assert run_script("predict.py", *folders, "-m", model_file).returncode == 0
-    names, others = {path.name for path in imgs.iterdir()}, {".progress-0.jsonl", "metrics.csv", "metrics.json"}
-    one = str(imgs / "SKIN_000.jpg")
-    for output, rows, left in (
-        ("extra.png", {*names, one}, others),
-        ("SKIN_000.png", {*names, one}, others),
-        ("SKIN_000_OUT.png", {*names, one} - {"SKIN_000.jpg"}, {".progress-0.jsonl"}),  # which lists files only
-    ):
+    files, one = {f"{path.stem}_OUT.png" for path in imgs.iterdir()}, imgs / "SKIN_000.jpg"
+    for output, added, metrics in (("extra.png", {"extra.png"}, 2), ("SKIN_000_OUT.png", {"extra.png"}, 0)):
         flags = ("-i", one, "-o", out / output, "--mc", 0, "-m", model_file)
         assert run_script("predict_bayesian.py", *flags).returncode == 0
-        assert {row["image"] for row in read_summary(out / "summary.csv")} == rows
-        assert {path.name for path in out.iterdir()} & others == left
-        assert bool(read_journal(out)[1]) == (left == others)
+        rows = {row["mask"]: row["image"] for row in read_summary(out / "summary.csv")}
+        assert {*rows} == files | added
+        assert rows[output] == str(one)
+        assert rows["SKIN_001_OUT.png"] == "SKIN_001.jpg"
+        assert len(list(out.glob("metrics.*"))) == metrics
+    resumed = run_script("predict.py", *folders, "-m", model_file, "--skip-existing")
+    assert f"{len(files) - 1} of {len(files)} images are already done" in resumed.stderr
 
 
 def test_run_into_the_folder_of_another_script(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
-    """Its metrics end, and each image has one row."""
+    """Both have their results, and their rows, until one starts over."""
     (imgs, masks), out = images, tmp_path / "o"
     folders = ("--input-dir", imgs, "--mask-dir", masks, "--output-dir", out)
-    assert run_script("predict.py", *folders, "-m", model_file).returncode == 0
-    result = run_script("predict_bayesian.py", "-i", imgs, "--output-dir", out, "--mc", 0, "-m", model_file)
-    assert result.returncode == 0, result.stderr
-    assert not list(out.glob("metrics.*"))
-    assert sorted(row["image"] for row in read_summary(out / "summary.csv")) == sorted(map(str, imgs.iterdir()))
+    for flags in ((), ("--save-npy",)):
+        assert run_script("predict.py", *folders, "-m", model_file).returncode == 0
+        assert sorted(row["image"] for row in read_summary(out / "summary.csv")) == sorted(
+            path.name for path in imgs.iterdir()
+        )
+        flags = ("-i", imgs, "--output-dir", out, "--mc", 0, "-m", model_file, *flags)
+        assert run_script("predict_bayesian.py", *flags).returncode == 0
+        rows = {(row["image"], row["mask"]) for row in read_summary(out / "summary.csv")}
+        expected = {(path.name, f"{path.stem}_OUT.png") for path in imgs.iterdir()}
+        assert rows == expected | {(str(path), f"{path.stem}.png") for path in imgs.iterdir()}
 
 
-def test_single_result_ends_the_journal_of_its_folder(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
-    """A run that is resumed does not take the results of another run for its own."""
+def test_single_results_are_gathered(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """On one page, in one summary, and as no images for the next run; those of other settings not on that page."""
+    imgs, out = images[0], images[0] / "uq"
+    names = sorted(path.name for path in imgs.iterdir())[:3]
+    for name, passes in zip(names, (3, 2, 2), strict=True):
+        flags = ("-o", out / f"of_{name[:-4]}.png", "--mc", passes, "-m", model_file)
+        assert run_script("predict_bayesian.py", "-i", imgs / name, *flags).returncode == 0
+    assert {Path(row["image"]).name for row in read_summary(out / "summary.csv")} == {*names}
+    run = read_run(out, imgs)
+    assert {*run.scores} == {*names[1:]}
+    assert run.files(names[1]).mask == out / f"of_{names[1][:-4]}.png"
+    assert {*run.files(names[1]).layers} == {"std", "entropy", "expected_entropy", "mutual_information"}
+    assert not any(path.is_relative_to(out) for path in find_images(imgs, recursive=True))
+    (out / f"of_{names[0][:-4]}.png").unlink()
+    again = ("-i", imgs / names[1], "-o", out / f"of_{names[1][:-4]}.png", "--mc", 2, "-m", model_file)
+    assert run_script("predict_bayesian.py", *again).returncode == 0
+    assert {Path(row["image"]).name for row in read_summary(out / "summary.csv")} == {*names[1:]}
+
+
+def test_single_result_in_the_folder_of_a_resumed_run(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+    """A run that is resumed neither takes the results of another run for its own, nor replaces them."""
     out = tmp_path / "o"
     flags = ("--mc", 0, "-m", model_file)
     run_script("predict_bayesian.py", "-i", images[0], "--output-dir", out, *flags)
     first = (out / "SKIN_000.png").read_bytes()
     other = ("-o", out / "SKIN_000.png", "--mask-threshold", 0.999)
     run_script("predict_bayesian.py", "-i", images[0] / "SKIN_000.jpg", *other, *flags)
-    assert (out / "SKIN_000.png").read_bytes() != first
-    run_script("predict_bayesian.py", "-i", images[0], "--output-dir", out, "--skip-existing", *flags)
-    assert (out / "SKIN_000.png").read_bytes() == first
+    second = (out / "SKIN_000.png").read_bytes()
+    resumed = run_script("predict_bayesian.py", "-i", images[0], "--output-dir", out, "--skip-existing", *flags)
+    assert_one_clear_line(resumed, "contains results with threshold = 0.999, but this run has 0.5")
+    assert (out / "SKIN_000.png").read_bytes() == second != first
 
 
 def test_weights_are_hashed_for_a_journal_only(images: tuple[Path, Path], model_file: Path, tmp_path: Path):
@@ -253,9 +278,10 @@ def test_weights_are_hashed_for_a_journal_only(images: tuple[Path, Path], model_
             args = predict_bayesian.get_args_parser().parse_args([str(word) for word in words])
             return predict_bayesian.main(args)
 
-    assert run("-o", tmp_path / "x.png") == 0
-    with pytest.raises(AssertionError, match="hashed"):
-        run("--output-dir", tmp_path / "o")
+    assert run("--no-save") == 0
+    for flags in (("-o", tmp_path / "x.png"), ("--output-dir", tmp_path / "o")):
+        with pytest.raises(AssertionError, match="hashed"):
+            run(*flags)
 
 
 def test_mask_of_another_size_fails_but_not_its_image(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -23,7 +22,6 @@ from utils.data.mask_values import RGB_OFFSET
 from utils.data.masks import mask_to_image
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item
-from utils.pipeline.summary import read_summary, write_summary
 from utils.review_page.page import MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
 from utils.review_page.pictures import PictureMaker
 from utils.review_page.runs import ResultFiles, fingerprint, mask_values_of, read_run, read_runs
@@ -110,7 +108,7 @@ def test_pictures_of_large_images_are_reduced(tmp_path: Path):
 
 
 def test_masks_of_several_classes(tmp_path: Path):
-    """By the values that the run has recorded, or those that its masks show; the ground truth ignores some pixels."""
+    """By the values that the run has recorded; the ground truth ignores some pixels."""
     imgs = images_of(tmp_path / "imgs", "a.png", "b.png", "c.png")
     masks = {"a.png": np.zeros((6, 8), np.uint8), **{f"{name}.png": np.full((6, 8), 7, np.uint8) for name in "bc"}}
     masks["a.png"][:3, :4], masks["a.png"][3:, 4:] = 3, 7
@@ -119,11 +117,10 @@ def test_masks_of_several_classes(tmp_path: Path):
     (tmp_path / "truth").mkdir()
     Image.fromarray(truth).save(tmp_path / "truth" / "a.png")
     Image.fromarray(np.full_like(truth, 255)).save(tmp_path / "truth" / "c.png")
-    for settings in ({"threshold": 0.5, "mask_values": [0, 3, 7], "ignore_value": 255}, {"threshold": 0.5}):
-        run = write_run(tmp_path / f"run{len(settings)}", masks, settings)
-        assert mask_values_of(read_runs([run], imgs)) == [[0, 3, 7]]
-    run = read_run(tmp_path / "run3", imgs)
-    page, report = write_review([tmp_path / "run3"], imgs, ReviewOptions(tmp_path / "truth"))
+    settings = {"threshold": 0.5, "mask_values": [0, 3, 7], "ignore_value": 255}
+    run = read_run(write_run(tmp_path / "run", masks, settings), imgs)
+    assert mask_values_of([run]) == [[0, 3, 7]]
+    page, report = write_review([tmp_path / "run"], imgs, ReviewOptions(tmp_path / "truth"))
     assert not report.failures
     maps, data = maps_of(page, 0), data_of(page)
     assert [*maps["runs"][0]] == ["mask_c1", "mask_c2"]
@@ -137,38 +134,31 @@ def test_masks_of_several_classes(tmp_path: Path):
 
 @pytest.mark.parametrize("values", [[0, 1, 2], [0, 127, 255], [0, RGB_OFFSET + 0xFF0000, 255]])
 def test_masks_as_they_are_written(values: list[int], tmp_path: Path):
-    """Labels with a palette, grey values, colours; the values are recorded, or inferred from the masks."""
+    """Labels with a palette, grey values, colours."""
     imgs, classes = images_of(tmp_path / "imgs", "a.png"), np.zeros((6, 8), np.uint8)
     classes[:3, :4], classes[3:, 4:] = 1, 2
-    for settings in ({"threshold": 0.5, "mask_values": values}, {"threshold": 0.5}):
-        run = write_run(tmp_path / "run", {"a.png": classes}, settings)
-        save_png(run / "a_OUT.png", mask_to_image(classes, values))
-        read = read_run(run, imgs)
-        (found,) = mask_values_of([read])
-        assert sorted(found) == sorted(values)
-        maps = PictureMaker([read], [values]).make(Item(imgs / "a.png", Path("a.png"))).maps
-        for k in (1, 2):
-            assert np.array_equal(decoded(maps["runs"][0][f"mask_c{k}"], maps), 255 * (classes == k))
+    run = write_run(tmp_path / "run", {"a.png": classes}, {"threshold": 0.5, "mask_values": values})
+    save_png(run / "a_OUT.png", mask_to_image(classes, values))
+    read = read_run(run, imgs)
+    assert mask_values_of([read]) == [values]
+    maps = PictureMaker([read], [values]).make(Item(imgs / "a.png", Path("a.png"))).maps
+    for k in (1, 2):
+        assert np.array_equal(decoded(maps["runs"][0][f"mask_c{k}"], maps), 255 * (classes == k))
 
 
 def test_masks_with_a_guarantee(tmp_path: Path):
-    """Of this run, not what another one has left in the folder; without the journal, what is there."""
+    """Those of the run, if it has any."""
     imgs, regions = images_of(tmp_path / "imgs", "a.png"), np.zeros((2, 6, 8), np.uint8)
     regions[0, 1:5], regions[1, 2:4] = 255, 255
     layers = {"outer": regions[0], "inner": regions[1]}
     guarantee = {"level": 0.9, "outer": 0.2, "inner": 0.8, "images": 37, "temperature": 1.0}
-    for settings, shown in (
-        ({"class_index": 1, "guarantee": guarantee}, {"level": 0.9, "images": 37}),
-        ({"threshold": 0.5, "guarantee": guarantee}, {"level": 0.9, "images": 37}),
-        ({}, None),
-        ({"class_index": 1, "guarantee": None}, None),
-    ):
-        run = write_run(tmp_path / f"run{len(settings)}{shown}", {"a.png": regions[0]}, settings, layers)
+    for settings in ({"class_index": 1, "guarantee": guarantee}, {"threshold": 0.5, "guarantee": guarantee}, {}):
+        run = write_run(tmp_path / "run", {"a.png": regions[0]}, settings, layers if settings else {})
         page, _ = write_review([run], imgs)
         maps, data = maps_of(page, 0), data_of(page)
-        assert data["methods"][0]["guarantee"] == shown
-        assert ({"outer", "inner"} <= {*maps["runs"][0]}) == (shown is not None or not settings)
-        for name in ("outer", "inner") if "outer" in maps["runs"][0] else ():
+        assert data["methods"][0]["guarantee"] == ({"level": 0.9, "images": 37} if settings else None)
+        assert ({"outer", "inner"} & {*maps["runs"][0]}) == ({"outer", "inner"} if settings else set())
+        for name in layers if settings else ():
             assert np.array_equal(decoded(maps["runs"][0][name], maps), layers[name])
         colours = data["colours"]
         assert len({colours[name] for name in ("outer", "inner", "prediction", "truth")}) == 4
@@ -196,7 +186,7 @@ def test_several_runs_side_by_side(tmp_path: Path):
 
 
 def test_runs_with_other_mask_values(tmp_path: Path):
-    """Each is read with its own, or with those of another run that its masks show."""
+    """Each is read with its own."""
     imgs, masks = images_of(tmp_path / "imgs", "a.png", "b.png"), tmp_path / "masks"
     classes = np.zeros((6, 8), np.uint8)
     classes[:3, :4] = 1
@@ -206,24 +196,18 @@ def test_runs_with_other_mask_values(tmp_path: Path):
     for values, settings in (
         ([0, 255], {"threshold": 0.5, "mask_values": [0, 255]}),
         ([0, 1], {"threshold": 0.5, "mask_values": [0, 1]}),
-        ([0, 1], {"threshold": 0.5}),
         ([255, 0], {"threshold": 0.5, "mask_values": [255, 0]}),
     ):
         runs.append(tmp_path / f"run{len(runs)}")
         pixels = np.array(values, np.uint8)[classes]
         write_run(runs[-1], {"a.png": pixels, "b.png": pixels}, settings)
     page, _ = write_review(runs, imgs, ReviewOptions(masks))
-    assert [scores_of(data_of(page), 0, method)["dice"] for method in range(4)] == [1, 1, 1, 1]
+    assert [scores_of(data_of(page), 0, method)["dice"] for method in range(3)] == [1, 1, 1]
     maps = maps_of(page, 0)
     for of_run in maps["runs"]:
         assert np.array_equal(decoded(of_run["mask_c1"], maps), 255 * classes)
 
-    two, three = write_run(tmp_path / "two", {"a.png": 2 * classes}, {"threshold": 0.5}), tmp_path / "three"
-    write_run(three, {"a.png": classes}, {"threshold": 0.5, "mask_values": [0, 1, 2]})
-    assert mask_values_of(read_runs([two, three], imgs)) == [[0, 1, 2]] * 2  # of class 1 nothing was found
-    one, other = write_run(tmp_path / "one", {"a.png": 1 + classes}, {"threshold": 0.5}), tmp_path / "other"
-    write_run(other, {"a.png": 1 + classes}, {"threshold": 0.5, "mask_values": [1, 2]})
-    assert mask_values_of(read_runs([one, other], imgs)) == [[1, 2]] * 2
+    three = write_run(tmp_path / "three", {"a.png": classes}, {"threshold": 0.5, "mask_values": [0, 1, 2]})
     with pytest.raises(InputError, match=r"three has 3 classes, .*run0 2: they do not fit on one page"):
         write_review([runs[0], three], imgs)
 
@@ -251,78 +235,37 @@ def test_scores_are_those_against_the_ground_truth_of_the_page(tmp_path: Path):
 
 
 def test_maps_of_predict_bayesian(tmp_path: Path):
-    """Beside a mask NAME.png, of images that summary.csv names by their paths."""
+    """Beside a mask NAME.png, of images that the journal names by their paths."""
     imgs = images_of(tmp_path / "imgs", "a.png")
     run, values = tmp_path / "run", np.full((6, 8), 100, np.uint8)
-    write_run(run, {"a.png": values}, {}, {f"prob_c{k}": values + k for k in (1, 2, 3)} | {"std_c1": values})
+    ends = (*(f"prob_c{k}" for k in (1, 2, 3)), "std_c1", "figure", "mc00_c1")
+    write_run(run, {"a.png": values}, {}, dict.fromkeys(ends, values))
     for path in run.glob("a_OUT*"):
         path.rename(path.with_name(path.name.replace("_OUT", "")))
-    summary = (run / "summary.csv").read_text(encoding="utf-8")
+    journal = (run / ".progress-0.jsonl").read_text().replace("_OUT", "")
     for named in (str(imgs / "a.png"), "elsewhere/a.png"):
-        (run / "summary.csv").write_text(summary.replace("a.png", named), encoding="utf-8")
+        (run / ".progress-0.jsonl").write_text(journal.replace('"image": "a.png"', f'"image": "{named}"'))
         files = read_run(run, imgs).files("a.png")
         assert files.mask == run / "a.png"
         assert {k: path.name for k, path in files.probs.items()} == {k: f"a_prob_c{k}.png" for k in (1, 2, 3)}
         assert [*files.layers] == ["std_c1"]
 
 
-def test_results_without_their_hidden_files(tmp_path: Path):
-    """As they are copied with a star: a probability map is told from a mask by its values."""
-    ramp = np.tile(np.arange(8, dtype=np.uint8) * 30, (6, 1)) + np.arange(6, dtype=np.uint8)[:, None]
-    imgs = images_of(tmp_path / "imgs", "a.png")
-    assert read_run(write_run(tmp_path / "probs", {"a.png": ramp}, {}), imgs).holds_probs
-    assert not read_run(write_run(tmp_path / "masks", {"a.png": ramp // 128 * 255}, {}), imgs).holds_probs
-    images_of(imgs, "b.png", "c.png")
-    empty = dict.fromkeys(("a.png", "b.png"), ramp // 250)  # comes first, and has as few values as a mask
-    probs = write_run(tmp_path / "first", {**empty, "c.png": ramp}, {})
-    (probs / "b_OUT.png").unlink()
-    assert read_run(probs, imgs).holds_probs
-    assert data_of(write_review([probs], imgs)[0])["classes"] == 2
-    few = {name: ramp // 16 + shift for name, shift in zip(("a.png", "b.png"), (0, 40), strict=True)}
-    with pytest.raises(InputError, match=r"the files in .*few show \d\d values, too many for masks: copy"):
-        write_review([write_run(tmp_path / "few", few, {})], imgs)
-    run = write_run(tmp_path / "metrics", {"a.png": ramp // 128}, {})
-    (run / "metrics.json").write_text(json.dumps({"run": {"class_index": 1, "method": "softmax"}}))
-    (run / "metrics.csv").write_text("image,dice,note\na.png,0.25,x\n")
-    read = read_run(run, imgs)
-    assert (read.holds_probs, read.title, read.scores["a.png"]["dice"]) == (True, "softmax", 0.25)
-    assert "note" not in read.scores["a.png"]
-
-
-def test_what_an_earlier_run_has_left_is_not_shown(tmp_path: Path):
+def test_what_another_run_has_left_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Its maps, its scores, its images, and its masks of other names."""
     imgs, values = images_of(tmp_path / "imgs", "a.png", "b.png"), np.full((6, 8), 200, np.uint8)
     names = ("std", "entropy", "prob_c1", "outer", "inner")
-    write_run(tmp_path / "run", {"a.png": values, "b.png": values}, {"threshold": 0.5}, dict.fromkeys(names, values))
-    (tmp_path / "run" / "metrics.csv").write_text("image,dice\na.png,0.25\n")
-    summary = (tmp_path / "run" / "summary.csv").read_text(encoding="utf-8")
+    earlier = write_run(tmp_path / "run", {"a.png": values, "b.png": values}, {}, dict.fromkeys(names, values))
+    journal = (earlier / ".progress-0.jsonl").read_text()
+    (earlier / "metrics.csv").write_text("image,dice\na.png,0.25\n")
     run = write_run(tmp_path / "run", {"a.png": values}, {"class_index": 1, "guarantee": {"level": 0.9, "images": 9}})
-    (run / "summary.csv").write_text(summary, encoding="utf-8")  # predict_bayesian.py keeps the rows of other images
     (run / "a.png").touch()
+    (run / ".progress-0.jsonl").write_text(journal + (run / ".progress-0.jsonl").read_text())
     read = read_run(run, imgs)
     assert {name: "dice" in scores for name, scores in read.scores.items()} == {"a.png": False}
     assert read.files("a.png") == ResultFiles(None, {1: run / "a_OUT.png"}, {}, {})
-    write_run(tmp_path / "run", {"b.png": values}, layers={"std": values})
-    assert {*read_run(run, imgs).files("b.png").layers} == {"std"}
-    copied = (run / ".progress-0.jsonl").rename(run / "journal")  # what metrics.json says, without the hidden files
-    (run / "metrics.json").write_text('{"run": {"class_index": 1, "save_entropy": false, "guarantee": null}}')
-    files = read_run(run, imgs).files("b.png")
-    assert (files.layers, files.regions) == ({}, {})
-    copied.rename(run / ".progress-1.jsonl")
-    (run / ".progress-0.jsonl").write_text('{"method": "older"}\n{"row": {"image": "a.png"}, "files": []}\n')
-    os.utime(run / ".progress-0.jsonl", (1, 1))
-    assert [*read_run(run, imgs).scores] == ["b.png"]
-
-
-def test_row_of_a_folder_script_is_that_of_its_image(tmp_path: Path):
-    """Not that which predict_bayesian.py has added to its folder for another mask of the image, in whatever order."""
-    imgs, values = images_of(tmp_path / "imgs", "a.png"), np.full((6, 8), 200, np.uint8)
-    for confidence in (0.3, 0.7):
-        run = write_run(tmp_path / "run", {"a.png": values}, {}, scores={"a.png": {"soft_dice_confidence": 0.5}})
-        rows = read_summary(run / "summary.csv")
-        added = {"image": str(imgs / "a.png"), "soft_dice_confidence": confidence, "mask": "x.png"}
-        write_summary(run / "summary.csv", [*rows, added])
-        assert read_run(run, imgs).scores["a.png"]["soft_dice_confidence"] == 0.5
+    assert "of an earlier run" in caplog.text
+    assert "1 image, such as b.png" in caplog.text
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -440,7 +383,9 @@ def test_what_is_refused(tmp_path: Path):
     imgs = images_of(tmp_path / "imgs", "a.png")
     values = np.full((6, 8), 200, np.uint8)
     run = write_run(tmp_path / "run", {"a.png": values})
-    with pytest.raises(InputError, match=r"imgs has no summary.csv: the output folder of a prediction was expected"):
+    with pytest.raises(
+        InputError, match=r"imgs has no .progress-0.jsonl with results: the output folder of a prediction was expected"
+    ):
         write_review([imgs], imgs)
     with pytest.raises(InputError, match=r"page .*page.txt: a file name that ends with .html was expected"):
         write_review([run], imgs, ReviewOptions(output=tmp_path / "page.txt"))
@@ -455,10 +400,6 @@ def test_what_is_refused(tmp_path: Path):
     background = write_run(tmp_path / "background", {"a.png": values}, {"class_index": 0})
     with pytest.raises(InputError, match="contains background probabilities"):
         read_run(background, imgs)
-    (run / ".progress-0.jsonl").unlink()
-    (run / "metrics.csv").write_text("patient\n1\n")
-    with pytest.raises(InputError, match="not a table of metrics"):
-        read_run(run, imgs)
     many = write_run(tmp_path / "many", {f"{i}.png": values[:1, :1] for i in range(MAX_EMBEDDED + 1)})
     with pytest.raises(InputError, match="201 images do not fit into a single file, which holds 200"):
         write_review([many], imgs, ReviewOptions(single_file=True))
@@ -545,8 +486,8 @@ def test_page_shows_the_latest_run_into_a_folder(model_file: Path, tmp_path: Pat
     for script, flags, shown, maps, left_out in (
         ("predict_prob_bayesian.py", [*of_folder, "--mc", 2, "--save-entropy"], {first, second}, spread, 0),
         ("predict.py", of_folder, {first, second}, {"mask_c1"}, 0),
-        ("predict_bayesian.py", [*of_image, first], {first}, {"mask_c1", *spread}, 1),
-        ("predict_bayesian.py", [*of_image, other / "z.png"], {other / "z.png"}, {"mask_c1", *spread}, 2),
+        ("predict_bayesian.py", [*of_image, first], {first}, {"mask_c1", *spread}, 2),
+        ("predict_bayesian.py", [*of_image, other / "z.png"], {other / "z.png"}, {"mask_c1", *spread}, 3),
     ):
         result = run_script(script, *flags, "-m", model_file, "--review", "--output-dir", out)
         assert result.returncode == 0, result.stderr
@@ -555,8 +496,9 @@ def test_page_shows_the_latest_run_into_a_folder(model_file: Path, tmp_path: Pat
         assert {*maps_of(out / "review.html", 0)["runs"][0]} - {"probability_c1"} == maps
         lines = re.findall(r"Not on the page.*: (\d) images?, such as", result.stderr)
         assert lines == ([str(left_out)] if left_out else [])
+    assert [*read_run(out, imgs).scores] == [first.name]  # of an earlier run with the same settings
     with pytest.raises(InputError, match=r"the latest run into .* has predicted none of the images in"):
-        read_run(out, imgs)
+        read_run(out, out)
     flags = (*of_image, tmp_path / "broken.png", "-m", model_file, "--review", "--output-dir", out)
     result = run_script("predict_bayesian.py", *flags)
     assert result.returncode == 1, result.stderr
@@ -587,4 +529,4 @@ def test_command(tmp_path: Path):
     with open(run / "summary.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 9
     missing = run_module("utils.review", ROOT / "unet", "--imgs-dir", SAMPLES / "imgs")
-    assert_one_clear_line(missing, "has no summary.csv")
+    assert_one_clear_line(missing, "has no .progress-0.jsonl")

@@ -21,26 +21,12 @@ def test_least_confident_image_comes_first(tmp_path: Path):
         assert tuple(next(csv.reader(file))) == SUMMARY_COLUMNS
 
 
-def test_rows_of_an_existing_file_are_kept_on_request(tmp_path: Path):
+def test_summary_of_nothing_is_none(tmp_path: Path):
     path = tmp_path / "summary.csv"
-    write_summary(path, [summary_row("a.jpg", 0.9), summary_row("b.jpg", 0.5), summary_row("c.jpg", 0.7)])
-    write_summary(path, [summary_row("c.jpg", 0.1), summary_row("d.jpg", 0.6)], lambda row: row["image"] != "c.jpg")
-    assert [(row["image"], float(row["soft_dice_confidence"])) for row in read_summary(path)] == [
-        ("c.jpg", 0.1),
-        ("b.jpg", 0.5),
-        ("d.jpg", 0.6),
-        ("a.jpg", 0.9),
-    ]
-    write_summary(path, [summary_row("e.jpg", 0.6)])
-    assert len(read_summary(path)) == 1
-
-
-def test_other_files_are_not_overwritten(tmp_path: Path):
-    path = tmp_path / "summary.csv"
-    path.write_text("patient,age\n1,50\n")
-    with pytest.raises(InputError, match="is not a summary of predictions"):
-        write_summary(path, [summary_row("a.jpg", 0.9)], lambda row: True)
-    assert path.read_text() == "patient,age\n1,50\n"
+    write_summary(path, [summary_row("a.jpg", 0.9)])
+    for _ in range(2):
+        write_summary(path, [])
+        assert not path.exists()
 
 
 @pytest.mark.parametrize("content", ["", "patient,age\n1,50\n", "image,soft_dice_confidence\na.jpg,\n"])

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from utils.data.images import IMAGE_EXTENSIONS, list_images
 from utils.runtime.errors import InputError, bulleted
-from utils.runtime.output_folder import output_folders
+from utils.runtime.output_folder import folders_below, recorded_results
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
     """
     options = options or PairingOptions()
     paths = list_images(imgs_dir, options.extensions, options.recursive)
-    images = _without_predictions(paths, imgs_dir)
+    results = recorded_results({Path(imgs_dir), *folders_below(Path(imgs_dir), paths)})
+    images = {path.relative_to(imgs_dir): path for path in paths if path not in results}
     if len(images) < len(paths):
         logger.info("Ignoring results of predictions in %s: %d", imgs_dir, len(paths) - len(images))
     matches = _match_folders(images, masks_dir, options.mask_suffix, options.recursive)
@@ -126,7 +127,9 @@ def _match_folders(
 ) -> Matches:
     """Match images with the masks of a folder, which may be theirs, or either within the other, and log the result."""
     recursive = recursive or any(len(name.parts) > 1 for name in images)
-    masks = _without_predictions(list_images(masks_dir, recursive=recursive), masks_dir)
+    paths = list_images(masks_dir, recursive=recursive)
+    results = recorded_results(folders_below(Path(masks_dir), paths))  # in the folder itself they may be corrected
+    masks = {path.relative_to(masks_dir): path for path in paths if path not in results}
     inside = _within(images, masks_dir)
     images = {name: path for name, path in images.items() if name not in inside} or images
     files = {path: name for name, path in _real_paths(images).items()}
@@ -255,13 +258,6 @@ def _highest(paths: Sequence[PurePath]) -> list[PurePath]:
     """Those of the paths that are the fewest steps down."""
     steps = min(len(path.parts) for path in paths)
     return [path for path in paths if len(path.parts) == steps]
-
-
-def _without_predictions(paths: Sequence[Path], folder: Path | str) -> dict[PurePath, Path]:
-    """Files by their paths within a folder, without the PNG files in the output folders of predictions below it."""
-    outputs = output_folders(paths, Path(folder))
-    kept = (path for path in paths if path.parent not in outputs or path.suffix.lower() != ".png")
-    return {path.relative_to(folder): path for path in kept}
 
 
 def _real_paths(files: Mapping[PurePath, Path]) -> dict[PurePath, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from utils.data.images import IMAGE_EXTENSIONS, list_images, read_image
 from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import journal_files, output_folders
+from utils.runtime.output_folder import folders_below, journal_files, recorded_results
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,8 @@ def find_images(
 ) -> list[Path]:
     """The images of a folder, without masks and results among them.
 
-    Results are the PNG files in the output folder of a run (one with a journal) below `folder`, and `NAME_OUT.png` and
-    the like in its sub-folders; the pictures of a review page; and `NAME_OUT.png` and the like beside the image
-    NAME. An output folder that is `folder` itself was named for its images; a warning says so.
+    Results are the files that the journal of an output folder lists, here or in a sub-folder; `NAME_OUT.png` and the
+    like in such sub-folders, and beside the image NAME; and the pictures of a review page.
 
     Args:
         folder: where to look.
@@ -94,26 +93,27 @@ def find_images(
         results: further folders in which all is results.
 
     Raises:
-        InputError: the folder contains no image at all, or the masks are in it and belong to none.
+        InputError: the folder contains no image, or the masks are in it and belong to none.
     """
     paths = list_images(folder, extensions, recursive)
-    below = {parent for path in paths for parent in path.parents if folder in parent.parents}
+    below = folders_below(folder, paths)
     closed = {result.resolve() for result in results}
     closed = {parent for parent in below if parent.resolve() in closed or _holds_pictures(parent)}
-    outputs = output_folders(paths, folder)
+    outputs = {parent for parent in below if journal_files(parent)}
+    recorded = recorded_results({folder, *outputs})
     stems = {path.with_suffix("") for path in paths}
 
     def is_result(path: Path) -> bool:
-        if (path.parent in outputs and path.suffix.lower() == ".png") or not closed.isdisjoint(path.parents):
+        if path in recorded or not closed.isdisjoint(path.parents):
             return True
         match = _RESULT_OF.fullmatch(path.stem)
         return bool(match) and (path.with_name(match[1]) in stems or not outputs.isdisjoint(path.parents))
 
     kept = [path for path in paths if not is_result(path)]
+    if not kept:
+        raise InputError(f"{folder} contains no image but results of predictions, such as {paths[0]}")
     if len(kept) < len(paths):
         logger.info("Ignoring results of predictions in %s: %d", folder, len(paths) - len(kept))
-    if journal_files(folder):
-        logger.warning("%s is the output folder of a run: its results are among the images", folder)
     return without_masks(kept, folder, *masks)
 
 
@@ -140,8 +140,6 @@ def find_items(
         raise InputError(f"the output folder {output_dir} is a file, a folder was expected")
     images = find_images(input_dir, extensions, recursive, (mask_dir, mask_suffix), [output_dir])
     items = [Item(path, path.relative_to(input_dir)) for path in images]
-    if not items:
-        raise InputError(f"{input_dir} contains no image but results, such as those in the output folder {output_dir}")
     logger.info("%d image%s in %s", len(items), "s" if len(items) > 1 else "", input_dir)
     outputs: dict[Path, Item] = {}
     for item in items:

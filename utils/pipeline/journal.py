@@ -1,16 +1,16 @@
-"""The journal of a run over many images, with which an interrupted run is resumed.
+"""The journal of an output folder: the results that runs have written there, with which an interrupted run is resumed.
 
-Its first line has the settings, each further one a finished image. What an earlier run has written for an image is
-listed until this one has finished that image: the files that are not rewritten are then removed, since maps of two runs
-beside each other would be taken for those of one.
+What an earlier run has written for an image is listed until another run has finished that image: the files that are not
+rewritten are then removed, since maps of two runs beside each other would be taken for those of one.
 """
 
 import base64
 import json
 import logging
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,48 @@ from utils.pipeline.report import remove_metrics
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import journal_files
+from utils.runtime.output_folder import JOURNAL_OF_MAIN, journal_files
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """The results of an image in an output folder.
+
+    Attributes:
+        files: their paths within the folder, the mask or probability map first.
+        row: the name of the image and its scores; None if a later run has started over, and the files may be replaced.
+        source: size and modification time of the image, see `file_state`.
+        masks: those of its ground truth.
+        counts: its packed pixel counts in Base64, if its probabilities were compared with a ground truth.
+        settings: plain values, those of the run; results belong together if these are equal.
+    """
+
+    files: Sequence[str]
+    row: Mapping[str, Any] | None = None
+    source: Sequence[int] = ()
+    masks: Sequence[Sequence[int]] = ()
+    counts: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_run(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a run with these settings has written the results."""
+        return self.row is not None and not _differing(self.settings, settings)
+
+    def line(self) -> bytes:
+        """The line of a journal, which follows that of the settings."""
+        if self.row is None:
+            return _line({"files": self.files})
+        names = ("row", "source", "masks", "files", "counts")
+        return _line({name: getattr(self, name) for name in names})
+
+
+Entries = dict[str, Entry]  # by the first of their files, the latest last
+
+
 class Journal:
-    """The finished images of a run, one line each, in hidden files of the output folder.
+    """What a run over many images has finished, in an output folder that belongs to it.
 
     Args:
         folder: the output folder.
@@ -34,6 +69,7 @@ class Journal:
         items: the images; one whose file has changed is predicted again.
         resume: take over what an earlier run has finished; otherwise start over.
         ground_truth: an image with a mask whose file has changed is predicted again, too.
+        keep_others: also keep the scores of other images that the folder has results of, whatever their settings.
 
     Attributes:
         rows: the scores of the finished images whose files all exist, by their reported names.
@@ -50,153 +86,166 @@ class Journal:
         items: Sequence[Item],
         resume: bool,
         ground_truth: GroundTruth | None = None,
+        keep_others: bool = False,
     ) -> None:
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.packed: dict[str, bytes] = {}
         self._sources = {item.reported: file_state(item.path) for item in items}
         masks = ground_truth.paths if ground_truth else {}
         self._masks = {item.reported: [file_state(path) for path in masks.get(item.name, ())] for item in items}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
-        self._kept_lines: list[bytes] | None = []  # of this process's file; None once they have been rewritten
-        self._earlier: dict[str, list[str]] = {}  # the files of images that an earlier run has finished, by their first
-        self._has_removed = False  # any of them
+        self._has_added = self._has_removed = False
+        entries = [self._taken_over(entry, resume, keep_others) for entry in read_entries(folder).values()]
+        entries = distributed.all_gather(entries)[0]  # none writes before all have read
         if distributed.is_main():
             if resume:
                 remove_partial_files({item.output(folder).parent for item in items})
-            else:
-                end_journals(folder)
-        if resume or distributed.is_main():
-            for path in sorted(journal_files(folder)):
-                self._take_over(path)
-        # All processes use what the main process has read, and none writes before all have read.
-        own = (self.rows, self.packed, self._earlier)
-        self.rows, self.packed, self._earlier = distributed.all_gather(own)[0]
+            write_entries(folder, entries)
+        distributed.all_gather(None)  # and none adds before that
+        own = {entry.row["image"]: entry for entry in entries if self._is_own(entry)}
+        self.rows = {image: entry.row for image, entry in own.items()}
+        self.packed = {image: base64.b64decode(entry.counts) for image, entry in own.items() if entry.counts}
+        self._earlier = {entry.files[0]: entry.files for entry in entries if not self._is_own(entry)}
 
-    def _take_over(self, path: Path) -> None:
-        """Read the finished images of a file of an earlier run."""
-        lines = _read_lines(path)
-        settings = next(iter(lines.values()), {})
-        changed = _differing(settings, self.settings)
-        for line, entry in list(lines.items())[1:]:
-            if "row" not in entry:
-                kept = True
-                self._earlier[entry["files"][0]] = entry["files"]
-            elif changed:
-                name = changed[0]
-                raise InputError(
-                    f"{self.folder} contains results with {name} = {settings.get(name)}, but this run has "
-                    f"{self.settings.get(name)}: choose another output folder, or start over without skipping existing "
-                    "results"
-                )
-            else:
-                kept = self._take_over_image(entry)
-            if kept and path == self._path and self._kept_lines is not None:
-                self._kept_lines.append(line)
+    def _is_own(self, entry: Entry) -> bool:
+        return entry.of_run(self.settings) and entry.row["image"] in self._sources
 
-    def _take_over_image(self, entry: Mapping[str, Any]) -> bool:
-        """Take over a finished image, and return True, if its file and mask are unchanged and its results exist."""
-        key = entry["row"]["image"]
-        files_exist = all((self.folder / file).is_file() for file in entry["files"])
-        masks = self._masks.get(key)
-        unchanged = entry["source"] == self._sources.get(key) and entry.get("masks", masks) == masks
-        if not (files_exist and unchanged):  # earlier versions recorded no masks
-            return False
-        self.rows[key] = entry["row"]
-        for file in entry["files"][:1]:
-            self._earlier.pop(file, None)
-        if entry["counts"]:
-            self.packed[key] = base64.b64decode(entry["counts"])
-        return True
+    def _taken_over(self, entry: Entry, resume: bool, keep_others: bool) -> Entry:
+        """An entry of an earlier run, of which only the files are left if the image is to be predicted again."""
+        if entry.row is None:
+            return entry
+        keep = keep_others
+        if entry.row["image"] in self._sources:
+            keep = resume and self._is_complete(entry)
+        return entry if keep else Entry(entry.files)
 
-    def all_rows(self) -> dict[str, dict[str, Any]]:
+    def _is_complete(self, entry: Entry) -> bool:
+        """Whether the image and its mask are unchanged, and its results exist."""
+        if not entry.of_run(self.settings):
+            name = _differing(entry.settings, self.settings)[0]
+            raise InputError(
+                f"{self.folder} contains results with {name} = {entry.settings.get(name)}, but this run has "
+                f"{self.settings.get(name)}: choose another output folder, or start over without skipping existing "
+                "results"
+            )
+        image = entry.row["image"]
+        unchanged = (entry.source, entry.masks) == (self._sources[image], self._masks[image])
+        return unchanged and all((self.folder / file).is_file() for file in entry.files)
+
+    def all_rows(self) -> dict[str, Mapping[str, Any]]:
         """The scores of what all processes have finished so far, by reported names."""
-        for path in journal_files(self.folder):
-            self._take_over(path)
-        return self.rows
+        entries = read_entries(self.folder).values()
+        return {entry.row["image"]: entry.row for entry in entries if self._is_own(entry)}
 
-    def add(self, row: Mapping[str, Any], files: Collection[Path], packed: bytes | None) -> None:
-        """Record a finished image; may be called in threads. The first one ends the metrics of what was there before.
+    def add(self, row: Mapping[str, Any], files: Sequence[Path], packed: bytes | None = None) -> None:
+        """Record a finished image; may be called in threads.
 
         Args:
-            row: its scores.
-            files: what was written for it.
+            row: its name and scores.
+            files: what was written for it, the mask or probability map first.
             packed: its pixel counts, if its probabilities were compared with a ground truth.
         """
-        entry = {
-            "row": row,
-            "source": self._sources[row["image"]],
-            "masks": self._masks[row["image"]],
-            "files": [path.relative_to(self.folder).as_posix() for path in files],
-            "counts": base64.b64encode(packed).decode() if packed else None,
-        }
+        counts = base64.b64encode(packed).decode() if packed else None
+        image, names = row["image"], _names_in(self.folder, files)
+        entry = Entry(names, row, self._sources[image], self._masks[image], counts, self.settings)
         with self._lock:
-            self._remove_earlier(entry["files"])
-            if self._kept_lines is not None:  # the first call
-                remove_metrics(self.folder)
-                with atomic_file(self._path) as file:
-                    for line in (json.dumps(self.settings).encode(), *self._kept_lines):
-                        file.write(line + b"\n")
-                self._kept_lines = None
-            with open(self._path, "ab") as file:
-                file.write(b"\n" + json.dumps(entry).encode() + b"\n")  # after a line that may have been cut off
-
-    def _remove_earlier(self, files: Sequence[str]) -> None:
-        """Remove what an earlier run has written for an image, and this one has not."""
-        for name in self._earlier.pop(files[0], ()) if files else ():
-            path = self.folder / name
-            beside = path.parent == (self.folder / files[0]).parent  # as all results of an image are
-            if beside and name not in files and name not in self._earlier and path.is_file():
-                path.unlink()
-                if not self._has_removed:
-                    logger.info("Removing files of an earlier run that this one does not write, such as %s", path)
+            removed = _end_earlier(self.folder, self._earlier, names)
+            if removed and not self._has_removed:
+                logger.info("Removing files of an earlier run that this one does not write, such as %s", removed[0])
                 self._has_removed = True
+            with open(self._path, "ab") as file:
+                if not self._has_added:
+                    file.write(_line(self.settings))
+                file.write(b"\n" + entry.line())  # after a line that may have been cut off
+            self._has_added = True
 
 
-def end_journals(folder: Path) -> None:
-    """End what earlier runs into a folder have recorded: of their results only the files are still listed."""
-    paths, kept, earlier = sorted(journal_files(folder)), folder / ".progress-0.jsonl", {}
-    for path in paths:
-        for entry in _read_lines(path).values():
-            if entry.get("files"):
-                earlier[entry["files"][0]] = {"files": entry["files"]}
-    if earlier:
-        with atomic_file(kept) as file:
-            file.writelines(json.dumps(entry).encode() + b"\n" for entry in ({}, *earlier.values()))
-    for path in paths:
-        if not earlier or path != kept:
-            path.unlink(missing_ok=True)
+def add_result(folder: Path, settings: Mapping[str, Any], row: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Record a finished image in an output folder that other runs write into as well; it has to be locked meanwhile."""
+    entries, names = read_entries(folder), _names_in(folder, files)
+    for path in _end_earlier(folder, {first: entry.files for first, entry in entries.items()}, names):
+        logger.info("Removing a file of an earlier run that this one does not write: %s", path)
+    entries.pop(names[0], None)
+    write_entries(folder, [*entries.values(), Entry(names, row, settings=settings)])
 
 
-def read_journal(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What the latest run into a folder has recorded.
+def record_file(folder: Path, path: Path) -> None:
+    """List a file that is not of a single image, such as a figure of all, among those of a folder's results."""
+    with open(folder / JOURNAL_OF_MAIN, "ab") as file:
+        file.write(b"\n" + Entry(_names_in(folder, [path])).line())
+
+
+def read_entries(folder: Path) -> Entries:
+    """The results that a folder has, by the first of their files, the latest last."""
+    entries: Entries = {}
+    for path in sorted(journal_files(folder)):
+        settings: Mapping[str, Any] = {}
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):  # a line that a killed process was writing
+                content = json.loads(line)
+                if "files" not in content:
+                    settings = content
+                    continue
+                first = content["files"][0]
+                entries.pop(first, None)
+                entries[first] = Entry(**content, settings=settings)
+    return entries
+
+
+def latest_run(entries: Iterable[Entry]) -> list[Entry]:
+    """Of the results of a folder those of its latest run, and of earlier ones with the same settings."""
+    finished = [entry for entry in entries if entry.row is not None]
+    return [entry for entry in finished if entry.of_run(finished[-1].settings)]
+
+
+def write_entries(folder: Path, entries: Sequence[Entry]) -> None:
+    """Write the journal of a folder anew, in place of those of all processes."""
+    path, settings = folder / JOURNAL_OF_MAIN, None
+    if entries:
+        with atomic_file(path) as file:
+            for entry in entries:
+                if entry.row is not None and entry.settings != settings:
+                    settings = entry.settings
+                    file.write(_line(settings))
+                file.write(entry.line())
+    for other in journal_files(folder):
+        if other != path or not entries:
+            other.unlink(missing_ok=True)
+
+
+def _line(content: Any) -> bytes:
+    return json.dumps(content).encode() + b"\n"
+
+
+def _names_in(folder: Path, files: Collection[Path]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in files]
+
+
+def _end_earlier(folder: Path, earlier: dict[str, Sequence[str]], files: Sequence[str]) -> list[Path]:
+    """End the results that a new one of these files replaces, and the metrics that they were part of.
+
+    Args:
+        folder: the output folder.
+        earlier: the files of all earlier results by their first; the replaced ones are taken from it.
+        files: those of the new result.
 
     Returns:
-        Its settings, and the entry of each finished image by its reported name; both empty without a journal.
+        The files of the replaced result that the new one does not have: they are removed.
     """
-    settings, finished = {}, {}
-    for path in sorted(journal_files(folder), key=lambda path: path.stat().st_mtime_ns):
-        first, *entries = [*_read_lines(path).values()] or [{}]
-        entries = {entry["row"]["image"]: entry for entry in entries if "row" in entry}
-        if entries:
-            finished = entries if _differing(first, settings) else finished | entries
-            settings = first
-    return settings, finished
+    if files[0] not in earlier:
+        return []
+    remove_metrics(folder)
+    unlisted = (folder / name for name in earlier.pop(files[0]) if name not in files and name not in earlier)
+    beside = (folder / files[0]).parent  # where all results of an image are
+    removed = [path for path in unlisted if path.parent == beside and path.is_file()]
+    for path in removed:
+        path.unlink()
+    return removed
 
 
 def _differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
     """The settings that two runs do not share; the file extensions only say which images they were to predict."""
     return [name for name in {**settings, **others} if name != "ext" and settings.get(name) != others.get(name)]
-
-
-def _read_lines(path: Path) -> dict[bytes, dict[str, Any]]:
-    """The settings and the images in a file of a journal, by their lines."""
-    entries = {}
-    for line in path.read_bytes().splitlines():
-        with suppress(ValueError):  # a line that a killed process was writing
-            entries[line] = json.loads(line)
-    return entries
 
 
 def file_state(path: Path) -> list[int]:

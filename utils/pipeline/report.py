@@ -47,11 +47,7 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Those of an earlier run, and its metrics.json, are removed.
     """
     remove_metrics(folder)
-    if rows:
-        write_summary(folder / "summary.csv", rows)  # over that of an earlier run
-    else:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            (folder / "summary.csv").unlink()
+    write_summary(folder / "summary.csv", rows)
     if compared := [row for row in rows if "dice" in row]:
         write_csv(folder / "metrics.csv", compared)
 

@@ -1,6 +1,6 @@
 """Single images with all of their maps: where the files go, how an image is predicted, what is written of it."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,9 +18,8 @@ from utils.inference.predictor import MapOptions, Prediction, draw_samples, pred
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, sibling
-from utils.pipeline.journal import end_journals, read_journal
+from utils.pipeline.journal import add_result, read_entries
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
-from utils.pipeline.report import remove_metrics
 from utils.pipeline.summary import MASK_COLUMN, read_earlier_summary, write_summary
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
@@ -203,58 +202,24 @@ def save_single_image(
     return files + (pass_files(output, result.samples, model.one_class) if options.save_passes else [])
 
 
-def write_single_summaries(outputs: Mapping[str, Path], locked: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the `summary.csv` of each output folder, in which the rows of other images with other results are kept.
-
-    In a folder that does not belong to this run, journal and metrics end if their results are no longer all there.
-
-    Args:
-        outputs: the file of the mask of each image, by its reported name.
-        locked: the output folder that belongs to this run, if any; another one is locked while its file is written.
-        rows: the scores of images.
-    """
-    by_folder = defaultdict(list)
-    for row in rows:
-        output = outputs[row["image"]]
-        by_folder[output.parent].append({**row, MASK_COLUMN: output.name})
-    for folder, folder_rows in by_folder.items():
-        own = folder == locked
-        with nullcontext() if own else output_folder(folder, patience=60):
-            if not own and not _recorded_files(folder).isdisjoint(outputs.values()):
-                end_journals(folder)
-                remove_metrics(folder)
-            given = {image: output for image, output in outputs.items() if output.parent == folder}
-            write_summary(folder / "summary.csv", folder_rows, _row_filter(folder, own, given))
-
-
-def _recorded_files(folder: Path) -> set[Path]:
-    """What the latest run into a folder has written for its finished images."""
-    _, finished = read_journal(folder)
-    return {folder / file for entry in finished.values() for file in entry["files"]}
-
-
-def _row_filter(folder: Path, own: bool, given: Mapping[str, Path]) -> Callable[[Mapping[str, str]], bool]:
-    """Which earlier rows of a summary stay, beside those of a run to which these images were given.
+def record_single_image(
+    folder: Path, settings: Mapping[str, Any], row: Mapping[str, Any], files: Sequence[Path]
+) -> None:
+    """Add an image to the journal and the summary of a folder that does not belong to this run alone.
 
     Args:
-        folder: of the summary.
-        own: whether it belongs to this run.
-        given: the file of the mask of each image in this folder.
+        folder: of the files; it is locked meanwhile.
+        settings: of the run.
+        row: the name of the image and its scores.
+        files: what was written for it, the mask first.
     """
-    images, masks = {_real_path(image) for image in given}, {*given.values()}
-
-    def keeps(row: Mapping[str, str]) -> bool:
-        stem, mask = Path(row["image"]).stem, row.get(MASK_COLUMN)
-        of_folder_script = folder / f"{stem}_OUT.png"  # whose rows, as those of earlier versions, do not name the mask
-        if not mask and not own and of_folder_script.is_file():
-            return of_folder_script not in masks
-        names = [mask] if mask else [of_folder_script.name, f"{stem}.png"]
-        return _real_path(row["image"]) not in images and masks.isdisjoint(folder / name for name in names)
-
-    return keeps
+    with output_folder(folder, patience=60):
+        add_result(folder, settings, row, files)
+        write_recorded_summary(folder)
 
 
-def _real_path(image: str) -> Path:
-    """The path of an image, however it was given; a link to an image is not what it points to."""
-    path = Path(image)
-    return path.parent.resolve() / path.name
+def write_recorded_summary(folder: Path) -> None:
+    """Write the `summary.csv` of all images that a folder has results of, by whatever runs."""
+    entries = [entry for entry in read_entries(folder).values() if entry.row is not None]
+    written = [entry for entry in entries if (folder / entry.files[0]).exists()]
+    write_summary(folder / "summary.csv", ({**entry.row, MASK_COLUMN: entry.files[0]} for entry in written))

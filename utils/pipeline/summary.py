@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,28 @@ SUMMARY_COLUMNS = (
     "area_variation",
     "largest_probability",
 )
-MASK_COLUMN = "mask"  # the file of an image's mask in the folder, where that is not NAME_OUT.png
+MASK_COLUMN = "mask"  # the file of an image's mask in the folder, by predict_bayesian.py
 
 
-def write_summary(
-    path: Path, rows: Sequence[Mapping[str, Any]], keeps: Callable[[Mapping[str, str]], bool] = lambda row: False
-) -> None:
+def write_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the scores of images that need no ground truth as a CSV file, sorted by soft Dice confidence.
 
     Args:
-        path: of the file.
+        path: of the file; without any rows it is removed.
         rows: for each image its name, the scores of `ImageScores` and, if one is to be recorded, the file of its mask;
             other entries are not written.
-        keeps: whether a row of an existing file is kept.
-
-    Raises:
-        InputError: the existing file is not such a summary.
     """
-    others = [row for row in read_earlier_summary(path) if keeps(row)]
-    ordered = sorted([*rows, *others], key=lambda row: (float(row["soft_dice_confidence"]), row["image"]))
+    ordered = sorted(rows, key=review_order)
+    if not ordered:
+        path.unlink(missing_ok=True)
+        return
     columns = [*SUMMARY_COLUMNS, *([MASK_COLUMN] if any(row.get(MASK_COLUMN) for row in ordered) else [])]
     write_csv(path, [{name: row.get(name) for name in columns} for row in ordered])
+
+
+def review_order(row: Mapping[str, Any]) -> tuple[float, str]:
+    """By which images are sorted: the one to review first has the least soft Dice confidence."""
+    return row["soft_dice_confidence"], row["image"]
 
 
 def read_earlier_summary(path: Path) -> list[dict[str, str]]:

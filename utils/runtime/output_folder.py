@@ -5,6 +5,7 @@ process, however that ends, and also holds between hosts where the file system s
 """
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from typing import BinaryIO
 
 from utils.runtime.errors import InputError
 
+JOURNAL_OF_MAIN = ".progress-0.jsonl"  # that of the main or only process
 _LOCK_NAME = ".lock"
 _TAKEN = (
     errno.EACCES,
@@ -53,10 +55,19 @@ def journal_files(folder: Path) -> list[Path]:
     return [*folder.glob(".progress-*.jsonl")]
 
 
-def output_folders(paths: Iterable[Path], folder: Path) -> set[Path]:
-    """The output folders of predictions, those with a journal, below `folder` in which these paths lie."""
-    below = {parent for path in paths for parent in path.parents if folder in parent.parents}
-    return {parent for parent in below if journal_files(parent)}
+def folders_below(folder: Path, paths: Iterable[Path]) -> set[Path]:
+    """The folders below `folder` in which these paths lie."""
+    return {parent for path in paths for parent in path.parents if folder in parent.parents}
+
+
+def recorded_results(folders: Iterable[Path]) -> set[Path]:
+    """The files that the journals of these folders list as results of runs."""
+    results = set()
+    for folder in folders:
+        for line in (line for path in journal_files(folder) for line in path.read_bytes().splitlines()):
+            with suppress(ValueError):  # a line that a killed process was writing
+                results.update(folder / name for name in json.loads(line).get("files", ()))
+    return results
 
 
 def check_writable(folder: Path) -> None:
