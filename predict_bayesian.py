@@ -3,7 +3,7 @@
 import argparse
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.batch import Batch, until_stopped
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
-from utils.pipeline.journal import Journal, record_file
+from utils.pipeline.journal import Journal, SharedJournal, record_file, write_recorded_summary
 from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats
 from utils.pipeline.report import Report
 from utils.pipeline.run_settings import run_settings
@@ -33,9 +33,7 @@ from utils.pipeline.single_images import (
     SingleImageOptions,
     find_single_images,
     predict_single_image,
-    record_single_image,
     save_single_image,
-    write_recorded_summary,
 )
 from utils.result_arguments import add_passes
 from utils.runtime import distributed
@@ -90,9 +88,8 @@ def main(args: argparse.Namespace) -> int:
         values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)
         paths = {item.path: outputs[item.reported] for item in items}
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
-        settings = settings_from_args(args, options) | run_settings(model, sampler, ground_truth, guarantee)
+        batch.journal = open_journal(batch, args, options, run_settings(model, sampler, ground_truth, guarantee))
         if args.output_dir:
-            batch.journal = Journal(args.output_dir, settings, items, args.skip_existing, ground_truth, True)
             batch.write_rows = lambda rows: write_recorded_summary(args.output_dir)
     model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     rows: dict[str, FigureRow] = {}  # of the figure of all images
@@ -108,12 +105,8 @@ def main(args: argparse.Namespace) -> int:
                 if not args.no_save:
                     save_figure_of_image = partial(save_row, row, batch.report, item.reported)
                     files = save_single_image(output, result, model, options, save_figure_of_image)
-                    level = logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG
-                    logger.log(level, "Saved the mask %s and, beside it, %s", output, describe_maps(files))
+                    log_files(files, logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG)
                 batch.finish(item, result.prediction.scores, files)
-                if files and not args.output_dir:
-                    row = {"image": item.reported, **result.prediction.scores}
-                    record_single_image(output.parent, settings, row, files)
                 if args.viz:
                     show_predictions([row])
 
@@ -128,8 +121,7 @@ def main(args: argparse.Namespace) -> int:
     if rows and distributed.is_main():
         with report.isolating(str(args.figure)):
             save_figure(draw_predictions([rows[name] for name in outputs if name in rows]), args.figure)
-            if batch.journal and args.figure.is_relative_to(args.output_dir):
-                record_file(args.output_dir, args.figure)
+            record_file(args.figure)
             logger.info("Figure of all images: %s", args.figure)
     destination = "" if args.no_save else describe_results(images, model.n_classes)
     return cli.finish_prediction(args, report, items[0].path.parent, destination)
@@ -170,9 +162,14 @@ def options_from_args(args: argparse.Namespace, guarantee: Guarantee | None) -> 
     )
 
 
-def settings_from_args(args: argparse.Namespace, options: SingleImageOptions) -> dict[str, Any]:
-    """What the journal records of the flags."""
-    return {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix}
+def open_journal(
+    batch: Batch, args: argparse.Namespace, options: SingleImageOptions, settings: Mapping[str, Any]
+) -> Journal | SharedJournal:
+    """Where finished images are recorded, with these settings: in the output folder, or in that of each result."""
+    settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix, **settings}
+    if args.output_dir is None:
+        return SharedJournal(settings)
+    return Journal(args.output_dir, settings, batch.items, args.skip_existing, batch.ground_truth, keep_others=True)
 
 
 def make_row(item: Item, result: SingleImage, batch: Batch) -> FigureRow:
@@ -193,10 +190,11 @@ def save_row(row: FigureRow, report: Report, name: str, path: Path) -> None:
         save_figure(draw_predictions([row]), path, dpi=200)
 
 
-def describe_maps(files: Sequence[Path]) -> str:
-    """The ends of the names of what is beside a mask, the first of these files; of single passes there are many."""
-    ends = [path.name.removeprefix(files[0].stem) for path in files[1:]]
-    return ", ".join(end for end in ends if not end.startswith("_mc"))
+def log_files(files: Sequence[Path], level: int) -> None:
+    """Log what was written for an image: the mask, the first of these files, and the ends of the names of the maps."""
+    ends = (path.name.removeprefix(files[0].stem) for path in files[1:])
+    maps = ", ".join(end for end in ends if not end.startswith("_mc"))  # of single passes there are many
+    logger.log(level, "Saved the mask %s and, beside it, %s", files[0], maps)
 
 
 def describe_results(images: list[tuple[Item, Path]], n_classes: int) -> str:

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from utils.pipeline.items import Item
-from utils.pipeline.journal import Journal, add_result, latest_run, read_entries
+from utils.pipeline.journal import Journal, SharedJournal, latest_run, read_entries
+from utils.pipeline.summary import read_summary
 from utils.runtime.errors import InputError
 
 SETTINGS = {"passes": 3, "threshold": 0.5}
+SCORES = {"area": 5, "soft_dice_confidence": 0.9}
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def out(tmp_path: Path, items: list[Item]) -> Path:
     journal = Journal(folder, SETTINGS, items, resume=False)
     for item, packed in ((items[0], b"\0counts"), (items[1], None)):
         item.output(folder).touch()
-        journal.add({"image": item.key, "area": 5}, [item.output(folder)], packed)
+        journal.add({"image": item.key, **SCORES}, [item.output(folder)], packed)
     return folder
 
 
@@ -42,10 +44,10 @@ def finished(out: Path, items: list[Item], settings: dict = SETTINGS) -> list[st
 
 def test_resume(out: Path, items: list[Item]):
     journal = Journal(out, SETTINGS, items, resume=True)
-    assert journal.rows == {name: {"image": name, "area": 5} for name in ("a.jpg", "b.jpg")}
+    assert journal.rows == {name: {"image": name, **SCORES} for name in ("a.jpg", "b.jpg")}
     assert journal.packed == {"a.jpg": b"\0counts"}
     items[2].output(out).touch()
-    journal.add({"image": "c.jpg", "area": 6}, [items[2].output(out)], None)
+    journal.add({"image": "c.jpg", **SCORES}, [items[2].output(out)], None)
     assert finished(out, items) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
@@ -61,9 +63,9 @@ def test_metrics_of_an_earlier_run_end_when_one_of_its_results_is_replaced(out: 
         (out / name).write_text(content)
     journal = Journal(out, {"passes": 1}, items, resume=False)
     assert (out / "metrics.json").exists()
-    journal.add({"image": "c.jpg", "area": 6}, [items[2].output(out)], None)
+    journal.add({"image": "c.jpg", **SCORES}, [items[2].output(out)], None)
     assert (out / "metrics.json").exists()
-    journal.add({"image": "a.jpg", "area": 6}, [items[0].output(out)], None)
+    journal.add({"image": "a.jpg", **SCORES}, [items[0].output(out)], None)
     assert not (out / "metrics.json").exists()
     assert (out / "metrics.csv").read_text() == training
 
@@ -87,7 +89,7 @@ def test_changed_mask(out: Path, items: list[Item]):
     assert done() == []  # the masks are new
     journal = Journal(out, SETTINGS, items, False, ground_truth)
     for item in items[:2]:
-        journal.add({"image": item.key, "area": 5}, [item.output(out)], None)
+        journal.add({"image": item.key, **SCORES}, [item.output(out)], None)
     assert done() == ["a.jpg", "b.jpg"]
     os.utime(masks[1], (1, 1))
     assert done() == ["a.jpg"]
@@ -98,7 +100,7 @@ def test_line_that_was_cut_off(out: Path, items: list[Item]):
     path.write_bytes(path.read_bytes()[:-20])
     journal = Journal(out, SETTINGS, items, resume=True)
     assert sorted(journal.rows) == ["a.jpg"]
-    journal.add({"image": "b.jpg", "area": 5}, [items[1].output(out)], None)
+    journal.add({"image": "b.jpg", **SCORES}, [items[1].output(out)], None)
     assert finished(out, items) == ["a.jpg", "b.jpg"]
 
 
@@ -120,7 +122,7 @@ def test_a_run_is_resumed_with_other_file_extensions(out: Path, items: list[Item
     for extensions in ([".jpg"], [".jpg", ".png"]):
         settings = SETTINGS | {"ext": extensions}
         journal = Journal(out, settings, items, resume=True)
-        journal.add({"image": "c.jpg", "area": 5}, [items[2].output(out)], None)
+        journal.add({"image": "c.jpg", **SCORES}, [items[2].output(out)], None)
         latest = latest_run(read_entries(out).values())
         assert sorted(entry.row["image"] for entry in latest) == ["a.jpg", "b.jpg", "c.jpg"]
         assert [entry.settings.get("ext") for entry in latest][-1] == extensions
@@ -136,7 +138,7 @@ def test_files_of_an_earlier_run_are_removed_with_its_result(
         files = [item.output(out, f"_OUT{suffix}") for suffix in (".png", *suffixes)]
         for path in files:
             path.touch()
-        journal.add({"image": item.key, "area": 5}, files, None)
+        journal.add({"image": item.key, **SCORES}, files, None)
 
     def names() -> set[str]:
         return {path.name for path in out.iterdir()} - {".progress-0.jsonl"}
@@ -186,9 +188,10 @@ def test_results_of_other_images_are_kept(out: Path, items: list[Item]):
     assert (images(SETTINGS), images(other), journal.rows) == (["a.jpg"], [], {})
     for item in items[1:]:
         item.output(out).touch()
-        journal.add({"image": item.key, "area": 5}, [item.output(out)])
+        journal.add({"image": item.key, **SCORES}, [item.output(out)])
     assert (images(SETTINGS), images(other)) == (["a.jpg"], ["b.jpg", "c.jpg"])
-    add_result(out, SETTINGS, {"image": "b.jpg", "area": 7}, [items[1].output(out)])
+    SharedJournal(SETTINGS).add({"image": "b.jpg", **SCORES}, [items[1].output(out)])
+    assert [row["mask"] for row in read_summary(out / "summary.csv")] == ["a_OUT.png", "b_OUT.png", "c_OUT.png"]
     assert (images(SETTINGS), images(other)) == (["a.jpg", "b.jpg"], ["c.jpg"])
     assert [entry.row["image"] for entry in latest_run(read_entries(out).values())] == ["a.jpg", "b.jpg"]
     journal = Journal(out, other, items, resume=False)

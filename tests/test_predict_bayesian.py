@@ -240,7 +240,7 @@ def test_single_results_are_gathered(model_file: Path, images: tuple[Path, Path]
     imgs, out = images[0], images[0] / "uq"
     names = sorted(path.name for path in imgs.iterdir())[:3]
     for name, passes in zip(names, (3, 2, 2), strict=True):
-        flags = ("-o", out / f"of_{name[:-4]}.png", "--mc", passes, "-m", model_file)
+        flags = ("-o", out / f"of_{name[:-4]}.png", "--mc", passes, "-m", model_file, "--figure", out / "all.png")
         assert run_script("predict_bayesian.py", "-i", imgs / name, *flags).returncode == 0
     assert {Path(row["image"]).name for row in read_summary(out / "summary.csv")} == {*names}
     run = read_run(out, imgs)

@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
-from utils.pipeline.journal import Journal
+from utils.pipeline.journal import Journal, SharedJournal
 from utils.pipeline.report import DISK_ERRORS, Report
 from utils.runtime import distributed
 from utils.runtime.console import progress
@@ -41,7 +41,7 @@ class Batch:
 
     items: Sequence[Item]
     ground_truth: GroundTruth | None = None
-    journal: Journal | None = None
+    journal: Journal | SharedJournal | None = None
     write_rows: RowWriter = lambda rows: None
     report: Report = field(init=False, default_factory=Report)
     _rows: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)

@@ -17,10 +17,11 @@ from typing import Any
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.report import remove_metrics
+from utils.pipeline.summary import MASK_COLUMN, write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import JOURNAL_OF_MAIN, journal_files
+from utils.runtime.output_folder import JOURNAL_OF_MAIN, journal_files, output_folder
 
 logger = logging.getLogger(__name__)
 
@@ -160,19 +161,42 @@ class Journal:
             self._has_added = True
 
 
-def add_result(folder: Path, settings: Mapping[str, Any], row: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Record a finished image in an output folder that other runs write into as well; it has to be locked meanwhile."""
-    entries, names = read_entries(folder), _names_in(folder, files)
-    for path in _end_earlier(folder, {first: entry.files for first, entry in entries.items()}, names):
-        logger.info("Removing a file of an earlier run that this one does not write: %s", path)
-    entries.pop(names[0], None)
-    write_entries(folder, [*entries.values(), Entry(names, row, settings=settings)])
+class SharedJournal:
+    """In place of a `Journal` for results in any folders, which other runs may be writing into as well.
+
+    Nothing is resumed; each folder is locked while a result is added to its journal and its `summary.csv`.
+
+    Args:
+        settings: plain values that have to be equal for results to belong together.
+    """
+
+    rows: Mapping[str, Mapping[str, Any]] = {}
+    packed: Mapping[str, bytes] = {}
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+
+    def add(self, row: Mapping[str, Any], files: Sequence[Path], packed: bytes | None = None) -> None:
+        """Record a finished image, see `Journal.add`."""
+        folder = files[0].parent
+        with output_folder(folder, patience=60):
+            entries, names = read_entries(folder), _names_in(folder, files)
+            for path in _end_earlier(folder, {first: entry.files for first, entry in entries.items()}, names):
+                logger.info("Removing a file of an earlier run that this one does not write: %s", path)
+            entries.pop(names[0], None)
+            write_entries(folder, [*entries.values(), Entry(names, row, settings=self.settings)])
+            write_recorded_summary(folder)
+
+    def all_rows(self) -> dict[str, Mapping[str, Any]]:
+        """None: they are written as they come."""
+        return {}
 
 
-def record_file(folder: Path, path: Path) -> None:
-    """List a file that is not of a single image, such as a figure of all, among those of a folder's results."""
-    with open(folder / JOURNAL_OF_MAIN, "ab") as file:
-        file.write(b"\n" + Entry(_names_in(folder, [path])).line())
+def record_file(path: Path) -> None:
+    """List a file that is not of a single image, such as a figure of all, if it is in a folder with a journal."""
+    if journal_files(path.parent):
+        with open(path.parent / JOURNAL_OF_MAIN, "ab") as file:
+            file.write(b"\n" + Entry([path.name]).line())
 
 
 def read_entries(folder: Path) -> Entries:
@@ -211,6 +235,13 @@ def write_entries(folder: Path, entries: Sequence[Entry]) -> None:
     for other in journal_files(folder):
         if other != path or not entries:
             other.unlink(missing_ok=True)
+
+
+def write_recorded_summary(folder: Path) -> None:
+    """Write the `summary.csv` of all images that a folder has results of, by whatever runs."""
+    entries = [entry for entry in read_entries(folder).values() if entry.row is not None]
+    written = [entry for entry in entries if (folder / entry.files[0]).exists()]
+    write_summary(folder / "summary.csv", ({**entry.row, MASK_COLUMN: entry.files[0]} for entry in written))
 
 
 def _line(content: Any) -> bytes:

@@ -1,11 +1,10 @@
 """Single images with all of their maps: where the files go, how an image is predicted, what is written of it."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 from PIL import Image
 
@@ -18,11 +17,9 @@ from utils.inference.predictor import MapOptions, Prediction, draw_samples, pred
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, sibling
-from utils.pipeline.journal import add_result, read_entries
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
-from utils.pipeline.summary import MASK_COLUMN, read_earlier_summary, write_summary
+from utils.pipeline.summary import read_earlier_summary
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import output_folder
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
 
 MAX_FIGURE_ROWS = 50
@@ -200,26 +197,3 @@ def save_single_image(
         for write_pass in write_passes:
             writer.submit(write_pass)
     return files + (pass_files(output, result.samples, model.one_class) if options.save_passes else [])
-
-
-def record_single_image(
-    folder: Path, settings: Mapping[str, Any], row: Mapping[str, Any], files: Sequence[Path]
-) -> None:
-    """Add an image to the journal and the summary of a folder that does not belong to this run alone.
-
-    Args:
-        folder: of the files; it is locked meanwhile.
-        settings: of the run.
-        row: the name of the image and its scores.
-        files: what was written for it, the mask first.
-    """
-    with output_folder(folder, patience=60):
-        add_result(folder, settings, row, files)
-        write_recorded_summary(folder)
-
-
-def write_recorded_summary(folder: Path) -> None:
-    """Write the `summary.csv` of all images that a folder has results of, by whatever runs."""
-    entries = [entry for entry in read_entries(folder).values() if entry.row is not None]
-    written = [entry for entry in entries if (folder / entry.files[0]).exists()]
-    write_summary(folder / "summary.csv", ({**entry.row, MASK_COLUMN: entry.files[0]} for entry in written))
