@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "data": {"runtime"},
     "data_loading": {"data", "runtime"},
     "inference": {"unet", "runtime", "metrics", "checkpoint", "data"},
-    "figures": {"runtime", "metrics", "inference"},
+    "figures": {"runtime", "metrics", "inference", "data"},
     "training": {"unet", "runtime", "metrics", "dice_score", "checkpoint", "data", "data_loading", "inference"},
     "pipeline": {"runtime", "metrics", "checkpoint", "data", "inference"},
     "review_page": {"runtime", "metrics", "data", "pipeline", "figures"},

@@ -134,6 +134,18 @@ def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, 
     assert_one_clear_line(result, "unrecognized arguments: --skip-existing")  # it would keep nothing
 
 
+def test_passes_without_a_pixel_that_counts(project: Path, tmp_path: Path, model_file: Path):
+    (tmp_path / "masks").mkdir()
+    for path in (project / "masks").iterdir():
+        with Image.open(path) as mask:
+            Image.new("L", mask.size, 7).save(tmp_path / "masks" / path.name)
+    folders = ["--input-dir", project / "imgs", "--mask-dir", tmp_path / "masks", "--output-dir", tmp_path / "out"]
+    result = run_module("utils.passes", *folders, "-m", model_file, "--ignore-value", 7, "--mc", 2, "--quiet")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "masks have no pixel that counts: there is nothing to evaluate" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_metrics_of_an_earlier_version(project: Path, tmp_path: Path):
     """Whose reliability bins had another name: one clear line before anything is written."""
     folder = tmp_path / "old"

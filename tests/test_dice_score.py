@@ -53,6 +53,36 @@ def test_dice_loss_is_the_mean_over_foreground_classes():
     assert dice_loss(wrong, target).item() == pytest.approx(0.5, abs=1e-6)
 
 
+def test_dice_loss_is_the_mean_over_the_classes_that_an_image_shows():
+    logits = torch.zeros(3, 4, 1, 4, requires_grad=True)  # every probability is 1/4
+    target = torch.tensor([[[1, 1, 0, 0]], [[3, 2, 2, IGNORED_CLASS]], [[0, 0, 0, 0]]])
+    first = 1 - 2 * 0.5 / (1 + 2)
+    second = (2 - 2 * 0.5 / (0.75 + 2) - 2 * 0.25 / (0.75 + 1)) / 2
+    loss = dice_loss(logits, target)
+    assert loss.item() == pytest.approx((first + second + 0) / 3)
+    loss.backward()
+    assert logits.grad[:2].abs().sum((1, 2, 3)).all()
+    assert not logits.grad[2].any()
+
+
+@given(st.integers(0, 10_000), st.integers(2, 4))
+def test_class_that_no_image_shows_does_not_change_the_dice_loss(seed: int, n_classes: int):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, n_classes, 4, 5, generator=generator)
+    target = torch.randint(0, n_classes, (3, 4, 5), generator=generator)
+    with_absent = torch.cat([logits, torch.full((3, 2, 4, 5), -200.0)], dim=1)
+    torch.testing.assert_close(dice_loss(with_absent, target), dice_loss(logits, target))
+
+
+def test_loss_of_a_batch_is_the_mean_over_its_images():
+    """So that several processes, each with a part of the batch, compute the same."""
+    logits = torch.randn(4, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(4, 5, 6, dtype=torch.uint8)
+    target[1, :2], target[2, 1:3], target[2, 3], target[3] = 1, 2, 3, IGNORED_CLASS
+    singles = torch.stack([segmentation_loss(logits[i : i + 1], target[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(segmentation_loss(logits, target), singles.mean())
+
+
 def test_sigmoid_loss_is_binary_cross_entropy():
     z = torch.randn(2, 1, 5, 5)
     target = torch.randint(0, 2, (2, 5, 5))

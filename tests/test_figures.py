@@ -210,6 +210,13 @@ def test_rows_without_ground_truth_among_others(first: bool):
     assert target.min() == errors.min() == 255
 
 
+def test_each_class_has_a_colour_of_its_own():
+    colours = np.array([class_colour(k) for k in range(1, 256)])
+    assert len(np.unique(colours, axis=0)) == 255
+    distances = np.linalg.norm(colours[:20, None] - colours[None, :20], axis=2)
+    assert distances[~np.eye(20, dtype=bool)].min() > 30
+
+
 def test_several_classes_have_colours_and_a_legend():
     row, _ = row_and_maps(labelled=True)
     row.n_classes = 3

@@ -194,6 +194,17 @@ def test_negative_values_are_ignored_at_most():
         assert error.value.options == ("ignore_value",)
 
 
+def test_values_that_no_file_can_hold():
+    assert decide([counted({0: 80, 65535: 20})]).values == (0, 65535)
+    assert decide([counted({0: 60, 255: 20, RED: 20})], 3).values == (0, 255, RED)
+    with pytest.raises(InputError, match="the mask value 100000 is above 65535"):
+        decide([counted({0: 80, 100_000: 20})])
+    with pytest.raises(InputError, match="the mask value 65536 is above 65535"):
+        decide([counted({0: 70, 7: 20, 65536: 10})], 3)
+    with pytest.raises(InputError, match="the mask value 300 is above 255, which a grey value beside colours"):
+        decide([counted({0: 60, 300: 20, RED: 20})], 3)
+
+
 def test_255_is_an_object_unless_labels_lie_beside_it():
     with pytest.raises(InputError, match="area"):  # a set of two kinds of masks
         decide([counted({0: 90, 255: 10}), counted({0: 90, 255: 10}), counted({0: 90, 1: 10})])
@@ -312,6 +323,19 @@ def test_two_classes_are_two_classes(expected: list[int]):
     assert decide([counted({0: 9})], expected=expected).of(np.array([0])).tolist() == [0]  # no lesion anywhere
     assert decide([counted({1: 9})], expected=[0, 255]).of(np.array([1])).tolist() == [0]  # nor in a JPEG
     assert decide([counted({0: 9, 255: 1})], expected=[255, 0]).values == (255, 0)  # a white background
+
+
+def test_object_of_255_that_a_model_ignores_is_reported(log):
+    assert decide([counted({0: 9, 255: 1})], expected=[0, 1], recorded=255).values == (0, 255)
+    (text,) = [record.getMessage() for record in log.records if record.levelno == logging.WARNING]
+    assert text.startswith("No mask shows the label 1, so that 255, which the model ignores beside labels, is taken")
+    log.clear()
+    for areas, options in (({0: 9, 255: 1}, {"ignored": 255}), ({0: 9, 1: 1, 255: 1}, {}), ({0: 9}, {})):
+        assert decide([counted(areas)], expected=[0, 1], recorded=255, **options).values == (0, 1)
+    assert decide([counted({0: 9, 255: 1})], expected=[0, 255]).values == (0, 255)
+    classes = decide([counted({1: 9, 255: 1})], expected=[0, 1], recorded=255)  # labels, though no background
+    assert classes.of(np.array([1, 255])).tolist() == [1, IGNORED_CLASS]
+    assert not [record for record in log.records if record.levelno >= logging.WARNING]
 
 
 def test_object_of_255_is_not_what_a_model_ignores():

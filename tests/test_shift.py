@@ -385,10 +385,31 @@ def test_results_of_other_settings_are_not_resumed(folder: Path, tmp_path: Path)
         shift.main(parsed(folder, tmp_path, "--skip-existing"))
 
 
-def test_methods_are_used_once_and_in_their_order(folder: Path, tmp_path: Path):
+def test_methods_are_used_once_and_in_their_order(model: TrainedModel, folder: Path, tmp_path: Path):
     args = parsed(folder, tmp_path, "--methods", "tta", "direct", "tta")
-    assert [sampler.method for sampler in shift.samplers_from_args(args, None)] == ["tta", "softmax"]
-    assert shift.samplers_from_args(parsed(folder, tmp_path), None)[1].num_samples == 2
+    assert [sampler.method for sampler in shift.samplers_from_args(args, model, None)] == ["tta", "softmax"]
+    assert shift.samplers_from_args(parsed(folder, tmp_path), model, None)[1].num_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "dropout", "supported", "left_out"),
+    [((48, 32), 0.2, ["softmax", "mc_dropout"], "tta"), ((32, 32), 0.0, ["softmax", "tta"], "bayesian")],
+)
+def test_methods_that_a_model_does_not_support(
+    size: tuple[int, int],
+    dropout: float,
+    supported: list[str],
+    left_out: str,
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    other = TrainedModel(lively_network(base_channels=4, dropout=dropout), size)
+    samplers = shift.samplers_from_args(parsed(folder, tmp_path), other, None)
+    assert [sampler.method for sampler in samplers] == supported
+    assert [text.startswith(f"The method {left_out} is left out: ") for text in caplog.messages] == [True]
+    with pytest.raises(InputError):
+        shift.samplers_from_args(parsed(folder, tmp_path, "--methods", "direct", left_out), other, None)
 
 
 def test_evenly_spaced():
@@ -433,7 +454,7 @@ def test_inputs_that_cannot_be_used(folder: Path, tmp_path: Path):
     with pytest.raises(InputError, match="ignored have no pixel that counts"):
         shift.main(args)
     save_checkpoint(tmp_path / "plain.pth", TrainedModel(lively_network(base_channels=4, dropout=0.0), (32, 32)))
-    args = parsed(folder, tmp_path / "out")
+    args = parsed(folder, tmp_path / "out", "--methods", "bayesian")
     args.model = [tmp_path / "plain.pth"]
     with pytest.raises(InputError, match="no dropout layers"):
         shift.main(args)

@@ -70,6 +70,13 @@ def test_soft_dice_confidence_is_the_mean_over_classes():
     assert soft_dice_confidence(probs, classes) == pytest.approx((first + second) / 2)
 
 
+def test_classes_that_are_not_predicted_have_no_part_in_the_confidence():
+    probs = torch.tensor([[[0.2, 0.1, 0.9]], [[0.7, 0.6, 0.0]], [[0.1, 0.3, 0.1]]])  # (3, 1, 3)
+    assert soft_dice_confidence(probs, torch.tensor([[1, 1, 0]])) == pytest.approx(2 * 1.3 / (1.3 + 2))
+    all_background = 0.2 * 0.1 * 0.9  # the probability of background in each pixel
+    assert soft_dice_confidence(probs, torch.tensor([[0, 0, 0]])) == pytest.approx(all_background)
+
+
 def test_soft_dice_confidence_estimates_the_expected_dice():
     rng = np.random.default_rng(0)
     p = np.clip(rng.normal(0.5, 0.4, (60, 60)), 0, 1)
@@ -95,6 +102,25 @@ def test_pairwise_dice_by_hand():
     assert pairwise_dice(overlaps_of(np.zeros((3, 4)))) == 1
     two = torch.cat([overlaps_of(masks), overlaps_of(np.ones((3, 4)))])
     assert pairwise_dice(two) == pytest.approx((4 / 15 + 1) / 2)
+    by_one_sample = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])  # one pair agrees that there is none
+    two = torch.cat([overlaps_of(masks), overlaps_of(by_one_sample)])
+    assert pairwise_dice(two) == pytest.approx((4 / 15 + 1 / 3) / 2)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10_000), st.integers(2, 4), st.floats(0, 6))
+def test_class_that_no_sample_shows_changes_no_score(seed: int, n_classes: int, background: float):
+    """Also of masks without any class, which a large logit of the background gives."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(3, n_classes, 5, 6, generator=generator)
+    logits[:, 0] += background
+    absent = torch.full((3, 1, 5, 6), -200.0)  # a probability of 0
+    results = []
+    for stack in (logits, torch.cat([logits[:, :-1], absent, logits[:, -1:]], dim=1)):
+        mean, samples = stack.softmax(dim=1).mean(dim=0), stack.argmax(dim=1).flatten(1).numpy()
+        overlaps = torch.cat([overlaps_of(samples == k) for k in range(1, len(mean))])
+        results.append(image_scores(mean, mean.argmax(dim=0), overlaps).scores())
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
 
 
 @settings(max_examples=50)

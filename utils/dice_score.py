@@ -28,16 +28,24 @@ def dice_coefficient(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - soft Dice coefficient, averaged over the images and the classes but the background.
+    """1 - soft Dice coefficient: of each image the mean over the classes but the background that it shows, or 0.
+
+    A class that an image does not show has a coefficient of 0, and hardly any gradient, whatever is predicted.
 
     Args:
         logits: (N, C, H, W), C >= 2.
         target: (N, H, W) integer classes; pixels of `IGNORED_CLASS` do not count.
+
+    Returns:
+        The mean over the images, a float32 scalar.
     """
     counted = (target != IGNORED_CLASS)[:, None]
     probs = logits.float().softmax(dim=1)[:, 1:] * counted  # (N, C - 1, H, W)
     one_hot = F.one_hot(target.long().clamp(max=logits.shape[1] - 1), logits.shape[1]).movedim(-1, 1)[:, 1:] * counted
-    return 1 - dice_coefficient(probs, one_hot).mean()
+    shown = one_hot.flatten(2).any(dim=2)  # (N, C - 1)
+    n_shown = shown.sum(dim=1)
+    dice = (dice_coefficient(probs, one_hot) * shown).sum(dim=1) / n_shown.clamp(min=1)
+    return 1 - torch.where(n_shown > 0, dice, 1.0).mean()
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from utils.pipeline.items import Item
 from utils.pipeline.report import Report
 from utils.runtime.atomic_files import write_csv
 from utils.runtime.console import progress
+from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def main(args: argparse.Namespace) -> int:
     ground_truth.fitter.log()
 
     # The set after each number of passes: a table and a figure
+    if not curves and not report.failures:
+        raise InputError(f"the masks in {args.mask_dir} have no pixel that counts: there is nothing to evaluate")
     if curves:
         table = [table_row(t, totals[i], [points[i] for points in curves]) for i, t in enumerate(numbers)]
         for row in table:

@@ -7,6 +7,7 @@ writes the metrics of each method as tables (shift.md), numbers (shift.json) and
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from utils import arguments, cli, model_flags, pairing_arguments
+from utils.checkpoint import TrainedModel
 from utils.data.corruptions import SHIFT_STRENGTHS
 from utils.data.groups import groups_digest, names_digest
 from utils.data.images import IMAGE_EXTENSIONS
@@ -33,6 +35,8 @@ from utils.result_arguments import add_compile, guarantee_level
 from utils.runtime.atomic_files import atomic_file, write_json
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("direct", "bayesian", "tta")
 
@@ -59,9 +63,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         choices=METHODS,
-        default=METHODS,
         metavar="METHOD",
-        help=f"as the predict_prob scripts: {', '.join(METHODS)} (default: all)",
+        help=f"as the predict_prob scripts: {', '.join(METHODS)} (default: all that the model supports)",
     )
     arguments.add_with_default(
         methods, "--mc", type=arguments.integer(1), default=20, metavar="T", help="number of passes of bayesian"
@@ -89,9 +92,7 @@ def main(args: argparse.Namespace) -> int:
     cli.require_one_process()
     items = find_items(args.imgs_dir, args.output_dir, IMAGE_EXTENSIONS, False, args.masks_dir, args.mask_suffix)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
-    samplers = {method_title(sampler, model): sampler for sampler in samplers_from_args(args, dtype)}
-    for sampler in samplers.values():
-        sampler.check(model)
+    samplers = {method_title(sampler, model): sampler for sampler in samplers_from_args(args, model, dtype)}
     guarantees = {name: make_guarantee(model, one, args.guarantee) for name, one in samplers.items() if args.guarantee}
     recorded = MaskClasses(model.mask_values, model.ignore_value)
     ground_truth = GroundTruth(items, args.masks_dir, recorded, args.ignore_value, args.mask_suffix)
@@ -134,14 +135,27 @@ def main(args: argparse.Namespace) -> int:
     return report.finish(f": {args.output_dir}")
 
 
-def samplers_from_args(args: argparse.Namespace, dtype: torch.dtype | None) -> list[Sampler]:
-    """The methods that --methods names, each once."""
+def samplers_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> list[Sampler]:
+    """The methods that --methods names, each once; by default all that the model supports.
+
+    Raises:
+        InputError: it does not support one that is named.
+    """
     samplers = {
         "direct": Softmax(args.batch_size, dtype),
         "bayesian": MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed),
         "tta": TestTimeAugmentation(args.batch_size, dtype),
     }
-    return [samplers[name].for_single_images() for name in dict.fromkeys(args.methods)]
+    supported = []
+    for name in dict.fromkeys(args.methods or METHODS):
+        try:
+            samplers[name].check(model)
+            supported.append(samplers[name].for_single_images())
+        except InputError as error:
+            if args.methods:
+                raise
+            logger.warning("The method %s is left out: %s", name, error)
+    return supported
 
 
 def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:

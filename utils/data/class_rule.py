@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from utils import IGNORED_CLASS
+from utils import IGNORED_CLASS, RGB_OFFSET
 from utils.data.mask_classes import MASK_FLAGS, MaskClasses, MaskOptions
 from utils.data.mask_values import (
     ValueCounts,
@@ -56,7 +56,7 @@ def decide_classes(
 
     Raises:
         InputError: there are fewer values than classes, or others with an area of their own, or the options contradict
-            each other; or a class has a negative value.
+            each other; or a class has a value that the file of a mask cannot hold.
     """
     options, n_classes = options or MaskOptions(), max(n_classes, 2)
     options.check(n_classes)
@@ -73,12 +73,13 @@ def decide_classes(
         text = "No mask has the value %s, which is to be ignored"
         logger.warning(text, format_mask_value(options.ignored))
     classes = MaskClasses(_class_values(kept, n_classes, options, expected), ignored, by_index)
-    if (lowest := min(classes.values)) < 0:
-        raise InputError(
-            f"the mask value {lowest} is negative, which the value of a class cannot be: ignore its pixels, or correct "
-            "the masks",
-            "ignore_value",
+    _check_class_values(classes.values)
+    if ignored is None and learnt.ignored in classes.values:
+        text = (
+            "No mask shows the label %s, so that %s, which the model ignores beside labels, is taken for lesion: if "
+            "its pixels do not count, name it as the value to ignore"
         )
+        logger.warning(text, format_mask_value(learnt.values[1]), learnt.ignored)
     is_rest = _find_rest(kept, classes.values, by_mask)
     logger.info("%s", _describe_masks(counts, kept.values[is_rest], classes))
     background = kept.pixels[classes.of(kept.values) == 0].sum() / max(kept.pixels.sum(), 1)
@@ -105,8 +106,9 @@ def _recorded_void(counts: ValueCounts, expected: MaskClasses | None) -> int | N
     """The ignored value of a model; but in masks of 0 and 255, the latter is the object that it has learnt as 1."""
     if expected is None:
         return None
-    is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(counts.without(_VOID).values) < 2
-    return None if is_object else expected.ignored
+    labels = counts.without(_VOID).values
+    is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(labels) < 2
+    return None if is_object and expected.values[1] not in labels else expected.ignored
 
 
 def _class_values(
@@ -157,6 +159,23 @@ def _in_order_of(found: tuple[int, ...], expected: Sequence[int]) -> tuple[int, 
         return found
     values = dict(enumerate(expected)) | dict(zip(nearest, found, strict=True))
     return tuple(values[k] for k in sorted(values))
+
+
+def _check_class_values(values: Sequence[int]) -> None:
+    """Raise an `InputError` unless a file can hold these values of classes, in which masks are predicted."""
+    greys = [value for value in values if value < RGB_OFFSET]
+    if (lowest := min(greys, default=0)) < 0:
+        raise InputError(
+            f"the mask value {lowest} is negative, which the value of a class cannot be: ignore its pixels, or correct "
+            "the masks",
+            "ignore_value",
+        )
+    kind, limit = ("a grey value", 65535) if len(greys) == len(values) else ("a grey value beside colours", 255)
+    if (highest := max(greys, default=0)) > limit:
+        raise InputError(
+            f"the mask value {highest} is above {limit}, which {kind} of a class cannot be: write the masks with lower "
+            "values, such as 0, 1, 2"
+        )
 
 
 def _find_rest(counts: ValueCounts, found: Sequence[int], masks: Mapping[str, ValueCounts]) -> np.ndarray:

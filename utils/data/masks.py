@@ -141,11 +141,11 @@ def mask_to_image(classes: np.ndarray, mask_values: Sequence[int]) -> Image.Imag
     image = Image.fromarray(classes.astype(np.uint8, copy=False)).point(np.resize(values, 256).tolist())
     if values.max() < _MAX_INDEXED:
         palette = np.zeros((values.max() + 1, 3), np.uint8)
-        palette[values[1:]] = 255 if len(values) == 2 else [_label_colour(k) for k in range(1, len(values))]
+        palette[values[1:]] = 255 if len(values) == 2 else [label_colour(k) for k in range(1, len(values))]
         image.putpalette(palette.tobytes())
     return image
 
 
-def _label_colour(k: int) -> tuple[int, ...]:
-    """Colour k of the PASCAL VOC palette, whose bits are spread over the channels: (128, 0, 0), (0, 128, 0), ..."""
+def label_colour(k: int) -> tuple[int, ...]:
+    """Colour k < 512 of the PASCAL VOC palette, its bits spread over the channels: (128, 0, 0), (0, 128, 0), ..."""
     return tuple(sum((k >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))

@@ -1,5 +1,7 @@
 """The colours of all figures: those of Okabe and Ito (2008), which colour-blind readers can tell apart."""
 
+from utils.data.masks import label_colour
+
 BLUE, GREEN, ORANGE = (0, 114, 178), (0, 158, 115), (230, 159, 0)
 VERMILION, PURPLE, SKY_BLUE, YELLOW = (213, 94, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66)
 
@@ -22,6 +24,6 @@ CURVE_STYLES = tuple(
 )
 
 
-def class_colour(k: int) -> tuple[int, int, int]:
-    """The colour of class k >= 1 of several classes."""
-    return _CLASSES[(k - 1) % len(_CLASSES)]
+def class_colour(k: int) -> tuple[int, ...]:
+    """The colour of class k >= 1 of several classes; after the first seven, those of label maps."""
+    return _CLASSES[k - 1] if k <= len(_CLASSES) else label_colour(k - len(_CLASSES))

@@ -48,8 +48,8 @@ class ImageScores:
     def __init__(self, overlaps: Tensor | None = None) -> None:
         self._overlaps = overlaps
         self._pixels = 0
-        self._row_sums: list[Tensor] = []  # of each block (2 + 4 K, rows): see `add`
-        self._predicted: set[int] = set()  # classes that are known to be in the mask
+        self._row_sums: list[Tensor] = []  # of each block (3 + 3 K, rows): see `add`
+        self._known_mask = False  # whether it is known that the mask is not empty
 
     def add(self, probs: Tensor, predictive_entropy: Tensor, classes: Tensor) -> None:
         """Add a block of pixels.
@@ -60,37 +60,37 @@ class ImageScores:
             classes: (H, W) predicted class indices, on the same device.
         """
         self._pixels += classes.numel()
-        row_sums = [predictive_entropy.sum(dim=-1), probs[1:].amax(dim=(0, 2))]
-        for k, p in enumerate(probs[1:], start=1):
-            row_sums += self._class_sums(k, p, classes)
-        self._row_sums.append(torch.stack(row_sums))
-
-    def _class_sums(self, k: int, p: Tensor, classes: Tensor) -> list[Tensor]:
-        """Sums along the rows: the mask of a class; its probabilities p in the mask, and in all pixels; ln(1 - p)."""
-        mask = classes.to(p.dtype).eq_(k)  # several times as fast as converting a comparison
-        area = mask.sum(dim=-1)
-        if mask.is_cpu and area.any():  # a GPU would have to wait for the answer
-            self._predicted.add(k)
-        if k in self._predicted:  # the logarithms, which take a CPU a long time, are for an empty mask
-            log_empty = torch.zeros_like(area)
+        foreground, sums = probs[1:], []
+        for k, p in enumerate(foreground, start=1):  # area, and the probability in the mask and in all pixels
+            mask = classes.to(p.dtype).eq_(k)  # several times as fast as converting a comparison
+            sums += [mask.sum(dim=-1), mask.mul_(p).sum(dim=-1), p.sum(dim=-1)]
+        if classes.is_cpu and not self._known_mask:  # a GPU would have to wait for the answer
+            self._known_mask = any(area.any() for area in sums[::3])
+        if self._known_mask:  # the logarithms, which take a CPU a long time, are for an empty mask
+            log_empty = torch.zeros_like(sums[0])
         else:
-            log_empty = p.clamp(max=_MAX_PROBABILITY).neg_().log1p_().sum(dim=-1)
-        return [area, mask.mul_(p).sum(dim=-1), p.sum(dim=-1), log_empty]
+            log_empty = foreground.sum(dim=0).clamp_(max=_MAX_PROBABILITY).neg_().log1p_().sum(dim=-1)
+        largest = foreground.amax(dim=(0, 2))
+        self._row_sums.append(torch.stack([predictive_entropy.sum(dim=-1), largest, log_empty, *sums]))
 
-    def _sums(self) -> tuple[float, float, np.ndarray]:
-        """The sum of the entropy, the largest probability, and (K, 4) the sums of `_class_sums`."""
+    def _sums(self) -> tuple[float, float, float, np.ndarray]:
+        """The sum of the entropy, the largest probability, the sum of ln(1 - p), and (K, 3) those of each class.
+
+        Those are the area of its mask, and the sums of its probability in the mask and in all pixels.
+        """
         table = torch.cat(self._row_sums, dim=1).cpu().double().numpy()
-        return table[0].sum(), table[1].max(), table[2:].sum(axis=1).reshape(-1, 4)  # NaN stays NaN
+        sums = table[3:].sum(axis=1).reshape(-1, 3)
+        return table[0].sum(), table[1].max(), table[2].sum(), sums  # NaN stays NaN
 
     @property
     def soft_dice_confidence(self) -> float:
         """An estimate of the Dice coefficient, for calibrated probabilities: 2 sum(p m) / (sum(p) + sum(m)).
 
-        In [0, 1], the mean over the classes but the background (Borges et al., "Soft Dice confidence", 2024). For a
-        class with an empty mask it is the product of 1 - p, the probability that the ground truth is empty as well if
-        the pixels are independent.
+        In [0, 1], the mean over the classes but the background that have pixels in the mask (Borges et al., "Soft Dice
+        confidence", 2024). For an empty mask it is the product of 1 - p, with p that of any of them: the probability
+        that the ground truth is empty as well if the pixels are independent.
         """
-        return _soft_dice_confidence(self._sums()[2])
+        return _soft_dice_confidence(*self._sums()[2:])
 
     def scores(self) -> dict[str, float | None]:
         """The scores by name.
@@ -101,10 +101,10 @@ class ImageScores:
             `mean_entropy` of the pixels, in nats; `largest_probability` of any class but the background. The scores of
             several samples are None for a single one.
         """
-        entropy_sum, largest, by_class = self._sums()
+        entropy_sum, largest, log_empty, by_class = self._sums()
         scores = {"area": int(by_class[:, 0].sum())}
         scores |= {"area_mean": None, "area_std": None, "area_variation": None}
-        scores["soft_dice_confidence"] = _soft_dice_confidence(by_class)
+        scores["soft_dice_confidence"] = _soft_dice_confidence(log_empty, by_class)
         scores["pairwise_dice"] = None
         scores["mean_entropy"] = float(entropy_sum) / self._pixels
         scores["largest_probability"] = float(largest)
@@ -117,13 +117,10 @@ class ImageScores:
         return scores
 
 
-def _soft_dice_confidence(by_class: np.ndarray) -> float:
-    """Of (K, 4) sums as `ImageScores` collects them."""
-    values = [
-        2 * prob_in_mask / (prob + area) if area else math.exp(log_empty)
-        for area, prob_in_mask, prob, log_empty in by_class
-    ]
-    return float(sum(values)) / len(values)
+def _soft_dice_confidence(log_empty: float, by_class: np.ndarray) -> float:
+    """Of sums as `ImageScores` collects them."""
+    values = [2 * prob_in_mask / (prob + area) for area, prob_in_mask, prob in by_class if area]
+    return float(sum(values)) / len(values) if values else math.exp(log_empty)
 
 
 def pairwise_dice(overlaps: Tensor) -> float:
@@ -133,10 +130,11 @@ def pairwise_dice(overlaps: Tensor) -> float:
         overlaps: (K, T, T), for each class and pair of samples the pixels that both assign to the class, T >= 2.
 
     Returns:
-        In [0, 1], the mean over the K classes; two empty masks score 1.
+        In [0, 1], the mean over the classes that any sample shows, or 1 without any; of these two empty masks score 1.
     """
     areas = overlaps.diagonal(dim1=-2, dim2=-1)  # (K, T)
     first, second = torch.triu_indices(areas.shape[1], areas.shape[1], offset=1)
     total = areas[:, first] + areas[:, second]
     dice = torch.where(total > 0, 2 * overlaps[:, first, second] / total.clamp(min=1), 1.0)
-    return dice.mean().item()
+    shown = areas.any(dim=1)
+    return dice[shown].mean().item() if shown.any() else 1.0

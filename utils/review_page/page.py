@@ -180,7 +180,7 @@ def _guarantee_of(run: PredictionRun) -> dict[str, Any] | None:
     return guarantee and {name: guarantee[name] for name in ("level", "images")}
 
 
-def _css_colour(colour: tuple[int, int, int]) -> str:
+def _css_colour(colour: tuple[int, ...]) -> str:
     return f"#{bytes(colour).hex()}"
 
 
