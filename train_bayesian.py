@@ -14,15 +14,13 @@ from torch.utils.data import DataLoader
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
-from utils.data.groups import check_groups, groups_digest, name_digests, names_digest, read_groups
-from utils.data.images import list_images
+from utils.data.cache import decode_pairs
+from utils.data.groups import groups_digest, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskOptions
-from utils.data.pairing import Pair
+from utils.data.pairing import Pair, pair_files
 from utils.data_loading import (
     SegmentationDataset,
-    check_percentage,
     indices_not_held_out,
-    load_pairs,
     split_indices,
     training_batches,
     validation_batches,
@@ -38,7 +36,7 @@ from utils.training.checkpoint_files import (
     CheckpointWriter,
     changed_setting,
     checkpoint_bytes,
-    count_trained_on,
+    names_trained_on,
     resume,
 )
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
@@ -84,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
     if distributed.is_main():
         check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch, continues))
-    seen = count_trained_on(loaded.settings, settings, validation_names) if args.load else 0
+    seen = len(names_trained_on(loaded.settings, settings, validation_names)) if args.load else 0
     log_datasets(training_set, validation_set, seen)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
@@ -126,26 +124,27 @@ def load_datasets(
     """The training set, with random transforms, the validation set, their settings, `name_digests` of the second."""
     from utils.data.augmentation import training_transforms  # torchvision takes a second to import
 
-    # Decode: white and the classes mean what they mean to the loaded weights
     folders = cli.validation_folders(args)
-    check_split_flags(args, folders)
+    pairs, held_out_pairs, group_of = pair_folders(args, folders)
+
+    # Decode: white and the classes mean what they mean to the loaded weights
     options = replace(cli.mask_options(args), loaded=loaded.mask_values)
     n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
     if args.load and white != args.white:
         logger.info("White in 16-bit images is %g, as in the loaded model (--white names another)", white)
     background = loaded.background if options.first is None else options.first  # of masks that are united
-    common = (size, args.cache_dir, cli.pairing_options(args))
-    decoded = held_out = load_pairs(args.imgs_dir, args.masks_dir, *common, white, background)
+    decode = partial(decode_pairs, size=size, cache_dir=args.cache_dir, skip_unusable=args.skip_unusable)
+    decoded = held_out = decode(pairs, white=white, background=background)
     mask_classes = held_out_classes = decoded.mask_classes(n_classes, options)
     kept = options.first is None and list(mask_classes.values) == loaded.mask_values
     if args.load and kept and loaded.mask_values != sorted(loaded.mask_values):
         logger.info("The classes are in the order of the loaded model (--mask-values names another)")
     images = [pair.image for pair in decoded.pairs]
-    groups = read_groups(args.groups, images) if args.groups else None
+    groups = [group_of[image] for image in images] if group_of else None
 
     # Split, or take the validation images from folders of their own
     if folders:
-        held_out = load_pairs(*folders, *common, decoded.white, background)
+        held_out = decode(held_out_pairs, white=decoded.white, background=background)
         ignored = MaskOptions(ignored=args.ignore_value)
         held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes)
         training, validation = indices_not_held_out(decoded.pairs, held_out.pairs), range(len(held_out.pairs))
@@ -165,7 +164,7 @@ def load_datasets(
     settings |= {"trained_names": sorted({*trained, *loaded.settings.get("trained_names", ())})}
     validation_names = name_digests([held_out.pairs[i].image for i in validation], (folders or (args.imgs_dir,))[0])
     training_set = SegmentationDataset(decoded, training, mask_classes)
-    validation_set = SegmentationDataset(held_out, validation, held_out_classes)
+    validation_set = SegmentationDataset(held_out, validation, held_out_classes, groups=groups)
     for data, name in ((training_set, "training"), (validation_set, "validation")):
         if not data.n_counted:
             raise InputError(f"in the {name} masks every pixel is ignored: some have to count", "ignore_value")
@@ -173,14 +172,19 @@ def load_datasets(
     return training_set.with_transform(transforms), validation_set, settings, validation_names
 
 
-def check_split_flags(args: argparse.Namespace, folders: tuple[Path, Path] | None) -> None:
-    """Check, before anything is decoded, what can be known of the split, or of the folders in its place."""
-    for folder in folders or ():
-        list_images(folder, recursive=args.recursive)
-    if folders is None:
-        check_percentage(args.validation)
-    if args.groups:
-        check_groups(args.groups)
+def pair_folders(
+    args: argparse.Namespace, folders: tuple[Path, Path] | None
+) -> tuple[list[Pair], list[Pair], dict[Path, str] | None]:
+    """What names alone tell, before anything is decoded: all pairs, those of `folders`, the groups."""
+    if folders and args.groups:
+        raise InputError("--groups is for a split, which --val-imgs-dir and --val-masks-dir replace: omit one of them")
+    options = cli.pairing_options(args)
+    pairs = pair_files(args.imgs_dir, args.masks_dir, options)
+    held_out = pair_files(*folders, options) if folders else []
+    groups = read_groups(args.groups, [pair.image for pair in pairs]) if args.groups else None
+    if not folders:  # if this split fails, so does that of the images that can be decoded
+        split_indices(len(pairs), args.validation, args.seed, groups and [*groups.values()])
+    return pairs, held_out, groups
 
 
 def identify_files(pairs: Sequence[Pair], imgs_dir: Path, masks_dir: Path) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def calibrate_best_epoch(
     model = load_model(path, state.device)
     if not changed_setting(model.settings, settings):
         no_split = settings["validation"] == 0 and not settings["validation_images"]
-        calibrate(model, validation_set, dtype=state.dtype, trained_on=no_split)
+        calibrate(model, validation_set, dtype=state.dtype, trained_on=no_split, groups=validation_set.groups)
         save_calibration(path, model)
         logger.info("Temperatures for --calibrated: %s", format_temperatures(model.temperatures))
         logger.info("Best validation %s %.4f: %s", *headline_score(state.best), path)

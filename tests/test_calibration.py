@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script
 from utils.calibration import held_out_indices
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
-from utils.data.groups import groups_digest, names_digest
+from utils.data.groups import groups_digest, name_digests, names_digest
 from utils.data_loading import split_indices
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
@@ -117,10 +117,37 @@ def test_validation_images_of_another_folder(tmp_path: Path):
     result = run_module("utils.calibration", *flags)
     assert result.returncode == 0, result.stderr
     assert "Fitting on 3 images" in result.stderr
-    assert "names of those of the training" not in result.stderr
-    model.settings["image_names"] = names_digest(sorted(imgs.iterdir()), imgs)
+    assert "may have been trained on" not in result.stderr
+    model.settings["image_names"] = names_digest(sorted(imgs.iterdir()), imgs)  # a file of an earlier version
     save_checkpoint(tmp_path / "m.pth", model)
-    assert "names of those of the training: if they are the same" in run_module("utils.calibration", *flags).stderr
+    assert "trained on 3 of the 3 images, by their names" in run_module("utils.calibration", *flags).stderr
+
+
+def test_images_of_the_training_are_warned_of(tmp_path: Path):
+    """Copies of them, and validation images on which the model has been trained before with another split."""
+    imgs, masks = make_folders(tmp_path, 8, (48, 40))
+    images = sorted(imgs.iterdir())
+    split = {"validation": 25.0, "seed": 3, "groups": None, "images": 8, "image_names": names_digest(images, imgs)}
+    training, held_out = split_indices(8, 25.0, 3)
+    common = ["-m", tmp_path / "m.pth", "--cache-dir", tmp_path / "c"]
+    folders, copies = (("--imgs-dir", imgs, "--masks-dir", masks), ("--val-imgs-dir", imgs, "--val-masks-dir", masks))
+    new = ["--output", tmp_path / "new.pth"]
+    for also, flags, warning in (
+        ([], folders, None),
+        (held_out[:1], folders, "trained on 1 of the 2 images, by their names: temperatures and guarantees"),
+        ([], [*copies, *new], "trained on 6 of the 8 images, by their names: temperatures and guarantees"),
+    ):
+        trained = name_digests([images[i] for i in (*training, *also)], imgs)
+        settings = split | {"trained_names": trained}
+        save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32), settings=settings))
+        result = run_module("utils.calibration", *common, *flags)
+        assert result.returncode == 0, result.stderr
+        assert warning in result.stderr if warning else "trained on" not in result.stderr
+    images[0].rename(imgs / "T.jpg")
+    (masks / "SKIN_000_Segmentation.png").rename(masks / "T_Segmentation.png")
+    result = run_module("utils.calibration", *common, *folders, *new)
+    assert "These are not the 8 images of the training: all 8 are used\n" in result.stderr
+    assert f"trained on {6 - (0 in training)} of the 8 images" in result.stderr
 
 
 def test_without_a_new_file_validation_images_are_those_of_the_training(tmp_path: Path):

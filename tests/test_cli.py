@@ -123,8 +123,6 @@ def test_validation_folders():
     for one in (both[:2], both[2:]):
         with pytest.raises(InputError, match="belong together"):
             cli.validation_folders(training_flags(*one))
-    with pytest.raises(InputError, match="--groups is for a split"):
-        cli.validation_folders(training_flags(*both, "--groups", "g.csv"))
 
 
 def test_outputs_are_checked_before_anything_is_computed(tmp_path: Path):

@@ -17,19 +17,8 @@ from utils.data.mask_classes import MaskOptions
 from utils.data.masks import read_mask
 from utils.data.pairing import pair_files
 from utils.data.wild_transforms import WildTransforms
-from utils.data_loading import SegmentationDataset, indices_not_held_out, load_pairs, split_indices
+from utils.data_loading import SegmentationDataset, indices_not_held_out, split_indices
 from utils.runtime.errors import InputError
-
-
-def test_load_pairs(tmp_path: Path):
-    folders = make_folders(tmp_path, 2)
-    expected = decode_pairs(pair_files(*folders), (24, 16), None)
-    for _ in range(2):
-        loaded = load_pairs(*folders, (24, 16), tmp_path / "cache")
-        assert loaded.pairs == expected.pairs
-        assert isinstance(loaded.images, np.memmap)
-        assert np.array_equal(loaded.images, expected.images)
-        assert np.array_equal(loaded.masks, expected.masks)
 
 
 @given(st.integers(2, 500), st.floats(0.1, 99.9), st.integers(0, 2**40))

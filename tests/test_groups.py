@@ -28,7 +28,8 @@ def written(folder: Path, text: str, encoding: str = "utf-8") -> Path:
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_groups(tmp_path: Path, text: str, encoding: str):
-    assert read_groups(written(tmp_path, text, encoding), IMAGES) == ["1", "2", "1", "3"]
+    groups = read_groups(written(tmp_path, text, encoding), IMAGES)
+    assert groups == dict(zip(IMAGES, "1213", strict=True))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_problems(tmp_path: Path, rows: str, problem: str):
 def test_lines_of_other_images(tmp_path: Path):
     """Such as those that are skipped; a name with a mistake is listed beside the image that has no group then."""
     complete = "image,group\nz.jpg,1\na/x,1\ny.v2,1\nb/x,1\n"
-    assert read_groups(written(tmp_path, complete + "ü,2"), IMAGES) == ["1", "1", "1", "2"]
+    assert [*read_groups(written(tmp_path, complete + "ü,2"), IMAGES).values()] == ["1", "1", "1", "2"]
     title = "each of the 4 images, and 1 of its lines names none of them"
     with pytest.raises(InputError, match=rf"{title}:\n  ü.jpg: no group\n  line 2: z.jpg: no image has this name"):
         read_groups(written(tmp_path, complete), IMAGES)
@@ -91,7 +92,7 @@ def test_open_quotation_mark(tmp_path: Path, rows: str):
 
 def test_only_line_ends_end_a_row(tmp_path: Path):
     text = "image,group\na/x,left\vright\ny.v2,2\nb/x,\u2028 3\nü,a\u2029b\n"
-    assert read_groups(written(tmp_path, text), IMAGES) == ["left\vright", "2", "3", "a\u2029b"]
+    assert [*read_groups(written(tmp_path, text), IMAGES).values()] == ["left\vright", "2", "3", "a\u2029b"]
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
@@ -99,7 +100,8 @@ def test_letters_in_either_form_of_unicode(tmp_path: Path, forms: tuple[str, str
     """As after copying a folder from macOS."""
     name, row = (unicodedata.normalize(form, "ü") for form in forms)
     images = [Path(f"data/{name}/{name}.jpg"), Path("data/x.jpg")]
-    assert read_groups(written(tmp_path, f"image,group\n{row}/{row}.jpg,1\nx,2\n"), images) == ["1", "2"]
+    groups = read_groups(written(tmp_path, f"image,group\n{row}/{row}.jpg,1\nx,2\n"), images)
+    assert groups == dict(zip(images, "12", strict=True))
 
 
 def test_digest():

@@ -90,6 +90,26 @@ def test_curves_are_the_mean_losses_of_the_images(trained: TrainedModel):
         assert curves.inner[0] > 0.5 > curves.inner[500] > curves.inner[999] == 0
 
 
+def test_curves_of_groups_are_means_of_their_mean_losses(trained: TrainedModel):
+    """A group of three images, one of them without a pixel that counts, and a group of one."""
+    model, images = replace(trained), dataset(3, (128, 128))
+    images[1:1] = [(images[0][0], torch.full_like(images[0][1], IGNORED_CLASS))]
+    each, groups = [], ["a", "a", "b", "a"]
+    for image in images:
+        calibrate(model, [image])
+        each.append(model.risk_curves.get("softmax"))
+    calibrate(model, images, groups=groups)
+    curves = model.risk_curves["softmax"]
+    assert (curves.images, curves.groups) == (3, 2)
+    for name in ("outer", "inner"):
+        first, second, third = (getattr(each[i], name) for i in (0, 2, 3))
+        expected = ((first + third) / 2 + second) / 2
+        np.testing.assert_allclose(getattr(curves, name), expected, atol=1e-12)
+        assert abs(expected - (first + second + third) / 3).max() > 0.01
+    calibrate(model, images[1:2], groups=["a"])
+    assert model.risk_curves == {}
+
+
 def test_images_of_the_training_give_no_guarantee():
     model = TrainedModel(lively_network(), (32, 32))
     calibrate(model, dataset(1), trained_on=True)
@@ -107,14 +127,19 @@ def test_file_keeps_the_curves(model: TrainedModel, tmp_path: Path):
         assert np.array_equal(curves.inner, model.risk_curves[method].inner)
     ensemble = combine_models({"a": model, "b": other_member()})
     assert not ensemble.risk_curves  # they are those of a member
-    ensemble.risk_curves = {"softmax": curves_of(40)}
+    ensemble.risk_curves = {"softmax": replace(curves_of(40), groups=12)}
     save_checkpoint(tmp_path / "e.pth", ensemble)
-    assert load_model(tmp_path / "e.pth").risk_curves["softmax"].images == 40
+    curves = load_model(tmp_path / "e.pth").risk_curves["softmax"]
+    assert (curves.images, curves.groups, curves.n) == (40, 12, 12)
     content = read_checkpoint(tmp_path / "m.pth")
+    del content["risk_curves"]["tta"]["groups"]  # a file of an earlier version
+    torch.save(content, tmp_path / "old.pth")
+    curves = load_model(tmp_path / "old.pth").risk_curves["tta"]
+    assert (curves.images, curves.groups, curves.n) == (99, None, 99)
     falling, ones = torch.linspace(1, 0, 1000), torch.ones(1000)
     short, nan = falling[-3:], torch.where(falling == 1, torch.nan, falling)
     for damage in (
-        {"images": 0},
+        *({"images": 0}, {"groups": 0}, {"groups": 100}),
         *({"outer": one} for one in (ones, falling)),
         *({"inner": one} for one in (short, nan, 1.5 * falling, ones)),
     ):
@@ -143,6 +168,10 @@ def test_guarantees_that_cannot_be_given(model: TrainedModel):
     with pytest.raises(InputError, match=r"guarantee of 0\.995 requires 199 calibration images, this model has 99"):
         make_guarantee(model, Softmax(), 0.995)
     assert make_guarantee(model, Softmax(), 0.99).images == 99
+    model.risk_curves["softmax"] = replace(curves_of(99), groups=12)
+    words = r"guarantee of 0\.95 requires 19 groups of calibration images, this model has 12: calibrate it with more"
+    with pytest.raises(InputError, match=words):
+        make_guarantee(model, Softmax(), 0.95)
     ensemble = combine_models({"a": model, "b": other_member()})
     ensemble.risk_curves = {}
     with pytest.raises(InputError, match=r"for deep ensemble of 2, softmax.* stores in a file of all members$"):
@@ -164,6 +193,19 @@ def test_guarantee_is_that_of_the_same_probabilities(model: TrainedModel, caplog
     assert "on average over images like those, not for each" in caplog.text
     same = "from 9 calibration images: one mask, from a probability of 0.5, is outer and inner mask; on average"
     assert same in str(Guarantee(0.9, 0.5, 0.5, 9))
+    assert Guarantee(0.9, 0.4, 0.5, 9).settings == {
+        "level": 0.9,
+        "outer": 0.4,
+        "inner": 0.5,
+        "images": 9,
+        "temperature": 1.0,  # nothing more, as results of earlier versions
+    }
+    model.risk_curves["softmax"] = replace(curves_of(99), groups=12)
+    guarantee = make_guarantee(model, Softmax(), 0.9)
+    assert (guarantee.outer, guarantee.inner) == controlling_thresholds(curves_of(12), 0.9)
+    assert str(guarantee).startswith("guarantee of 0.9 from 99 calibration images in 12 groups: outer mask from a ")
+    assert str(guarantee).endswith("; on average over groups like those, not for each")
+    assert guarantee.settings["groups"] == 12
 
 
 def test_passes_are_those_of_the_calibration_unless_given(model: TrainedModel):
@@ -295,9 +337,19 @@ def test_calibration_on_images_of_ones_own(model: TrainedModel, tmp_path: Path):
     assert "These are not the 20 images of the training: all 5 are used" in result.stderr
     new = load_model(tmp_path / "new.pth")
     assert {one.images for one in new.risk_curves.values()} == {5}
-    assert "Levels that 5 images can guarantee: up to 0.833" in result.stderr  # 5 / 6
+    assert "Levels that 5 calibration images can guarantee: up to 0.833" in result.stderr  # 5 / 6
     assert new.settings == model.settings
     assert (tmp_path / "m.pth").read_bytes() == before
+    groups = tmp_path / "groups.csv"
+    groups.write_text("image,group\n" + "".join(f"{path.stem},{i // 3}\n" for i, path in enumerate(imgs.iterdir())))
+    as_validation = ["--val-imgs-dir", imgs, "--val-masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+    for folders in (flags, [*flags[:2], *as_validation]):
+        result = run_module("utils.calibration", *folders, "--groups", groups, "--output", tmp_path / "grouped.pth")
+        assert result.returncode == 0, result.stderr
+        assert "Levels that 2 groups of calibration images can guarantee: up to 0.666" in result.stderr
+        grouped = load_model(tmp_path / "grouped.pth")
+        assert {(one.images, one.groups) for one in grouped.risk_curves.values()} == {(5, 2)}
+        assert grouped.temperatures == new.temperatures
     result = run_module("utils.calibration", *flags, "--output", tmp_path / "new.txt")
     assert_one_clear_line(result, "a file name that ends with .pth was expected")
 

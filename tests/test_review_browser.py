@@ -348,11 +348,15 @@ def test_layers_and_methods(samples: Path, opened: Open):
     assert not page.is_checked("#show-truth")
 
 
-def test_masks_with_a_guarantee(samples: Path, tmp_path: Path, opened: Open):
+@pytest.mark.parametrize(
+    ("numbers", "units"),
+    [({"images": 37}, "images like the 37"), ({"images": 37, "groups": 9}, "groups of images like the 9")],
+)
+def test_masks_with_a_guarantee(samples: Path, tmp_path: Path, opened: Open, numbers: dict[str, int], units: str):
     """Their contours, what they promise, and how they are hidden; a run without them shows nothing of it."""
     imgs, regions = images_of(tmp_path / "imgs", "a.png", size=(80, 60)), np.zeros((2, 60, 80), np.uint8)
     regions[0, 10:50, 10:70], regions[1, 25:35, 25:55] = 255, 255
-    settings = {"class_index": 1, "guarantee": {"level": 0.95, "images": 37}}
+    settings = {"class_index": 1, "guarantee": {"level": 0.95, **numbers}}
     layers = {"outer": regions[0], "inner": regions[1]}
     run = write_run(tmp_path / "run", {"a.png": np.full((60, 80), 40, np.uint8)}, settings, layers)
     page = opened(write_review([run], imgs)[0], "#1")
@@ -360,7 +364,7 @@ def test_masks_with_a_guarantee(samples: Path, tmp_path: Path, opened: Open):
     promise = (
         "At least 95 % of the lesion lie in the outer mask, and at least 95 % of the inner mask are lesion: on average "
     )
-    promise += "over images like the 37 of the calibration, not for each image, and not for images of other sources."
+    promise += f"over {units} of the calibration, not for each image, and not for images of other sources."
     assert page.locator("#regions-note").text_content() == promise
     assert page.locator("#layers label").all_text_contents() == ["None", "Probability", "Entropy"]
     colours = {

@@ -14,7 +14,7 @@ from utils.metrics.risk_control import (
     foreground_probability,
     image_losses,
     region_losses,
-    required_images,
+    required_number,
     risk_bound,
 )
 
@@ -75,12 +75,12 @@ def test_bound():
 
 
 @pytest.mark.parametrize(("level", "images"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.98, 49), (0.99, 99), (0.999, 999)])
-def test_required_images(level: float, images: int):
+def test_required_number(level: float, images: int):
     """n + 1 >= 1 / alpha; with them only masks without any loss are left."""
-    assert required_images(level) == images
+    assert required_number(level) == images
     lossy = (np.concatenate([[0], np.full(999, 1e-3)]), np.concatenate([np.full(999, 1e-3), [0]]))
     assert controlling_thresholds(RiskCurves(images, *lossy), level) == (0.0, 1.0)
-    with pytest.raises(ValueError, match=f"requires {images} images"):
+    with pytest.raises(ValueError, match=f"requires {images} calibration images"):
         controlling_thresholds(RiskCurves(images - 1, *lossy), level)
 
 
@@ -158,3 +158,34 @@ def test_guarantee_in_a_simulation(population: tuple[np.ndarray, np.ndarray], n:
         reached, beyond = expected[steps], expected[steps + looser]
         assert reached.mean() + 4 * reached.std() / np.sqrt(2000) <= 0.1
         assert beyond.mean() > 0.1 - 1 / (n + 1) - 4 * beyond.std() / np.sqrt(2000)
+
+
+def test_guarantee_for_images_in_groups():
+    """Ten groups of images that are alike: counted as groups they keep the promise of 0.9, as images they break it.
+
+    The groups are drawn from 30, all of which have ten kinds of images, so the expected loss of a further group is the
+    mean over all kinds. The tolerance is that of `test_guarantee_in_a_simulation`.
+    """
+    rng = np.random.default_rng(0)
+    first_lossy = rng.integers(20, 460, size=(30, 1)) + rng.integers(-20, 20, size=(30, 10))  # each below one half
+    losses = (np.arange(1000) >= first_lossy[..., None]).astype(float)  # (30, 10, 1000)
+    chosen: dict[int | None, list[float]] = {None: [], 10: []}
+    for _ in range(500):
+        sizes = rng.integers(1, 40, 10)
+        drawn = [losses[rng.integers(30), rng.integers(10, size=size)] for size in sizes]
+        over_groups = np.mean([images.mean(axis=0) for images in drawn], axis=0)
+        for groups, means in ((None, np.concatenate(drawn).mean(axis=0)), (10, over_groups)):
+            curves = RiskCurves(int(sizes.sum()), means, means[::-1], groups=groups)
+            outer, inner = controlling_thresholds(curves, 0.9)
+            assert np.searchsorted(THRESHOLDS, outer) == 999 - np.searchsorted(THRESHOLDS, inner)
+            chosen[groups].append(outer)
+    by_units = [losses.mean(axis=(0, 1))[np.searchsorted(THRESHOLDS, np.float32(chosen[one]))] for one in (None, 10)]
+    of_images, of_groups = by_units
+    assert of_groups.mean() + 4 * of_groups.std() / np.sqrt(500) <= 0.1
+    assert of_images.mean() - 4 * of_images.std() / np.sqrt(500) > 0.1
+
+
+def test_too_few_groups():
+    rising = np.linspace(0, 1, 1000)
+    with pytest.raises(ValueError, match="requires 9 groups of calibration images, not 8"):
+        controlling_thresholds(RiskCurves(100, rising, rising[::-1], groups=8), 0.9)

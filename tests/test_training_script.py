@@ -297,6 +297,12 @@ def test_input_size(tmp_path: Path):
     assert f"{file} is one of 2 epochs: complete it with --resume and --epochs 2; to train further" in words
 
 
+class Validation(list):
+    """A validation set in memory."""
+
+    groups = None
+
+
 @pytest.mark.parametrize("dice", [0.0, 0.3, None])
 def test_network_that_predicts_nothing(tmp_path: Path, dice: float | None, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "best.pth"
@@ -304,7 +310,7 @@ def test_network_that_predicts_nothing(tmp_path: Path, dice: float | None, caplo
     settings = {"validation": 0.0, "validation_images": None}
     state = new_training_state(lively_network(), 1e-3, total_steps=1)
     state.history = [{"val_dice": dice, "val_loss": 1.0}]
-    calibrate_best_epoch(path, state, settings, dataset(2))
+    calibrate_best_epoch(path, state, settings, Validation(dataset(2)))
     warnings = [record.message for record in caplog.records if "My prediction is black" in record.message]
     assert len(warnings) == (dice == 0)
 
@@ -324,7 +330,16 @@ def test_validation_set(tmp_path: Path):
 
 
 def test_wrong_flags_are_noticed_before_decoding(tmp_path: Path):
+    names = [path.stem for path in make_folders(tmp_path / "train", 4, (48, 40))[0].iterdir()]
+    groups, one_group, others = tmp_path / "groups.csv", tmp_path / "one.csv", make_folders(tmp_path / "val", 2)
+    groups.write_text("image,group\n" + "".join(f"{name},{name}\n" for name in names[1:]))
+    one_group.write_text("image,group\n" + "".join(f"{name},a\n" for name in names))
+    (others[1] / "SKIN_001_Segmentation.png").unlink()
     wrong = {
+        f"{names[0]}.jpg: no group": ["--groups", groups],
+        "all images are of one group": ["--groups", one_group],
+        "SKIN_001.jpg: no mask": ["--val-imgs-dir", others[0], "--val-masks-dir", others[1]],
+        "--groups is for a split": ["--val-imgs-dir", *others[:1], "--val-masks-dir", others[1], "--groups", groups],
         "the validation percentage must be": ["--validation", 100],
         "nowhere.csv cannot be read": ["--groups", tmp_path / "nowhere.csv"],
         "nowhere: there is no such folder": ["--val-imgs-dir", tmp_path / "nowhere", "--val-masks-dir", tmp_path],
@@ -333,7 +348,6 @@ def test_wrong_flags_are_noticed_before_decoding(tmp_path: Path):
     for words, flags in wrong.items():
         result = run_script("train_bayesian.py", *training_flags(tmp_path), *flags)
         assert_one_clear_line(result, words)
-        assert "masks: " not in result.stderr
         assert not (tmp_path / "cache").exists()
 
 
@@ -343,6 +357,8 @@ def test_groups(tmp_path: Path):
     groups.write_text("image,group\n" + "".join(f"{path.stem},{i % 2}\n" for i, path in enumerate(imgs.iterdir())))
     flags = ["--newW", 32, "--newH", 32, "--groups", groups]
     assert "Training on 4 images, validating on another 4" in logged(tmp_path, *flags)
+    curves = load_model(tmp_path / "checkpoints" / "best.pth").risk_curves["softmax"]
+    assert (curves.images, curves.groups) == (4, 1)
     folders = [*training_flags(tmp_path)[:4], "--cache-dir", tmp_path / "cache"]
     calibrate = ["utils.calibration", "-m", tmp_path / "checkpoints" / "best.pth", *folders]
     assert_one_clear_line(run_module(*calibrate), "split by groups", "the same --groups")
@@ -351,6 +367,11 @@ def test_groups(tmp_path: Path):
     assert "Fitting on 4 images" in result.stderr
     groups.write_text(groups.read_text() + "SKIN_99,1\n")
     assert f"1 lines of {groups} name none of the images" in logged(tmp_path, *flags)
+    (imgs / "SKIN_003.jpg").write_bytes(b"damaged")
+    text = logged(tmp_path, *flags, "--skip-unusable", "--seed", 1)
+    assert re.search("Training on (3 images, validating on another 4|4 images, validating on another 3)", text)
+    curves = load_model(tmp_path / "checkpoints" / "best.pth").risk_curves["softmax"]
+    assert (curves.images in (3, 4), curves.groups) == (True, 1)
     groups.write_text(groups.read_text().replace("SKIN_000", "SKIN_999"))
     assert "SKIN_000.jpg: no group" in logged(tmp_path, *flags, code=2)
 

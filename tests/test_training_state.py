@@ -17,9 +17,11 @@ from tests.conftest import dataset_of, make_folders
 from train_bayesian import running_scores
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, write_checkpoint
-from utils.data_loading import load_pairs, training_batches, validation_batches
+from utils.data.cache import decode_pairs
+from utils.data.pairing import pair_files
+from utils.data_loading import training_batches, validation_batches
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, count_trained_on, resume
+from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, names_trained_on, resume
 from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
 
@@ -33,7 +35,7 @@ def run(
     folder: Path, epochs: int, out: str, resuming: bool = False, stop: Callable[[], bool] = lambda: False
 ) -> TrainingState:
     """Train as train_bayesian.py does, on the images of `make_folders`; `stop` is called after each step."""
-    decoded = load_pairs(folder / "imgs", folder / "masks", (32, 32), cache_dir=None)
+    decoded = decode_pairs(pair_files(folder / "imgs", folder / "masks"), (32, 32), cache_dir=None)
     indices = range(len(decoded.pairs))
     training_set = dataset_of(decoded, indices, [0, 255], lambda i, m: (i + torch.randint(9, (1,)).byte(), m))
     batches = training_batches(training_set, 3, seed=1)
@@ -326,16 +328,16 @@ def test_run_that_is_resumed_into_another_folder_takes_its_best_epoch_along(tmp_
 
 def test_validation_images_that_the_loaded_model_may_have_been_trained_on():
     split = {"image_names": "abc", "validation": 15.0, "seed": 0, "groups": None, "validation_image_names": None}
-    assert count_trained_on({"trained_names": ["a", "b", "c"]}, split, ["b", "c", "d"]) == 2
-    assert count_trained_on(split | {"trained_names": ["a"], "seed": 1}, split, ["b"]) == 0
+    assert names_trained_on({"trained_names": ["a", "b", "c"]}, split, ["b", "c", "d"]) == {"b", "c"}
+    assert names_trained_on(split | {"trained_names": ["a"], "seed": 1}, split, ["b"]) == set()
     # Files of earlier versions
     for same in ({}, split, split | {"seed": 1, "image_names": "other"}):
-        assert count_trained_on(same, split, ["a", "b"]) == 0
+        assert names_trained_on(same, split, ["a", "b"]) == set()
     for other in ({"seed": 1}, {"validation": 20.0}, {"groups": "g"}, {"validation_image_names": "def"}):
-        assert count_trained_on(split | other, split, ["a", "b"]) == 2
+        assert names_trained_on(split | other, split, ["a", "b"]) == {"a", "b"}
     folders = split | {"validation_image_names": "def"}
-    assert count_trained_on(split, folders, ["a"]) == count_trained_on(folders, folders, ["a"]) == 0
-    assert count_trained_on(split | {"image_names": "def"}, folders, ["a"]) == 1
+    assert names_trained_on(split, folders, ["a"]) == names_trained_on(folders, folders, ["a"]) == set()
+    assert names_trained_on(split | {"image_names": "def"}, folders, ["a"]) == {"a"}
 
 
 def test_progress_bar_shows_the_best_score_there_is():

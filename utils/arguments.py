@@ -286,7 +286,7 @@ def training_folders_parent() -> argparse.ArgumentParser:
     add_pairing_flags(folders)
     folders.add_argument("--val-imgs-dir", type=Path, metavar="DIR", help="images to validate on, in place of a split")
     folders.add_argument("--val-masks-dir", type=Path, metavar="DIR", help="their masks")
-    held_together = "CSV file of image and group: the split keeps the images of a group on one side"
+    held_together = "CSV file of image and group: a split keeps a group on one side, a guarantee is for new groups"
     folders.add_argument("--groups", type=Path, metavar="FILE", help=held_together)
     folders.add_argument(
         "--cache-dir",

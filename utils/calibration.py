@@ -3,26 +3,30 @@
 `python -m utils.calibration -m MODEL` does what train_bayesian.py does at the end of training, on the same validation
 images. With --output a new file is written, and --imgs-dir and --masks-dir may be images of your own, all of which are
 used; several models are a deep ensemble, whose file is a model like any other. A guarantee then holds on average over
-images like these: not for each image, and not for other sources.
+images like these, or with --groups over such groups: not for each image, and not for other sources.
 """
 
 import argparse
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, is_of_this_project, read_checkpoint, save_checkpoint
-from utils.data.groups import groups_digest, names_digest, read_groups
+from utils.data.cache import decode_pairs
+from utils.data.groups import groups_digest, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
-from utils.data_loading import SegmentationDataset, load_pairs, split_indices
+from utils.data.pairing import pair_files
+from utils.data_loading import SegmentationDataset, split_indices
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
 from utils.training.calibrator import calibrate, save_calibration
+from utils.training.checkpoint_files import names_trained_on
 from utils.training.temperatures import format_temperatures
 
 logger = logging.getLogger(__name__)
@@ -62,44 +66,46 @@ def main(args: argparse.Namespace) -> None:
 
 def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> None:
     """Calibrate a model on the images that the flags name, and store the result where they say."""
+    # Pair, group and decode; a guarantee is one for images that are read like these
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
-    decoded = load_pairs(*folders, model.input_size, args.cache_dir, pairing, model.white, model.background)
-    model.white = decoded.white  # a guarantee is one for images that are read like these
-    images = [pair.image for pair in decoded.pairs]
+    pairs = pair_files(*folders, pairing)
+    group_of = read_groups(args.groups, [pair.image for pair in pairs]) if args.groups else None
+    values = {"white": model.white, "background": model.background}
+    decoded = decode_pairs(pairs, model.input_size, args.cache_dir, skip_unusable=pairing.skip_unusable, **values)
+    model.white, images = decoded.white, [pair.image for pair in decoded.pairs]
+    groups = [group_of[image] for image in images] if group_of else None
+
+    # Choose those that no network was trained on
     names = names_digest(images, folders[0])
-    own = args.val_imgs_dir or (args.output and not args.groups and are_other_images(model, len(images), names))
     if args.val_imgs_dir and args.output is None:
         check_validation_images(model, names)
-    if args.val_imgs_dir and names in [one.settings.get("image_names") for one in model.members or (model,)]:
-        logger.warning(
-            "These images have the names of those of the training: if they are the same ones, temperatures and "
-            "guarantees are wrong"
-        )
-    if own:
-        indices: Sequence[int] = range(len(images))
-    else:
-        groups = read_groups(args.groups, images) if args.groups else None
-        indices = held_out_by_all(model, len(images), groups, names)
+    own = args.val_imgs_dir or (args.output and are_other_images(model, len(images), names))
+    indices = range(len(images)) if own else held_out_by_all(model, len(images), groups, names)
+    trained_on = not own and 0 in [member.settings.get("validation") for member in model.members or (model,)]
+    if not trained_on:
+        of_folder = {"validation_image_names": names} if own else {}
+        warn_of_training_images(model, of_folder, name_digests([images[i] for i in indices], folders[0]))
+
+    # Calibrate and store
     expected = MaskClasses(model.mask_values, model.ignore_value)
     mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=args.ignore_value), expected)
-    dataset = SegmentationDataset(decoded, indices, mask_classes)
+    dataset = SegmentationDataset(decoded, indices, mask_classes, groups=groups)
     logger.info("Fitting on %d images", len(dataset))
-    trained_on = not own and 0 in [member.settings.get("validation") for member in model.members or (model,)]
-    calibrate(model, dataset, args.batch_size, dtype, trained_on, args.seed)
+    calibrate(model, dataset, args.batch_size, dtype, trained_on, args.seed, dataset.groups)
     if args.output is None:
         save_calibration(args.model[0], model)
     else:
         save_checkpoint(args.output, model)
     stored = args.output or args.model[0]
     logger.info("Temperatures stored in %s: %s", stored, format_temperatures(model.temperatures))
-    if model.risk_curves:
-        n = next(iter(model.risk_curves.values())).images
-        logger.info("Levels that %d images can guarantee: up to %g", n, math.floor(1000 * n / (n + 1)) / 1000)
+    for curves in list(model.risk_curves.values())[:1]:
+        level = math.floor(1000 * curves.n / (curves.n + 1)) / 1000
+        logger.info("Levels that %d %s can guarantee: up to %g", curves.n, curves.unit, level)
 
 
 def are_other_images(model: TrainedModel, n_images: int, names: str) -> bool:
-    """Whether a folder has other images than that of the training, or of each member's; then a warning says so.
+    """Whether a folder has other images than that of the training, or of each member's; then a line says so.
 
     Args:
         model: the model.
@@ -110,12 +116,32 @@ def are_other_images(model: TrainedModel, n_images: int, names: str) -> bool:
     for settings in trained:
         if settings.get("images") in (None, n_images) and settings.get("image_names", names) == names:
             return False
-    logger.warning(
-        "These are not the %s images of the training: all %d are used. If any of them was trained on, temperatures and "
-        "guarantees are wrong",
+    known = all("trained_names" in settings for settings in trained)  # see `warn_of_training_images`
+    logger.log(
+        logging.INFO if known else logging.WARNING,
+        "These are not the %s images of the training: all %d are used%s",
         *(" or ".join(sorted({str(settings.get("images")) for settings in trained})), n_images),
+        "" if known else ". If any of them was trained on, temperatures and guarantees are wrong",
     )
     return True
+
+
+def warn_of_training_images(model: TrainedModel, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Warn of images that a model, or a member of an ensemble, may have been trained on, by their names.
+
+    Args:
+        model: the model.
+        settings: of the images, where they are not those of the training, see `names_trained_on`.
+        names: `name_digests` of the images.
+    """
+    trained = [member.settings for member in model.members or (model,)]
+    seen = set().union(*(names_trained_on(recorded, {**recorded, **settings}, names) for recorded in trained))
+    if seen:
+        logger.warning(
+            "The model may have been trained on %d of the %d images, by their names: temperatures and guarantees are "
+            "then too optimistic. If they are the same images, calibrate it on others, into a new file (see --output)",
+            *(len(seen), len(names)),
+        )
 
 
 def check_validation_images(model: TrainedModel, names: str) -> None:

@@ -85,6 +85,7 @@ def calibration_content(model: TrainedModel) -> dict[str, Any]:
     curves = {
         method: {
             "images": one.images,
+            "groups": one.groups,
             "settings": dict(one.settings),
             "outer": torch.from_numpy(one.outer.copy()),
             "inner": torch.from_numpy(one.inner.copy()),
@@ -224,9 +225,9 @@ def _recorded_options(content: Mapping[str, Any]) -> dict[str, Any]:
 def _rebuild_curves(content: Mapping[str, Any]) -> RiskCurves:
     """The curves of one method, as `calibration_content` stores them."""
     outer, inner = content["outer"].double().numpy(), content["inner"].double().numpy()
-    images, n = int(content["images"]), len(RISK_THRESHOLDS)
+    images, groups, n = int(content["images"]), content.get("groups"), len(RISK_THRESHOLDS)
     rising = (outer, inner[::-1])  # from the mask of all pixels, and of none, which have no loss
     valid = all(one.shape == (n,) and one[0] == 0 and one[-1] <= 1 and (np.diff(one) >= 0).all() for one in rising)
-    if images < 1 or not valid:
+    if images < 1 or not (groups is None or 1 <= int(groups) <= images) or not valid:
         raise ValueError(f"its risk curves are not monotone losses of images in [0, 1] at {n} thresholds")
-    return RiskCurves(images, outer, inner, dict(content["settings"]))
+    return RiskCurves(images, outer, inner, dict(content["settings"]), groups and int(groups))

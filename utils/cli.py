@@ -39,15 +39,13 @@ def validation_folders(args: argparse.Namespace) -> tuple[Path, Path] | None:
     """The folders of images and masks that --val-imgs-dir and --val-masks-dir name; None without them.
 
     Raises:
-        InputError: there is only one of the two, or --groups, which is for a split.
+        InputError: there is only one of the two.
     """
     folders = (args.val_imgs_dir, args.val_masks_dir)
     if folders == (None, None):
         return None
     if None in folders:
         raise InputError("--val-imgs-dir and --val-masks-dir belong together: give both, or neither for a split")
-    if args.groups is not None:
-        raise InputError("--groups is for a split, which --val-imgs-dir and --val-masks-dir replace: omit one of them")
     return folders
 
 

@@ -1,7 +1,7 @@
 """The dataset, its split, and its batches: the file to adapt to other data.
 
-`load_pairs` decodes the images and masks of two folders, `split_indices` sets some aside for validation,
-`SegmentationDataset` serves them, `SeededBatchSampler` shuffles them into batches.
+`pair_files` pairs the images and masks of two folders, `decode_pairs` decodes them, `split_indices` sets some aside for
+validation, `SegmentationDataset` serves them, `SeededBatchSampler` shuffles them into batches.
 """
 
 import logging
@@ -17,45 +17,16 @@ import torch.utils.data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils.data.cache import DEFAULT_CACHE_DIR, decode_pairs
 from utils.data.decoding import DecodedPairs
 from utils.data.lesions import keep_lesions, pixels_per_class
 from utils.data.mask_classes import MaskClasses
-from utils.data.pairing import Pair, PairingOptions, pair_files
+from utils.data.pairing import Pair
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.runtime.seeds import derived_seed
 from utils.runtime.signals import leave_signal_group
 
 logger = logging.getLogger(__name__)
-
-
-def load_pairs(
-    imgs_dir: Path,
-    masks_dir: Path,
-    size: tuple[int, int],
-    cache_dir: Path | None = DEFAULT_CACHE_DIR,
-    options: PairingOptions | None = None,
-    white: float | None = None,
-    background: int | None = None,
-) -> DecodedPairs:
-    """The images and masks of two folders at the network's input size; of several processes the main one decodes.
-
-    Args:
-        imgs_dir, masks_dir: the folders, paired as by `pair_files`.
-        size: width and height of the network's input.
-        cache_dir: where the decoded files are kept for the next run.
-        options: how they are paired.
-        white: the value of white in 16-bit images; None to find it.
-        background: the value of the background of masks, if it is not the lowest.
-
-    Raises:
-        InputError: files that do not pair or cannot be read.
-    """
-    options = options or PairingOptions()
-    pairs = pair_files(imgs_dir, masks_dir, options)
-    with distributed.main_first():
-        return decode_pairs(pairs, size, cache_dir, white, options.skip_unusable, background)
 
 
 def split_indices(
@@ -72,7 +43,8 @@ def split_indices(
     Raises:
         InputError: there are fewer than two images or groups, or the percentage is not from 0 to below 100.
     """
-    check_percentage(validation_percent)
+    if not 0 <= validation_percent < 100:
+        raise InputError(f"the validation percentage must be at least 0 and below 100, not {validation_percent:g}")
     if validation_percent == 0:
         return list(range(n)), list(range(n))
     if n < 2:
@@ -90,12 +62,6 @@ def split_indices(
     for i, group in enumerate(groups):
         sides[group in held_out].append(i)
     return sides
-
-
-def check_percentage(validation_percent: float) -> None:
-    """Raise an `InputError` unless that percentage of the images can be held out."""
-    if not 0 <= validation_percent < 100:
-        raise InputError(f"the validation percentage must be at least 0 and below 100, not {validation_percent:g}")
 
 
 def indices_not_held_out(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> list[int]:
@@ -140,6 +106,7 @@ class SegmentationDataset(Dataset):
         indices: which of them.
         mask_classes: what the mask values mean, from `DecodedPairs.mask_classes`.
         transform: takes and returns an image (3, h, w) uint8 and a mask (h, w) uint8, both as tensors.
+        groups: of all pairs, such as patients, if there are any.
 
     An item is addressed by its number, or by `(number, seed)` to make the transform's random numbers reproducible.
 
@@ -149,6 +116,7 @@ class SegmentationDataset(Dataset):
         n_counted: number of masks with pixels that count, at their own size.
         n_without_lesion: number of those among them that are background alone.
         kept: the pixels that masks keep of a class that would vanish at the network's input size, by index.
+        groups: of its items, or None.
     """
 
     def __init__(
@@ -157,9 +125,11 @@ class SegmentationDataset(Dataset):
         indices: Sequence[int],
         mask_classes: MaskClasses,
         transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
         self.images, self.masks = decoded.images, decoded.masks
         self.indices, self.transform = indices, transform
+        self.groups = [groups[i] for i in indices] if groups else None
         self.mask_classes, self.white = mask_classes, decoded.white
         self.tables = [mask_classes.of(counts.values) for counts in decoded.counts]
         background, *lesion = pixels_per_class(decoded, self.tables, len(mask_classes.values))[list(indices)].T > 0

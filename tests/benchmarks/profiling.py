@@ -25,8 +25,10 @@ sys.path.insert(0, str(ROOT))
 from unet import BayesianUNet  # noqa: E402
 from utils.checkpoint import DEFAULT_INPUT_SIZE, load_model  # noqa: E402
 from utils.data.augmentation import TrainingTransforms  # noqa: E402
+from utils.data.cache import decode_pairs  # noqa: E402
 from utils.data.images import IMAGE_EXTENSIONS  # noqa: E402
-from utils.data_loading import SegmentationDataset, load_pairs, split_indices, training_batches  # noqa: E402
+from utils.data.pairing import pair_files  # noqa: E402
+from utils.data_loading import SegmentationDataset, split_indices, training_batches  # noqa: E402
 from utils.inference.maps import to_greyscale  # noqa: E402
 from utils.inference.predictor import MapOptions  # noqa: E402
 from utils.inference.samplers import MCDropout  # noqa: E402
@@ -44,7 +46,7 @@ LISTED = 10
 
 def profile_training(imgs: Path, masks: Path, cache: Path, device: torch.device, most_steps: int) -> dict[str, Any]:
     """Time an epoch of the default training in mixed precision, and profile some steps of the next one."""
-    decoded = load_pairs(imgs, masks, DEFAULT_INPUT_SIZE, cache)
+    decoded = decode_pairs(pair_files(imgs, masks), DEFAULT_INPUT_SIZE, cache)
     indices, _ = split_indices(len(decoded.pairs), 15, seed=0)
     dataset = SegmentationDataset(decoded, indices, decoded.mask_classes(2), TrainingTransforms("light"))
     batches = training_batches(dataset, 8, 0, min(8, cores_per_process()) if device.type == "cuda" else 0)

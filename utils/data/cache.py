@@ -23,6 +23,7 @@ from utils.data.fitting import log_resized
 from utils.data.images import find_white
 from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
+from utils.runtime import distributed
 from utils.runtime.atomic_files import allocate
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _VERSION = 4  # to be incremented when the cached arrays change
 _ABANDONED_AFTER = 86400  # seconds, after which an unfinished folder counts as abandoned
 
 
+@distributed.main_first()
 def decode_pairs(
     pairs: Sequence[Pair],
     size: tuple[int, int],
@@ -40,7 +42,7 @@ def decode_pairs(
     skip_unusable: bool = False,
     background: int | None = None,
 ) -> DecodedPairs:
-    """Every image and mask at the network's input size.
+    """Every image and mask at the network's input size; of several processes the main one decodes.
 
     Args:
         pairs: the files.

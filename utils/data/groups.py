@@ -17,7 +17,7 @@ _COLUMNS = ("image", "group")
 _LISTED = 10  # problems in a message
 
 
-def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
+def read_groups(path: Path, images: Sequence[Path]) -> dict[Path, str]:
     """The group of each image, from a CSV file with the columns `image` and `group`.
 
     An image is named with or without its extension, and with as many of its folders as are needed to tell it from
@@ -54,13 +54,7 @@ def read_groups(path: Path, images: Sequence[Path]) -> list[str]:
         raise InputError(bulleted(title + others * bool(unknown), problems + unknown, _LISTED))
     if unknown:  # such as images that have been skipped
         logger.info("%d lines of %s name none of the images", len(unknown), path)
-    return [groups[i] for i in range(len(images))]
-
-
-def check_groups(path: Path) -> None:
-    """Raise an `InputError` unless a file can be read as one of groups, of whatever images."""
-    for _ in _read_rows(path):
-        pass
+    return {image: groups[i] for i, image in enumerate(images)}
 
 
 def groups_digest(groups: Sequence[str]) -> str:

@@ -1,14 +1,14 @@
 """Masks with a guarantee, by the losses of a model's calibration images."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.inference.samplers import Sampler, method_title
-from utils.metrics.risk_control import controlling_thresholds, foreground_probability, required_images
+from utils.metrics.risk_control import controlling_thresholds, foreground_probability, required_number
 from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ OUTER, INNER = "_outer", "_inner"  # the suffixes of their files
 
 @dataclass(frozen=True)
 class Guarantee:
-    """The thresholds of a level that is guaranteed on average over images like those of the calibration.
+    """The thresholds of a level that is guaranteed on average over images, or groups, like those of the calibration.
 
     It holds neither for each image nor for images of another source.
 
@@ -29,6 +29,7 @@ class Guarantee:
         inner: the inner mask has the pixels above this one.
         images: number of calibration images.
         temperature: by which the logits of the samples were divided; the thresholds are for undivided ones.
+        groups: number of groups of calibration images, such as patients; None if each image is its own.
     """
 
     level: float
@@ -36,6 +37,12 @@ class Guarantee:
     inner: float
     images: int
     temperature: float = 1.0
+    groups: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain values by name, as results record them; without groups as in earlier versions."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def masks(self, probs: Tensor) -> dict[str, Tensor]:
         """The outer and the inner mask by the suffix of their file names, (H, W) uint8: 255 inside, 0 outside.
@@ -50,9 +57,10 @@ class Guarantee:
         thresholds = f"outer mask from a probability of {self.outer:.4g}, inner mask above {self.inner:.4g}"
         if self.outer == self.inner:
             thresholds = f"one mask, from a probability of {self.outer:.4g}, is outer and inner mask"
+        of_groups = f" in {self.groups} groups" if self.groups else ""
         return (
-            f"guarantee of {self.level:g} from {self.images} calibration images: {thresholds}; on average over images "
-            "like those, not for each"
+            f"guarantee of {self.level:g} from {self.images} calibration images{of_groups}: {thresholds}; on average "
+            f"over {'groups' if self.groups else 'images'} like those, not for each"
         )
 
 
@@ -83,14 +91,15 @@ def make_guarantee(model: TrainedModel, sampler: Sampler, level: float | None) -
             f"{_describe(settings)}",
             *("mc", "shrink"),
         )
-    required = required_images(level)
-    if curves.images < required:
+    required = required_number(level)
+    if curves.n < required:
         raise InputError(
-            f"a guarantee of {level:g} requires {required} calibration images, this model has {curves.images}: "
-            "calibrate it with more, or choose a lower level",
+            f"a guarantee of {level:g} requires {required} {curves.unit}, this model has {curves.n}: calibrate it with "
+            "more, or choose a lower level",
             "guarantee",
         )
-    guarantee = Guarantee(level, *controlling_thresholds(curves, level), curves.images, sampler.temperature)
+    thresholds = controlling_thresholds(curves, level)
+    guarantee = Guarantee(level, *thresholds, curves.images, sampler.temperature, curves.groups)
     logger.info("%s: %s", method, guarantee)
     return guarantee
 

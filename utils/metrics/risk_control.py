@@ -5,6 +5,9 @@ above another. The loss of the outer mask is its false negative rate, the fracti
 of the inner mask its false discovery proportion, the fraction of it outside of the lesion; an empty lesion or mask has
 no loss. With n calibration images and their mean loss R at a threshold, a further image of the same distribution has an
 expected loss of at most (n R + 1) / (n + 1) if the loss of every image is monotone in the threshold.
+
+This holds for exchangeable images. Where only groups of images are exchangeable, such as all images of a patient, n is
+the number of groups, and the loss of a group is the mean of its images' losses, which is monotone as well.
 """
 
 import math
@@ -38,21 +41,33 @@ REGION_LOSS_TITLES = {
 
 @dataclass(frozen=True)
 class RiskCurves:
-    """The mean losses of calibration images.
+    """The mean losses of calibration images, or of groups of them.
 
     Attributes:
-        images: number of images n.
+        images: number of images.
         outer: (K,) float64, the mean false negative rate of the outer mask at each of `RISK_THRESHOLDS`.
         inner: (K,) float64, the mean of the largest false discovery proportion of the inner mask at each threshold or a
             higher one.
         settings: those of the method by which the probabilities were predicted, such as its number of passes; with
             others the losses are others.
+        groups: number of groups, over whose mean losses the means are; None if they are over the images.
     """
 
     images: int
     outer: np.ndarray
     inner: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: int | None = None
+
+    @property
+    def n(self) -> int:
+        """The number of what is exchangeable: of groups, or without them of images."""
+        return self.groups or self.images
+
+    @property
+    def unit(self) -> str:
+        """What that number counts."""
+        return "groups of calibration images" if self.groups else "calibration images"
 
 
 def foreground_probability(probs: Tensor) -> Tensor:
@@ -109,18 +124,18 @@ def region_losses(outer: np.ndarray, inner: np.ndarray, target: np.ndarray) -> d
     }
 
 
-def risk_bound(mean_loss: np.ndarray, images: int) -> np.ndarray:
-    """The bound on the expected loss of a further image, (n R + 1) / (n + 1).
+def risk_bound(mean_loss: np.ndarray, n: int) -> np.ndarray:
+    """The bound on the expected loss of a further image, or group, (n R + 1) / (n + 1).
 
     Args:
         mean_loss: R, of any shape, of losses in [0, 1].
-        images: number of calibration images n.
+        n: number of calibration images, or of groups of them.
     """
-    return (images * mean_loss + 1) / (images + 1)
+    return (n * mean_loss + 1) / (n + 1)
 
 
-def required_images(level: float) -> int:
-    """The smallest number of calibration images with which a level can be guaranteed: n + 1 >= 1 / (1 - level)."""
+def required_number(level: float) -> int:
+    """The smallest number of images, or groups, with which a level can be guaranteed: n + 1 >= 1 / (1 - level)."""
     return max(1, math.ceil(1 / _tolerated(level) - 1 - 1e-9))
 
 
@@ -135,13 +150,13 @@ def controlling_thresholds(curves: RiskCurves, level: float) -> tuple[float, flo
         level: in (0, 1), such as 0.9.
 
     Raises:
-        ValueError: there are fewer than `required_images`.
+        ValueError: there are fewer than the `required_number`.
     """
-    if curves.images < required_images(level):
-        raise ValueError(f"a level of {level:g} requires {required_images(level)} images, not {curves.images}")
+    if curves.n < required_number(level):
+        raise ValueError(f"a level of {level:g} requires {required_number(level)} {curves.unit}, not {curves.n}")
     thresholds, tolerated = RISK_THRESHOLDS.numpy(), _tolerated(level)
-    outer = np.flatnonzero(risk_bound(curves.outer, curves.images) <= tolerated + 1e-12)[-1]
-    inner = np.flatnonzero(risk_bound(curves.inner, curves.images) <= tolerated + 1e-12)[0]
+    outer = np.flatnonzero(risk_bound(curves.outer, curves.n) <= tolerated + 1e-12)[-1]
+    inner = np.flatnonzero(risk_bound(curves.inner, curves.n) <= tolerated + 1e-12)[0]
     if inner < outer:
         return (float(np.clip(0.5, thresholds[inner], thresholds[outer])),) * 2
     return float(thresholds[outer]), float(thresholds[inner])

@@ -1,6 +1,5 @@
 """What every script that predicts records of its model, its method and its ground truth."""
 
-from dataclasses import asdict
 from typing import Any
 
 from utils.checkpoint import TrainedModel
@@ -25,5 +24,5 @@ def run_settings(
         "ignore_value": ground_truth.ignore_value if ground_truth else None,
         "white": model.white,
         "weights": model.fingerprint(),
-        "guarantee": asdict(guarantee) if guarantee else None,
+        "guarantee": guarantee.settings if guarantee else None,
     }

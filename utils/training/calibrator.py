@@ -1,7 +1,8 @@
 """Calibrate a model on labelled images: its temperatures, and the losses that its masks with a guarantee require."""
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,13 @@ def calibrate(
     dtype: torch.dtype | None = None,
     trained_on: bool = False,
     seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> None:
     """Fit the temperature and the risk curves of each prediction method.
 
     Both are computed at the network's resolution, as the images are decoded for training: a guarantee is one of the
-    losses there, not of those at the images' own sizes. If no pixel counts there are none, and a warning.
+    losses there, not of those at the images' own sizes. If no pixel counts there are none, and a warning. The images of
+    a group may be alike, so a guarantee is one for groups: of the mean loss of a further group's images.
 
     Args:
         model: to be calibrated; its `temperatures` and `risk_curves` are replaced.
@@ -46,26 +49,33 @@ def calibrate(
         batch_size: maximum number of network inputs per batch on a GPU.
         dtype: dtype of mixed precision; None for single precision.
         seed: of the dropout masks.
+        groups: of each image, such as its patient.
     """
-    samplers, n = _applicable_samplers(model, batch_size, dtype, seed), 0
+    samplers = _applicable_samplers(model, batch_size, dtype, seed)
+    # An image without pixels that count has no loss: it proves nothing
+    counted = [i for i in range(len(dataset)) if (dataset[i][1] != IGNORED_CLASS).any()]
+    units = groups or range(len(dataset))  # what the guarantee is for
+    sizes = Counter(units[i] for i in counted)
     nll, losses = defaultdict(float), defaultdict(float)
-    for i in progress(range(len(dataset)), desc="Calibration", unit="image", leave=False):
+    for i in progress(counted, desc="Calibration", unit="image", leave=False):
         image, target = dataset[i]
         for sampler in samplers:
             upsampler = sample_at_own_size(model, sampler, image, name=str(i))
             on_device = to_device(target, upsampler.device)
             nll[sampler.method] += nll_by_temperature(upsampler, on_device)
-            losses[sampler.method] += foreground_losses(upsampler, on_device)
-        n += bool((target != IGNORED_CLASS).any())  # an image without pixels that count has no loss: it proves nothing
-    if not n:
+            losses[sampler.method] += foreground_losses(upsampler, on_device) / sizes[units[i]]
+    if not counted:
         logger.warning(
             "All pixels of the %d images to calibrate on are ignored: there are no temperatures and no guarantees. "
             "Calibrate on images with pixels that count",
             len(dataset),
         )
-    model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items() if n}
-    settings = {} if trained_on or not n else {sampler.method: probability_settings(sampler) for sampler in samplers}
-    model.risk_curves = {method: RiskCurves(n, *(losses[method] / n), used) for method, used in settings.items()}
+    model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items()}
+    model.risk_curves = {}
+    for sampler in samplers if counted and not trained_on else ():
+        outer, inner = np.minimum(losses[sampler.method] / len(sizes), 1)  # rounding may exceed it
+        of_units = (outer, inner, probability_settings(sampler), len(sizes) if groups else None)
+        model.risk_curves[sampler.method] = RiskCurves(len(counted), *of_units)
     warn_of_limits(model.temperatures)
 
 

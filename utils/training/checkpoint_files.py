@@ -153,20 +153,20 @@ def changed_setting(recorded: Mapping[str, Any], settings: Mapping[str, Any]) ->
     return next((name for name in compared if recorded.get(name) != settings[name]), None)
 
 
-def count_trained_on(recorded: Mapping[str, Any], settings: Mapping[str, Any], names: Sequence[str]) -> int:
-    """How many of the images that a new run validates on a model may have been trained on, by their names.
+def names_trained_on(recorded: Mapping[str, Any], settings: Mapping[str, Any], names: Sequence[str]) -> set[str]:
+    """Which of the images to validate or calibrate on a model may have been trained on, by their names.
 
     Args:
         recorded: the settings of the model; those of earlier versions record no single names.
-        settings: those of the new run.
-        names: `name_digests` of its validation images.
+        settings: those of the new run; of a calibration those of the model, or that the images are in another folder.
+        names: `name_digests` of the images.
     """
     if "trained_names" in recorded:
-        return len({*names} & {*recorded["trained_names"]})
-    folder = settings["validation_image_names"] or settings["image_names"]  # that of the validation images
+        return {*names} & {*recorded["trained_names"]}
+    folder = settings.get("validation_image_names") or settings.get("image_names")  # that of the images
     split = ("validation", "seed", "groups", "validation_image_names")
-    other_split = any(recorded.get(name) != settings[name] for name in split)
-    return len(names) if recorded.get("image_names") == folder and other_split else 0
+    other_split = any(recorded.get(name) != settings.get(name) for name in split)
+    return {*names} if recorded.get("image_names") == folder and other_split else set()
 
 
 def resume(

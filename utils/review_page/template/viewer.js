@@ -11,8 +11,8 @@ const isLayer = name => name.split("_c")[0] in LAYER_TITLES;
 
 /** What the outer and the inner mask promise; without its journal a run does not say the level. */
 function describeGuarantee(guarantee) {
-  const images = guarantee ? `the ${guarantee.images}` : "those";
-  const scope = `on average over images like ${images} of the calibration, not for each image, and not for images of other sources`;
+  const images = !guarantee ? "images like those" : guarantee.groups ? `groups of images like the ${guarantee.groups}` : `images like the ${guarantee.images}`;
+  const scope = `on average over ${images} of the calibration, not for each image, and not for images of other sources`;
   if (!guarantee) return `What is guaranteed of them holds ${scope}.`;
   const percent = `${Number((100 * guarantee.level).toFixed(1))} %`;
   return `At least ${percent} of the lesion lie in the outer mask, and at least ${percent} of the inner mask are lesion: ${scope}.`;
