@@ -60,16 +60,15 @@ class ImageScores:
             classes: (H, W) predicted class indices, on the same device.
         """
         self._pixels += classes.numel()
-        foreground, sums = probs[1:], []
-        for k, p in enumerate(foreground, start=1):  # area, and the probability in the mask and in all pixels
-            mask = classes.to(p.dtype).eq_(k)  # several times as fast as converting a comparison
-            sums += [mask.sum(dim=-1), mask.mul_(p).sum(dim=-1), p.sum(dim=-1)]
+        foreground = probs[1:]
+        sums = [one for k, p in enumerate(foreground, start=1) for one in _class_sums(p, classes, k)]
         if classes.is_cpu and not self._known_mask:  # a GPU would have to wait for the answer
             self._known_mask = any(area.any() for area in sums[::3])
         if self._known_mask:  # the logarithms, which take a CPU a long time, are for an empty mask
             log_empty = torch.zeros_like(sums[0])
         else:
-            log_empty = foreground.sum(dim=0).clamp_(max=_MAX_PROBABILITY).neg_().log1p_().sum(dim=-1)
+            any_class = foreground[0] if len(foreground) == 1 else foreground.sum(dim=0)
+            log_empty = any_class.clamp(max=_MAX_PROBABILITY).neg_().log1p_().sum(dim=-1)
         largest = foreground.amax(dim=(0, 2))
         self._row_sums.append(torch.stack([predictive_entropy.sum(dim=-1), largest, log_empty, *sums]))
 
@@ -115,6 +114,12 @@ class ImageScores:
             scores |= {"area_mean": mean, "area_std": std, "area_variation": std / mean if mean else 0.0}
             scores["pairwise_dice"] = pairwise_dice(overlaps)
         return scores
+
+
+def _class_sums(p: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums along the rows: the mask of class k; its probabilities p in the mask, and in all pixels."""
+    mask = classes.to(p.dtype).eq_(k)  # several times as fast as converting a comparison
+    return mask.sum(dim=-1), mask.mul_(p).sum(dim=-1), p.sum(dim=-1)
 
 
 def _soft_dice_confidence(log_empty: float, by_class: np.ndarray) -> float:
