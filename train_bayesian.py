@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.cache import decode_pairs
-from utils.data.groups import groups_digest, name_digests, names_digest, read_groups
+from utils.data.groups import groups_digest, groups_of, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import Pair, pair_files
 from utils.data_loading import (
@@ -140,7 +140,7 @@ def load_datasets(
     if args.load and kept and loaded.mask_values != sorted(loaded.mask_values):
         logger.info("The classes are in the order of the loaded model (--mask-values names another)")
     images = [pair.image for pair in decoded.pairs]
-    groups = [group_of[image] for image in images] if group_of else None
+    groups = groups_of(images, group_of)
 
     # Split, or take the validation images from folders of their own
     if folders:
@@ -181,7 +181,7 @@ def pair_folders(
     options = cli.pairing_options(args)
     pairs = pair_files(args.imgs_dir, args.masks_dir, options)
     held_out = pair_files(*folders, options) if folders else []
-    groups = read_groups(args.groups, [pair.image for pair in pairs]) if args.groups else None
+    groups = read_groups(args.groups, [pair.image for pair in pairs], args.skip_unusable) if args.groups else None
     if not folders:  # if this split fails, so does that of the images that can be decoded
         split_indices(len(pairs), args.validation, args.seed, groups and [*groups.values()])
     return pairs, held_out, groups

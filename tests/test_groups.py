@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.groups import groups_digest, names_digest, read_groups
+from utils.data.groups import groups_digest, groups_of, names_digest, read_groups
 from utils.runtime.errors import InputError
 
 IMAGES = [Path("data/a/x.jpg"), Path("data/a/y.v2.png"), Path("data/b/x.jpg"), Path("data/b/ü.jpg")]
@@ -60,6 +60,19 @@ def test_lines_of_other_images(tmp_path: Path):
     others = "".join(f"other{i},1\n" for i in range(20))
     with pytest.raises(InputError, match=r"20 of its lines name none of them:\n  ü.jpg: no group"):
         read_groups(written(tmp_path, "image,group\n" + others + "a/x,1\ny.v2,1\nb/x,1\n"), IMAGES)
+
+
+def test_image_that_cannot_be_used_needs_no_group(tmp_path: Path):
+    """Which is not known before it is decoded."""
+    groups = read_groups(written(tmp_path, "image,group\nb/x,2\na/x,1\n"), IMAGES, skip_unusable=True)
+    images = [image for image in IMAGES if image.stem == "x"]
+    assert list(groups) == images
+    assert groups_of(images[::-1], groups) == list(groups.values())[::-1]
+    assert groups_of(images, None) is None
+    with pytest.raises(InputError, match=r"2 of 4 images have no group:\n"):
+        groups_of(IMAGES, groups)
+    with pytest.raises(InputError, match=r"each of the 4 images, and 1 of its lines names none"):
+        read_groups(written(tmp_path, "image,group\nz,1\n"), IMAGES, skip_unusable=True)
 
 
 def test_ten_problems_are_listed(tmp_path: Path):

@@ -325,16 +325,17 @@ def test_two_classes_are_two_classes(expected: list[int]):
     assert decide([counted({0: 9, 255: 1})], expected=[255, 0]).values == (255, 0)  # a white background
 
 
-def test_object_of_255_that_a_model_ignores_is_reported(log):
-    assert decide([counted({0: 9, 255: 1})], expected=[0, 1], recorded=255).values == (0, 255)
+@pytest.mark.parametrize("background", [0, 1])
+def test_object_of_255_that_a_model_ignores_is_reported(background: int, log):
+    """Two values are background and lesion, whichever they are."""
+    assert decide([counted({background: 9, 255: 1})], expected=[0, 1], recorded=255).values == (background, 255)
     (text,) = [record.getMessage() for record in log.records if record.levelno == logging.WARNING]
-    assert text.startswith("No mask shows the label 1, so that 255, which the model ignores beside labels, is taken")
+    assert text.startswith("The value 255, which the model ignores beside labels, is taken for lesion")
     log.clear()
     for areas, options in (({0: 9, 255: 1}, {"ignored": 255}), ({0: 9, 1: 1, 255: 1}, {}), ({0: 9}, {})):
         assert decide([counted(areas)], expected=[0, 1], recorded=255, **options).values == (0, 1)
-    assert decide([counted({0: 9, 255: 1})], expected=[0, 255]).values == (0, 255)
-    classes = decide([counted({1: 9, 255: 1})], expected=[0, 1], recorded=255)  # labels, though no background
-    assert classes.of(np.array([1, 255])).tolist() == [1, IGNORED_CLASS]
+    for expected in ([], [0, 1], [0, 255]):  # no value is known to be ignored
+        assert decide([counted({background: 9, 255: 1})], expected=expected).values == (background, 255)
     assert not [record for record in log.records if record.levelno >= logging.WARNING]
 
 

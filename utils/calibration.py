@@ -19,7 +19,7 @@ import torch
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, is_of_this_project, read_checkpoint, save_checkpoint
 from utils.data.cache import decode_pairs
-from utils.data.groups import groups_digest, name_digests, names_digest, read_groups
+from utils.data.groups import groups_digest, groups_of, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.pairing import pair_files
 from utils.data_loading import SegmentationDataset, split_indices
@@ -70,11 +70,11 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
     pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
     pairs = pair_files(*folders, pairing)
-    group_of = read_groups(args.groups, [pair.image for pair in pairs]) if args.groups else None
+    group_of = read_groups(args.groups, [pair.image for pair in pairs], args.skip_unusable) if args.groups else None
     values = {"white": model.white, "background": model.background}
     decoded = decode_pairs(pairs, model.input_size, args.cache_dir, skip_unusable=pairing.skip_unusable, **values)
     model.white, images = decoded.white, [pair.image for pair in decoded.pairs]
-    groups = [group_of[image] for image in images] if group_of else None
+    groups = groups_of(images, group_of)
 
     # Choose those that no network was trained on
     names = names_digest(images, folders[0])

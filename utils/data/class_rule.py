@@ -76,10 +76,10 @@ def decide_classes(
     _check_class_values(classes.values)
     if ignored is None and learnt.ignored in classes.values:
         text = (
-            "No mask shows the label %s, so that %s, which the model ignores beside labels, is taken for lesion: if "
-            "its pixels do not count, name it as the value to ignore"
+            "The value %s, which the model ignores beside labels, is taken for lesion, because the masks show at most "
+            "one other value: if its pixels do not count, name it as the value to ignore"
         )
-        logger.warning(text, format_mask_value(learnt.values[1]), learnt.ignored)
+        logger.warning(text, learnt.ignored)
     is_rest = _find_rest(kept, classes.values, by_mask)
     logger.info("%s", _describe_masks(counts, kept.values[is_rest], classes))
     background = kept.pixels[classes.of(kept.values) == 0].sum() / max(kept.pixels.sum(), 1)
@@ -106,9 +106,8 @@ def _recorded_void(counts: ValueCounts, expected: MaskClasses | None) -> int | N
     """The ignored value of a model; but in masks of 0 and 255, the latter is the object that it has learnt as 1."""
     if expected is None:
         return None
-    labels = counts.without(_VOID).values
-    is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(labels) < 2
-    return None if is_object and expected.values[1] not in labels else expected.ignored
+    is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(counts.without(_VOID).values) < 2
+    return None if is_object else expected.ignored
 
 
 def _class_values(

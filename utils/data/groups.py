@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from utils.runtime.errors import InputError, bulleted
@@ -17,8 +17,8 @@ _COLUMNS = ("image", "group")
 _LISTED = 10  # problems in a message
 
 
-def read_groups(path: Path, images: Sequence[Path]) -> dict[Path, str]:
-    """The group of each image, from a CSV file with the columns `image` and `group`.
+def read_groups(path: Path, images: Sequence[Path], skip_unusable: bool = False) -> dict[Path, str]:
+    """The group of each image, before it is decoded, from a CSV file with the columns `image` and `group`.
 
     An image is named with or without its extension, and with as many of its folders as are needed to tell it from
     others of its name.
@@ -26,6 +26,7 @@ def read_groups(path: Path, images: Sequence[Path]) -> dict[Path, str]:
     Args:
         path: the CSV file, separated by commas, semicolons or tabs.
         images: the image files.
+        skip_unusable: whether some may have no group: those that turn out to be unusable, see `groups_of`.
 
     Raises:
         InputError: the file cannot be read, or gives an image no group or two, or names several images at once.
@@ -47,14 +48,28 @@ def read_groups(path: Path, images: Sequence[Path]) -> dict[Path, str]:
         elif groups.setdefault(*found, group) != group:
             problems.append(f"line {line}: {name}: in the groups {groups[next(iter(found))]} and {group}")
         groups.update(dict.fromkeys(found - groups.keys(), group))  # whatever is wrong with them has been said
-    problems += [f"{image.name}: no group" for i, image in enumerate(images) if i not in groups]
+    if not (skip_unusable and groups):
+        problems += [f"{image.name}: no group" for i, image in enumerate(images) if i not in groups]
     if problems:
         title = f"{path} does not have exactly one group for each of the {len(images)} images"
         others = f", and {len(unknown)} of its lines name{'s' * (len(unknown) == 1)} none of them"
         raise InputError(bulleted(title + others * bool(unknown), problems + unknown, _LISTED))
     if unknown:  # such as images that have been skipped
-        logger.info("%d lines of %s name none of the images", len(unknown), path)
-    return {image: groups[i] for i, image in enumerate(images)}
+        logger.info("Lines of %s that name none of the images: %d", path, len(unknown))
+    return {images[i]: group for i, group in sorted(groups.items())}
+
+
+def groups_of(images: Sequence[Path], group_of: Mapping[Path, str] | None) -> list[str] | None:
+    """The groups of images that can be used; None without groups.
+
+    Raises:
+        InputError: an image has none.
+    """
+    if group_of is None:
+        return None
+    if missing := [image.name for image in images if image not in group_of]:
+        raise InputError(bulleted(f"{len(missing)} of {len(images)} images have no group", missing, _LISTED))
+    return [group_of[image] for image in images]
 
 
 def groups_digest(groups: Sequence[str]) -> str:
