@@ -67,25 +67,23 @@ def main(args: argparse.Namespace) -> None:
 def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> None:
     """Calibrate a model on the images that the flags name, and store the result where they say."""
     # Pair, group and decode; a guarantee is one for images that are read like these
-    pairing = cli.pairing_options(args)
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
-    pairs = pair_files(*folders, pairing)
+    pairs = pair_files(*folders, cli.pairing_options(args))
     group_of = read_groups(args.groups, [pair.image for pair in pairs], args.skip_unusable) if args.groups else None
-    values = {"white": model.white, "background": model.background}
-    decoded = decode_pairs(pairs, model.input_size, args.cache_dir, skip_unusable=pairing.skip_unusable, **values)
+    decoded = decode_pairs(pairs, model.input_size, args.cache_dir, model.white, args.skip_unusable, model.background)
     model.white, images = decoded.white, [pair.image for pair in decoded.pairs]
     groups = groups_of(images, group_of)
 
     # Choose those that no network was trained on
-    names = names_digest(images, folders[0])
+    names, trained = names_digest(images, folders[0]), [member.settings for member in model.members or (model,)]
     if args.val_imgs_dir and args.output is None:
         check_validation_images(model, names)
-    own = args.val_imgs_dir or (args.output and are_other_images(model, len(images), names))
+    own = args.val_imgs_dir or (args.output and are_other_images(trained, len(images), names))
     indices = range(len(images)) if own else held_out_by_all(model, len(images), groups, names)
-    trained_on = not own and 0 in [member.settings.get("validation") for member in model.members or (model,)]
+    trained_on = not own and 0 in [settings.get("validation") for settings in trained]
     if not trained_on:
         of_folder = {"validation_image_names": names} if own else {}
-        warn_of_training_images(model, of_folder, name_digests([images[i] for i in indices], folders[0]))
+        warn_of_training_images(trained, of_folder, name_digests([images[i] for i in indices], folders[0]))
 
     # Calibrate and store
     expected = MaskClasses(model.mask_values, model.ignore_value)
@@ -99,20 +97,19 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
         save_checkpoint(args.output, model)
     stored = args.output or args.model[0]
     logger.info("Temperatures stored in %s: %s", stored, format_temperatures(model.temperatures))
-    for curves in list(model.risk_curves.values())[:1]:
+    if curves := next(iter(model.risk_curves.values()), None):
         level = math.floor(1000 * curves.n / (curves.n + 1)) / 1000
         logger.info("Levels that %d %s can guarantee: up to %g", curves.n, curves.unit, level)
 
 
-def are_other_images(model: TrainedModel, n_images: int, names: str) -> bool:
+def are_other_images(trained: Sequence[Mapping[str, Any]], n_images: int, names: str) -> bool:
     """Whether a folder has other images than that of the training, or of each member's; then a line says so.
 
     Args:
-        model: the model.
+        trained: the settings of the model, or of each member.
         n_images: number of images of the folder.
         names: their `names_digest`; files of earlier versions record the number only.
     """
-    trained = [member.settings for member in model.members or (model,)]
     for settings in trained:
         if settings.get("images") in (None, n_images) and settings.get("image_names", names) == names:
             return False
@@ -126,15 +123,16 @@ def are_other_images(model: TrainedModel, n_images: int, names: str) -> bool:
     return True
 
 
-def warn_of_training_images(model: TrainedModel, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+def warn_of_training_images(
+    trained: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], names: Sequence[str]
+) -> None:
     """Warn of images that a model, or a member of an ensemble, may have been trained on, by their names.
 
     Args:
-        model: the model.
+        trained: as for `are_other_images`.
         settings: of the images, where they are not those of the training, see `names_trained_on`.
         names: `name_digests` of the images.
     """
-    trained = [member.settings for member in model.members or (model,)]
     seen = set().union(*(names_trained_on(recorded, {**recorded, **settings}, names) for recorded in trained))
     if seen:
         logger.warning(
