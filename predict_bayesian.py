@@ -88,9 +88,7 @@ def main(args: argparse.Namespace) -> int:
         values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)
         paths = {item.path: outputs[item.reported] for item in items}
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
-        batch.journal = open_journal(batch, args, options, run_settings(model, sampler, ground_truth, guarantee))
-        if args.output_dir:
-            batch.write_rows = lambda rows: write_recorded_summary(args.output_dir)
+        open_journal(batch, args, options, outputs, run_settings(model, sampler, ground_truth, guarantee))
     model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
@@ -103,6 +101,7 @@ def main(args: argparse.Namespace) -> int:
                 if args.figure:
                     rows[item.reported] = row
                 if not args.no_save:
+                    batch.journal.start(output)
                     save_figure_of_image = partial(save_row, row, batch.report, item.reported)
                     files = save_single_image(output, result, model, options, save_figure_of_image)
                     log_files(files, logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG)
@@ -163,13 +162,20 @@ def options_from_args(args: argparse.Namespace, guarantee: Guarantee | None) -> 
 
 
 def open_journal(
-    batch: Batch, args: argparse.Namespace, options: SingleImageOptions, settings: Mapping[str, Any]
-) -> Journal | SharedJournal:
-    """Where finished images are recorded, with these settings: in the output folder, or in that of each result."""
+    batch: Batch,
+    args: argparse.Namespace,
+    options: SingleImageOptions,
+    outputs: Mapping[str, Path],
+    settings: Mapping[str, Any],
+) -> None:
+    """Record finished images, with these settings, in the output folder or in that of each result."""
     settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix, **settings}
     if args.output_dir is None:
-        return SharedJournal(settings)
-    return Journal(args.output_dir, settings, batch.items, args.skip_existing, batch.ground_truth, keep_others=True)
+        batch.journal = SharedJournal(settings)
+    else:
+        resume = args.skip_existing
+        batch.journal = Journal(args.output_dir, settings, batch.items, resume, batch.ground_truth, outputs)
+        batch.write_rows = lambda rows: write_recorded_summary(args.output_dir)
 
 
 def make_row(item: Item, result: SingleImage, batch: Batch) -> FigureRow:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from utils.pipeline.items import Item
-from utils.pipeline.journal import Journal, SharedJournal, latest_run, read_entries
-from utils.pipeline.summary import read_summary
+from utils.pipeline.journal import Entry, Journal, SharedJournal, read_entries
+from utils.pipeline.summary import read_summary, write_summary
 from utils.runtime.errors import InputError
 
 SETTINGS = {"passes": 3, "threshold": 0.5}
@@ -123,9 +123,9 @@ def test_a_run_is_resumed_with_other_file_extensions(out: Path, items: list[Item
         settings = SETTINGS | {"ext": extensions}
         journal = Journal(out, settings, items, resume=True)
         journal.add({"image": "c.jpg", **SCORES}, [items[2].output(out)], None)
-        latest = latest_run(read_entries(out).values())
-        assert sorted(entry.row["image"] for entry in latest) == ["a.jpg", "b.jpg", "c.jpg"]
-        assert [entry.settings.get("ext") for entry in latest][-1] == extensions
+        entries = [*read_entries(out).values()]
+        assert sorted(entry.row["image"] for entry in entries if entry.of_run(settings)) == ["a.jpg", "b.jpg", "c.jpg"]
+        assert entries[-1].settings["ext"] == extensions
 
 
 def test_files_of_an_earlier_run_are_removed_with_its_result(
@@ -181,10 +181,10 @@ def test_results_of_other_images_are_kept(out: Path, items: list[Item]):
     def images(settings: dict) -> list[str]:
         return [entry.row["image"] for entry in read_entries(out).values() if entry.of_run(settings)]
 
-    other = {"passes": 9}
+    other, outputs = {"passes": 9}, {item.reported: item.output(out) for item in items[1:]}
     with pytest.raises(InputError, match="results with passes = 3, but this run has 9"):
-        Journal(out, other, items[1:], resume=True, keep_others=True)
-    journal = Journal(out, other, items[1:], resume=False, keep_others=True)
+        Journal(out, other, items[1:], resume=True, outputs=outputs)
+    journal = Journal(out, other, items[1:], resume=False, outputs=outputs)
     assert (images(SETTINGS), images(other), journal.rows) == (["a.jpg"], [], {})
     for item in items[1:]:
         item.output(out).touch()
@@ -193,17 +193,58 @@ def test_results_of_other_images_are_kept(out: Path, items: list[Item]):
     SharedJournal(SETTINGS).add({"image": "b.jpg", **SCORES}, [items[1].output(out)])
     assert [row["mask"] for row in read_summary(out / "summary.csv")] == ["a_OUT.png", "b_OUT.png", "c_OUT.png"]
     assert (images(SETTINGS), images(other)) == (["a.jpg", "b.jpg"], ["c.jpg"])
-    assert [entry.row["image"] for entry in latest_run(read_entries(out).values())] == ["a.jpg", "b.jpg"]
+    assert [*read_entries(out)] == ["a_OUT.png", "c_OUT.png", "b_OUT.png"]
     journal = Journal(out, other, items, resume=False)
     assert (images(SETTINGS), images(other)) == ([], [])
     assert [*read_entries(out)] == ["a_OUT.png", "c_OUT.png", "b_OUT.png"]
+
+
+def test_a_resumed_run_is_the_latest(out: Path, items: list[Item]):
+    """Beside a result of one of its images that has another first file, and other settings."""
+    (out / "x.png").touch()
+    SharedJournal({"passes": 9}).add({"image": "a.jpg", **SCORES}, [out / "x.png"])
+    outputs = {item.reported: item.output(out) for item in items}
+    assert sorted(Journal(out, SETTINGS, items, resume=True, outputs=outputs).rows) == ["a.jpg", "b.jpg"]
+    assert [*read_entries(out)] == ["x.png", "a_OUT.png", "b_OUT.png"]
+    assert read_entries(out)["x.png"].of_run({"passes": 9})
+    Journal(out, SETTINGS, items, resume=False, outputs=outputs)
+    assert [name for name, entry in read_entries(out).items() if entry.row is not None] == ["x.png"]
+
+
+def test_a_single_result_that_is_being_replaced_has_no_scores(out: Path, items: list[Item]):
+    """If its run is killed on the way, the files of two runs are not taken for those of one."""
+    first, second = read_entries(out).values()
+    SharedJournal({"passes": 9}).start(items[0].output(out))
+    assert read_entries(out) == {first.files[0]: Entry(first.files), second.files[0]: second}
+    SharedJournal({"passes": 9}).start(out / "new.png")
+    assert len(read_entries(out)) == 2
+
+
+def test_rows_that_an_earlier_version_recorded_in_the_summary_alone(out: Path):
+    """Are kept as long as their masks exist, and no journal lists these."""
+    masks = ("x.png", "y.png", "a_OUT.png")
+    write_summary(out / "summary.csv", [{"image": "old.jpg", **SCORES, "mask": mask} for mask in masks])
+    for name in ("x.png", "z.png"):
+        (out / name).touch()
+    SharedJournal(SETTINGS).add({"image": "z.jpg", **SCORES}, [out / "z.png"])
+    rows = {row["mask"]: row["image"] for row in read_summary(out / "summary.csv")}
+    assert rows == {"a_OUT.png": "a.jpg", "b_OUT.png": "b.jpg", "x.png": "old.jpg", "z.png": "z.jpg"}
+
+
+def test_settings_after_a_line_that_was_cut_off(out: Path, items: list[Item]):
+    other = {"passes": 9}
+    journal = Journal(out, other, items, resume=False)
+    with open(out / ".progress-0.jsonl", "ab") as file:
+        file.write(b'{"pas')
+    journal.add({"image": "c.jpg", **SCORES}, [items[2].output(out)])
+    assert read_entries(out)["c_OUT.png"].of_run(other)
 
 
 def test_journals_of_several_processes_become_one(out: Path, items: list[Item]):
     (path,) = out.glob(".progress-*")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]))
-    (out / ".progress-1.jsonl").write_bytes(b"".join([lines[0], *lines[-2:]]))
+    (out / ".progress-1.jsonl").write_bytes(b"".join([lines[1], *lines[-2:]]))
     before = read_entries(out)
     assert len(before) == 2
     Journal(out, SETTINGS, items, resume=True)

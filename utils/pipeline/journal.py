@@ -8,7 +8,7 @@ import base64
 import json
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.report import remove_metrics
-from utils.pipeline.summary import MASK_COLUMN, write_summary
+from utils.pipeline.summary import update_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
@@ -70,7 +70,8 @@ class Journal:
         items: the images; one whose file has changed is predicted again.
         resume: take over what an earlier run has finished; otherwise start over.
         ground_truth: an image with a mask whose file has changed is predicted again, too.
-        keep_others: also keep the scores of other images that the folder has results of, whatever their settings.
+        outputs: the first file of each result, by the reported names of the images, if the results of other first files
+            are to keep their scores, whatever their settings; otherwise those of all other images end.
 
     Attributes:
         rows: the scores of the finished images whose files all exist, by their reported names.
@@ -87,16 +88,18 @@ class Journal:
         items: Sequence[Item],
         resume: bool,
         ground_truth: GroundTruth | None = None,
-        keep_others: bool = False,
+        outputs: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
         self._sources = {item.reported: file_state(item.path) for item in items}
         masks = ground_truth.paths if ground_truth else {}
         self._masks = {item.reported: [file_state(path) for path in masks.get(item.name, ())] for item in items}
+        self._outputs = None if outputs is None else {*_names_in(folder, outputs.values())}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
         self._has_added = self._has_removed = False
-        entries = [self._taken_over(entry, resume, keep_others) for entry in read_entries(folder).values()]
+        entries = [self._taken_over(entry, resume) for entry in read_entries(folder).values()]
+        entries.sort(key=self._is_own)  # this run is now the latest
         entries = distributed.all_gather(entries)[0]  # none writes before all have read
         if distributed.is_main():
             if resume:
@@ -108,16 +111,20 @@ class Journal:
         self.packed = {image: base64.b64decode(entry.counts) for image, entry in own.items() if entry.counts}
         self._earlier = {entry.files[0]: entry.files for entry in entries if not self._is_own(entry)}
 
-    def _is_own(self, entry: Entry) -> bool:
-        return entry.of_run(self.settings) and entry.row["image"] in self._sources
+    def _is_written(self, entry: Entry) -> bool:
+        """Whether this run is to write the result of an entry with scores, or has written it."""
+        if self._outputs is None:
+            return entry.row["image"] in self._sources
+        return entry.files[0] in self._outputs
 
-    def _taken_over(self, entry: Entry, resume: bool, keep_others: bool) -> Entry:
+    def _is_own(self, entry: Entry) -> bool:
+        return entry.of_run(self.settings) and self._is_written(entry)
+
+    def _taken_over(self, entry: Entry, resume: bool) -> Entry:
         """An entry of an earlier run, of which only the files are left if the image is to be predicted again."""
         if entry.row is None:
             return entry
-        keep = keep_others
-        if entry.row["image"] in self._sources:
-            keep = resume and self._is_complete(entry)
+        keep = resume and self._is_complete(entry) if self._is_written(entry) else self._outputs is not None
         return entry if keep else Entry(entry.files)
 
     def _is_complete(self, entry: Entry) -> bool:
@@ -130,8 +137,11 @@ class Journal:
                 "results"
             )
         image = entry.row["image"]
-        unchanged = (entry.source, entry.masks) == (self._sources[image], self._masks[image])
+        unchanged = (entry.source, entry.masks) == (self._sources.get(image), self._masks.get(image))
         return unchanged and all((self.folder / file).is_file() for file in entry.files)
+
+    def start(self, output: Path) -> None:
+        """Nothing, since the earlier results of all images are ended already, see `SharedJournal.start`."""
 
     def all_rows(self) -> dict[str, Mapping[str, Any]]:
         """The scores of what all processes have finished so far, by reported names."""
@@ -156,8 +166,8 @@ class Journal:
                 self._has_removed = True
             with open(self._path, "ab") as file:
                 if not self._has_added:
-                    file.write(_line(self.settings))
-                file.write(b"\n" + entry.line())  # after a line that may have been cut off
+                    file.write(b"\n" + _line(self.settings))  # after a line that may have been cut off
+                file.write(b"\n" + entry.line())
             self._has_added = True
 
 
@@ -175,6 +185,14 @@ class SharedJournal:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
+
+    def start(self, output: Path) -> None:
+        """End the earlier result whose first file this is, before it is replaced; its files stay listed."""
+        with output_folder(output.parent, patience=60):
+            entries = read_entries(output.parent)
+            if output.name in entries and entries[output.name].row is not None:
+                entries[output.name] = Entry(entries[output.name].files)
+                write_entries(output.parent, [*entries.values()])
 
     def add(self, row: Mapping[str, Any], files: Sequence[Path], packed: bytes | None = None) -> None:
         """Record a finished image, see `Journal.add`."""
@@ -216,12 +234,6 @@ def read_entries(folder: Path) -> Entries:
     return entries
 
 
-def latest_run(entries: Iterable[Entry]) -> list[Entry]:
-    """Of the results of a folder those of its latest run, and of earlier ones with the same settings."""
-    finished = [entry for entry in entries if entry.row is not None]
-    return [entry for entry in finished if entry.of_run(finished[-1].settings)]
-
-
 def write_entries(folder: Path, entries: Sequence[Entry]) -> None:
     """Write the journal of a folder anew, in place of those of all processes."""
     path, settings = folder / JOURNAL_OF_MAIN, None
@@ -239,9 +251,7 @@ def write_entries(folder: Path, entries: Sequence[Entry]) -> None:
 
 def write_recorded_summary(folder: Path) -> None:
     """Write the `summary.csv` of all images that a folder has results of, by whatever runs."""
-    entries = [entry for entry in read_entries(folder).values() if entry.row is not None]
-    written = [entry for entry in entries if (folder / entry.files[0]).exists()]
-    write_summary(folder / "summary.csv", ({**entry.row, MASK_COLUMN: entry.files[0]} for entry in written))
+    update_summary(folder, {first: entry.row for first, entry in read_entries(folder).items()})
 
 
 def _line(content: Any) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.pipeline.journal import Entry, latest_run, read_entries
+from utils.pipeline.journal import Entry, read_entries
 from utils.pipeline.summary import SUMMARY_COLUMNS, review_order
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import JOURNAL_OF_MAIN
@@ -109,10 +109,10 @@ def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:
             f"{folder} has no {JOURNAL_OF_MAIN} with results: the output folder of a prediction was expected, together "
             "with its hidden files"
         )
-    latest = latest_run(finished)
-    settings = latest[-1].settings
+    settings = finished[-1].settings
     if settings.get("class_index") == 0:
         raise InputError(f"{folder} contains background probabilities: predict those of class 1")
+    latest = [entry for entry in finished if entry.of_run(settings)]
     entries = _by_names_within(folder, imgs_dir, finished, latest)
     scores = {name: _numbers(entry.row) for name, entry in entries.items()}
     written = {name: entry.files for name, entry in entries.items()}
