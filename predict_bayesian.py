@@ -101,7 +101,6 @@ def main(args: argparse.Namespace) -> int:
                 if args.figure:
                     rows[item.reported] = row
                 if not args.no_save:
-                    batch.journal.start(output)
                     save_figure_of_image = partial(save_row, row, batch.report, item.reported)
                     files = save_single_image(output, result, model, options, save_figure_of_image)
                     log_files(files, logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG)
@@ -171,7 +170,7 @@ def open_journal(
     """Record finished images, with these settings, in the output folder or in that of each result."""
     settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix, **settings}
     if args.output_dir is None:
-        batch.journal = SharedJournal(settings)
+        batch.journal = SharedJournal(settings, outputs.values())
     else:
         resume = args.skip_existing
         batch.journal = Journal(args.output_dir, settings, batch.items, resume, batch.ground_truth, outputs)

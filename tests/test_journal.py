@@ -190,7 +190,7 @@ def test_results_of_other_images_are_kept(out: Path, items: list[Item]):
         item.output(out).touch()
         journal.add({"image": item.key, **SCORES}, [item.output(out)])
     assert (images(SETTINGS), images(other)) == (["a.jpg"], ["b.jpg", "c.jpg"])
-    SharedJournal(SETTINGS).add({"image": "b.jpg", **SCORES}, [items[1].output(out)])
+    SharedJournal(SETTINGS, []).add({"image": "b.jpg", **SCORES}, [items[1].output(out)])
     assert [row["mask"] for row in read_summary(out / "summary.csv")] == ["a_OUT.png", "b_OUT.png", "c_OUT.png"]
     assert (images(SETTINGS), images(other)) == (["a.jpg", "b.jpg"], ["c.jpg"])
     assert [*read_entries(out)] == ["a_OUT.png", "c_OUT.png", "b_OUT.png"]
@@ -202,7 +202,7 @@ def test_results_of_other_images_are_kept(out: Path, items: list[Item]):
 def test_a_resumed_run_is_the_latest(out: Path, items: list[Item]):
     """Beside a result of one of its images that has another first file, and other settings."""
     (out / "x.png").touch()
-    SharedJournal({"passes": 9}).add({"image": "a.jpg", **SCORES}, [out / "x.png"])
+    SharedJournal({"passes": 9}, []).add({"image": "a.jpg", **SCORES}, [out / "x.png"])
     outputs = {item.reported: item.output(out) for item in items}
     assert sorted(Journal(out, SETTINGS, items, resume=True, outputs=outputs).rows) == ["a.jpg", "b.jpg"]
     assert [*read_entries(out)] == ["x.png", "a_OUT.png", "b_OUT.png"]
@@ -214,10 +214,9 @@ def test_a_resumed_run_is_the_latest(out: Path, items: list[Item]):
 def test_a_single_result_that_is_being_replaced_has_no_scores(out: Path, items: list[Item]):
     """If its run is killed on the way, the files of two runs are not taken for those of one."""
     first, second = read_entries(out).values()
-    SharedJournal({"passes": 9}).start(items[0].output(out))
+    SharedJournal({"passes": 9}, [items[0].output(out), out.parent / "new" / "x.png"])
     assert read_entries(out) == {first.files[0]: Entry(first.files), second.files[0]: second}
-    SharedJournal({"passes": 9}).start(out / "new.png")
-    assert len(read_entries(out)) == 2
+    assert not (out.parent / "new").exists()
 
 
 def test_rows_that_an_earlier_version_recorded_in_the_summary_alone(out: Path):
@@ -226,7 +225,7 @@ def test_rows_that_an_earlier_version_recorded_in_the_summary_alone(out: Path):
     write_summary(out / "summary.csv", [{"image": "old.jpg", **SCORES, "mask": mask} for mask in masks])
     for name in ("x.png", "z.png"):
         (out / name).touch()
-    SharedJournal(SETTINGS).add({"image": "z.jpg", **SCORES}, [out / "z.png"])
+    SharedJournal(SETTINGS, []).add({"image": "z.jpg", **SCORES}, [out / "z.png"])
     rows = {row["mask"]: row["image"] for row in read_summary(out / "summary.csv")}
     assert rows == {"a_OUT.png": "a.jpg", "b_OUT.png": "b.jpg", "x.png": "old.jpg", "z.png": "z.jpg"}
 

@@ -140,9 +140,6 @@ class Journal:
         unchanged = (entry.source, entry.masks) == (self._sources.get(image), self._masks.get(image))
         return unchanged and all((self.folder / file).is_file() for file in entry.files)
 
-    def start(self, output: Path) -> None:
-        """Nothing, since the earlier results of all images are ended already, see `SharedJournal.start`."""
-
     def all_rows(self) -> dict[str, Mapping[str, Any]]:
         """The scores of what all processes have finished so far, by reported names."""
         entries = read_entries(self.folder).values()
@@ -178,21 +175,25 @@ class SharedJournal:
 
     Args:
         settings: plain values that have to be equal for results to belong together.
+        outputs: the first file of each result.
+
+    Raises:
+        InputError: another run has locked a folder in which this one is to replace a result.
     """
 
     rows: Mapping[str, Mapping[str, Any]] = {}
     packed: Mapping[str, bytes] = {}
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], outputs: Collection[Path]) -> None:
         self.settings = settings
-
-    def start(self, output: Path) -> None:
-        """End the earlier result whose first file this is, before it is replaced; its files stay listed."""
-        with output_folder(output.parent, patience=60):
-            entries = read_entries(output.parent)
-            if output.name in entries and entries[output.name].row is not None:
-                entries[output.name] = Entry(entries[output.name].files)
-                write_entries(output.parent, [*entries.values()])
+        if distributed.is_main():
+            for folder in {path.parent for path in outputs if journal_files(path.parent)}:
+                with output_folder(folder, patience=60):  # of results that this run replaces only the files stay listed
+                    entries = read_entries(folder)
+                    for name in entries.keys() & {path.name for path in outputs if path.parent == folder}:
+                        entries[name] = Entry(entries[name].files)
+                    write_entries(folder, [*entries.values()])
+        distributed.all_gather(None)  # none adds before that
 
     def add(self, row: Mapping[str, Any], files: Sequence[Path], packed: bytes | None = None) -> None:
         """Record a finished image, see `Journal.add`."""

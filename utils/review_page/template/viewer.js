@@ -9,11 +9,10 @@ const REGIONS = ["outer", "inner"]; // the masks with a guarantee
 
 const isLayer = name => name.split("_c")[0] in LAYER_TITLES;
 
-/** What the outer and the inner mask promise; without its journal a run does not say the level. */
+/** What the outer and the inner mask promise. */
 function describeGuarantee(guarantee) {
-  const images = !guarantee ? "images like those" : guarantee.groups ? `groups of images like the ${guarantee.groups}` : `images like the ${guarantee.images}`;
+  const images = guarantee.groups ? `groups of images like the ${guarantee.groups}` : `images like the ${guarantee.images}`;
   const scope = `on average over ${images} of the calibration, not for each image, and not for images of other sources`;
-  if (!guarantee) return `What is guaranteed of them holds ${scope}.`;
   const percent = `${Number((100 * guarantee.level).toFixed(1))} %`;
   return `At least ${percent} of the lesion lie in the outer mask, and at least ${percent} of the inner mask are lesion: ${scope}.`;
 }
@@ -152,8 +151,9 @@ class Viewer {
     e.thresholdLabel.hidden = e.thresholdNote.hidden = !isLive;
     e.masksOnly.hidden = !this.maps || Object.keys(this.mapsOf(this.method)).some(isLayer);
     e.truthLabel.hidden = !this.maps?.truth.length;
-    e.regionsLabel.hidden = e.regionsNote.hidden = !REGIONS.some(name => this.mapsOf(this.method)[name]);
-    e.regionsNote.textContent = describeGuarantee(data.methods[this.method].guarantee);
+    const { guarantee } = data.methods[this.method];
+    e.regionsLabel.hidden = e.regionsNote.hidden = !guarantee;
+    if (guarantee) e.regionsNote.textContent = describeGuarantee(guarantee);
     const methods = this.besideShown() ? [this.method, this.beside] : [this.method];
     e.scoreTable.replaceChildren(...this.describeScores(this.index));
     e.panes.replaceChildren(...methods.map((_, p) => this.panes[p].element));
