@@ -169,8 +169,8 @@ def _by_names_within(
         raise InputError(f"the latest run into {folder} has predicted none of the images in {imgs_dir}")
     shown = {entry.files[0] for entry in entries.values()}
     if left_out := [entry.row["image"] for entry in finished if entry.files[0] not in shown]:
-        words = "Not on the page, since they are of an earlier run into %s or not in %s: %d image%s, such as %s"
-        logger.warning(words, folder, imgs_dir, len(left_out), "s" * (len(left_out) > 1), left_out[0])
+        words = "Not on the page, as of an earlier run, or of no image in %s: %d other result%s in %s, such as of %s"
+        logger.warning(words, imgs_dir, len(left_out), "s" * (len(left_out) > 1), folder, left_out[0])
     return dict(sorted(entries.items(), key=lambda item: review_order(item[1].row)))
 
 
