@@ -25,7 +25,6 @@ def files(folder: Path) -> dict[str, bytes]:
     [
         ("predict.py", [], [9]),
         ("predict_prob_direct.py", ["--save-npy"], [1, 9, 16]),
-        ("predict_prob_bayesian.py", ["--mc", "2"], [9]),
         ("predict_bayesian.py", ["--mc", "2"], [20]),
     ],
 )
