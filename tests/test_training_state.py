@@ -79,7 +79,7 @@ def same_files(folder: Path, one: str, other: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("steps", range(1, 9))
+@pytest.mark.parametrize("steps", [1, 3, 5, 6, 8])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int):
     make_folders(tmp_path, 7, (40, 40))  # three steps per epoch
     uninterrupted = run(tmp_path, 3, "uninterrupted")
