@@ -226,8 +226,8 @@ def test_threshold_moves_the_contour(samples: Path, opened: Open):
     page.keyboard.press(",")
     assert page.locator("#threshold-value").text_content() == "0.89"
     page.keyboard.press("ArrowRight")  # the next image is shown as it was predicted
-    assert page.locator("#threshold-value").text_content() == "0.50"
-    assert page.locator("#image-name").text_content() == "SAMPLE_04.jpg"
+    page.wait_for_selector("#image-name:has-text('SAMPLE_04.jpg')")
+    page.wait_for_selector("#threshold-value:has-text('0.50')")
 
 
 def test_recorded_threshold_counts_until_the_slider_is_moved(tmp_path: Path, opened: Open):
