@@ -3,7 +3,7 @@
 import argparse
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
         values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)
         paths = {item.path: outputs[item.reported] for item in items}
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
-        open_journal(batch, args, options, outputs, run_settings(model, sampler, ground_truth, guarantee))
+        open_journal(batch, args, options, outputs.values(), run_settings(model, sampler, ground_truth, guarantee))
     model = compile_model(model, sampler) if args.compile and batch.remaining() else model
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
@@ -164,13 +164,13 @@ def open_journal(
     batch: Batch,
     args: argparse.Namespace,
     options: SingleImageOptions,
-    outputs: Mapping[str, Path],
+    outputs: Collection[Path],
     settings: Mapping[str, Any],
 ) -> None:
     """Record finished images, with these settings, in the output folder or in that of each result."""
     settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix, **settings}
     if args.output_dir is None:
-        batch.journal = SharedJournal(settings, outputs.values())
+        batch.journal = SharedJournal(settings, outputs)
     else:
         resume = args.skip_existing
         batch.journal = Journal(args.output_dir, settings, batch.items, resume, batch.ground_truth, outputs)

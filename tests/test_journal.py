@@ -181,7 +181,7 @@ def test_results_of_other_images_are_kept(out: Path, items: list[Item]):
     def images(settings: dict) -> list[str]:
         return [entry.row["image"] for entry in read_entries(out).values() if entry.of_run(settings)]
 
-    other, outputs = {"passes": 9}, {item.reported: item.output(out) for item in items[1:]}
+    other, outputs = {"passes": 9}, [item.output(out) for item in items[1:]]
     with pytest.raises(InputError, match="results with passes = 3, but this run has 9"):
         Journal(out, other, items[1:], resume=True, outputs=outputs)
     journal = Journal(out, other, items[1:], resume=False, outputs=outputs)
@@ -203,7 +203,7 @@ def test_a_resumed_run_is_the_latest(out: Path, items: list[Item]):
     """Beside a result of one of its images that has another first file, and other settings."""
     (out / "x.png").touch()
     SharedJournal({"passes": 9}, []).add({"image": "a.jpg", **SCORES}, [out / "x.png"])
-    outputs = {item.reported: item.output(out) for item in items}
+    outputs = [item.output(out) for item in items]
     assert sorted(Journal(out, SETTINGS, items, resume=True, outputs=outputs).rows) == ["a.jpg", "b.jpg"]
     assert [*read_entries(out)] == ["x.png", "a_OUT.png", "b_OUT.png"]
     assert read_entries(out)["x.png"].of_run({"passes": 9})

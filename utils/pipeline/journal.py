@@ -58,9 +58,6 @@ class Entry:
         return _line({name: getattr(self, name) for name in names})
 
 
-Entries = dict[str, Entry]  # by the first of their files, the latest last
-
-
 class Journal:
     """What a run over many images has finished, in an output folder that belongs to it.
 
@@ -70,8 +67,8 @@ class Journal:
         items: the images; one whose file has changed is predicted again.
         resume: take over what an earlier run has finished; otherwise start over.
         ground_truth: an image with a mask whose file has changed is predicted again, too.
-        outputs: the first file of each result, by the reported names of the images, if the results of other first files
-            are to keep their scores, whatever their settings; otherwise those of all other images end.
+        outputs: the first file of each result, if the results of other first files are to keep their scores, whatever
+            their settings; otherwise those of all other images end.
 
     Attributes:
         rows: the scores of the finished images whose files all exist, by their reported names.
@@ -88,13 +85,13 @@ class Journal:
         items: Sequence[Item],
         resume: bool,
         ground_truth: GroundTruth | None = None,
-        outputs: Mapping[str, Path] | None = None,
+        outputs: Collection[Path] | None = None,
     ) -> None:
         self.folder, self.settings = folder, json.loads(json.dumps(settings))
         self._sources = {item.reported: file_state(item.path) for item in items}
         masks = ground_truth.paths if ground_truth else {}
         self._masks = {item.reported: [file_state(path) for path in masks.get(item.name, ())] for item in items}
-        self._outputs = None if outputs is None else {*_names_in(folder, outputs.values())}
+        self._outputs = None if outputs is None else {*_names_in(folder, outputs)}
         self._path = folder / f".progress-{distributed.rank()}.jsonl"
         self._lock = threading.Lock()
         self._has_added = self._has_removed = False
@@ -218,9 +215,9 @@ def record_file(path: Path) -> None:
             file.write(b"\n" + Entry([path.name]).line())
 
 
-def read_entries(folder: Path) -> Entries:
+def read_entries(folder: Path) -> dict[str, Entry]:
     """The results that a folder has, by the first of their files, the latest last."""
-    entries: Entries = {}
+    entries: dict[str, Entry] = {}
     for path in sorted(journal_files(folder)):
         settings: Mapping[str, Any] = {}
         for line in path.read_bytes().splitlines():
