@@ -23,7 +23,7 @@ from utils.inference.predictor import predict
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation
 from utils.metrics.risk_control import REGION_LOSS_TITLES
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, find_items
+from utils.pipeline.items import Item, evenly_spaced, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_curves, shift_panels
 from utils.pipeline.shifted_sets import SHIFT_METRICS, UNCHANGED, Shift, ShiftEvaluation, list_shifts
@@ -413,9 +413,9 @@ def test_methods_that_a_model_does_not_support(
 
 
 def test_evenly_spaced():
-    assert shift.evenly_spaced([*"abcde"], 3) == ["a", "c", "e"]
-    assert shift.evenly_spaced([*"abcde"], 1) == ["a"]
-    assert shift.evenly_spaced([*"abc"], 9) == shift.evenly_spaced([*"abc"], None) == ["a", "b", "c"]
+    assert evenly_spaced([*"abcdef"], 3) == ["a", "c", "f"]
+    assert evenly_spaced([*"abcde"], 1) == ["a"]
+    assert evenly_spaced([*"abc"], 9) == evenly_spaced([*"abc"], None) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

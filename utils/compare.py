@@ -8,7 +8,7 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +25,7 @@ from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES
 from utils.metrics.segmentation import segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, entropy, score_title
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, sibling
+from utils.pipeline.items import Item, evenly_spaced, sibling
 from utils.pipeline.report import read_metrics_table
 from utils.pipeline.summary import read_summary
 from utils.runtime.atomic_files import atomic_file, write_json
@@ -79,14 +79,15 @@ def main(args: argparse.Namespace) -> None:
     results = read_results(args.results)
     folders = dict(zip(results, args.results, strict=True))
     summary = args.results[0] / "summary.csv"
-    items = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in read_names(summary)]
+    ranked = read_names(summary)
+    items = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in ranked]
     run = next(iter(results.values()))["run"]
     recorded = MaskClasses(run["mask_values"])
     ground_truth = GroundTruth(items, args.masks_dir, recorded, run["ignore_value"], args.mask_suffix)
     labelled = {str(name) for name in ground_truth.paths}
     if scored := read_metrics_table(args.results[0] / "metrics.csv"):  # of the others the masks do not fit
         labelled &= scored.keys()
-    names = args.images or spread_over_confidence(summary, args.rows, labelled)
+    names = args.images or evenly_spaced([name for name in ranked if name in labelled], args.rows)
     if not names:
         raise InputError(f"no image of {summary} has a mask in {args.masks_dir} that it was compared with")
     shown = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in names]
@@ -185,21 +186,6 @@ def read_names(summary: Path) -> list[str]:
     if not names:
         raise InputError(f"{summary} is missing: run the predict_prob script again")
     return names
-
-
-def spread_over_confidence(summary: Path, count: int, labelled: Container[str] | None = None) -> list[str]:
-    """Names of images from the least to the most confident, at equal steps of their order in a summary.
-
-    Args:
-        summary: its file.
-        count: number of images.
-        labelled: the images among which they are chosen; None for all.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    names = [name for name in read_names(summary) if labelled is None or name in labelled]
-    return [names[i] for i in sorted({round(i) for i in np.linspace(0, len(names) - 1, min(count, len(names)))})]
 
 
 def comparison_row(

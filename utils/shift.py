@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from utils import arguments, cli, model_flags, pairing_arguments
@@ -26,7 +25,7 @@ from utils.figures.small_multiples import draw_small_multiples
 from utils.inference.guarantees import make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, TestTimeAugmentation, method_title
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, find_items
+from utils.pipeline.items import evenly_spaced, find_items
 from utils.pipeline.journal import file_state
 from utils.pipeline.run_settings import run_settings
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_panels
@@ -156,13 +155,6 @@ def samplers_from_args(args: argparse.Namespace, model: TrainedModel, dtype: tor
                 raise
             logger.warning("The method %s is left out: %s", name, error)
     return supported
-
-
-def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:
-    """As many of the images, at equal steps; all if there are no more, or without a number."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def files_digest(paths: Sequence[Path]) -> str:

@@ -3,10 +3,12 @@
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from utils.data.images import IMAGE_EXTENSIONS, list_images, read_image
@@ -68,6 +70,13 @@ class Item:
 def sibling(path: Path, suffix: str) -> Path:
     """`DIR/NAME.png` with `suffix` in place of `.png`."""
     return path.with_name(path.stem + suffix)
+
+
+def evenly_spaced(elements: Sequence[Any], count: int | None) -> list[Any]:
+    """As many of the elements, such as images, at equal steps; all if there are no more, or without a number."""
+    if count is None or count >= len(elements):
+        return list(elements)
+    return [elements[i] for i in np.linspace(0, len(elements) - 1, count).round().astype(int)]
 
 
 # -- what is an image --------------------------------------------------------------------------------------------------
