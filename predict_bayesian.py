@@ -21,7 +21,7 @@ from utils.inference.guarantees import INNER, OUTER, Guarantee, make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, calibrated
 from utils.metrics.risk_control import region_losses
 from utils.metrics.segmentation import segmentation_scores
-from utils.pipeline.batch import Batch, until_stopped
+from utils.pipeline.batch import Batch
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal, SharedJournal, record_file, write_recorded_summary
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
 
     # Loop over the images: predict, compare, save, show
     def predict(share: Sequence[Item], handled: Callable[[int], bool]) -> None:
-        for item in until_stopped(share, handled):
+        for item in share:
             with batch.report.isolating(item.reported):
                 result = predict_single_image(model, sampler, item, options)
                 row, output, files = make_row(item, result, batch), outputs[item.reported], []
@@ -107,6 +107,8 @@ def main(args: argparse.Namespace) -> int:
                 batch.finish(item, result.prediction.scores, files)
                 if args.viz:
                     show_predictions([row])
+            if handled(1):
+                break
 
     report = batch.run(predict)
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from utils.figures.environment import drawable, font_families, load_matplotlib, without_formulas
 from utils.figures.palette import CURVE_STYLES
-from utils.metrics.uncertainty import score_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,14 +58,13 @@ def draw_reliability(results: Results) -> Figure:
     return figure
 
 
-def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") -> Figure:
+def draw_risk_coverage(results: Results) -> Figure:
     """Risk-coverage curves: the mean risk, 1 - Dice, of the most confident images against their fraction of all.
 
-    They are shown up to twice the risk of a random ranking.
+    The images are ranked by soft Dice confidence. The curves are shown up to twice the risk of a random ranking.
 
     Args:
         results: results of `evaluate_set`, by the display name of each method.
-        score: by which the images are ranked.
     """
     load_matplotlib()
     from matplotlib.figure import Figure
@@ -74,8 +72,8 @@ def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") ->
     figure = Figure(figsize=(5.4, 3.8), layout="constrained")
     ax = figure.subplots()
     for style, (name, result) in zip(itertools.cycle(CURVE_STYLES), results.items(), strict=False):
-        curve, selective = result["risk_coverage"][score], result["selective"]
-        aurc, oracle = selective[score]["aurc"]["value"], selective["oracle"]["aurc"]
+        curve, selective = result["risk_coverage"]["soft_dice_confidence"], result["selective"]
+        aurc, oracle = selective["soft_dice_confidence"]["aurc"]["value"], selective["oracle"]["aurc"]
         label = f"{without_formulas(drawable(name))} (AURC {aurc:.3f}, oracle {oracle:.3f})"
         spacing = max(1, len(curve["risk"]) // 12)
         ax.plot(
@@ -89,7 +87,7 @@ def draw_risk_coverage(results: Results, score: str = "soft_dice_confidence") ->
         ax.axhline(selective["random"]["aurc"], color=style["color"], linestyle=(0, (1, 3)), linewidth=1)
     highest = 2 * max(result["selective"]["random"]["aurc"] for result in results.values()) or 1.0
     ax.set(
-        xlabel=f"coverage: fraction of images kept, by {score_title(score)}",
+        xlabel="coverage: fraction of images kept, by soft Dice confidence",
         ylabel="risk: mean 1 - Dice of the images kept",
         xlim=(0, 1),
         ylim=(0, highest),  # a single bad image among the first ones would be far above

@@ -71,10 +71,6 @@ def draw_samples(model: TrainedModel, image: Image.Image, sampler: Sampler, name
     return samples
 
 
-def _no_greyscale_maps(block: ProbabilityMaps) -> Mapping[str, Tensor]:
-    return {}
-
-
 @dataclass(frozen=True)
 class MapOptions:
     """What is computed of an image at full size, in addition to its mask and scores.
@@ -89,7 +85,7 @@ class MapOptions:
     """
 
     threshold: float = 0.5
-    greyscale_maps: Callable[[ProbabilityMaps], Mapping[str, Tensor]] = _no_greyscale_maps
+    greyscale_maps: Callable[[ProbabilityMaps], Mapping[str, Tensor]] = lambda block: {}
     statistics: Collection[str] = ()
     keep: Collection[str] = ()
     guarantee: Guarantee | None = None

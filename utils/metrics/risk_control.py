@@ -147,13 +147,8 @@ def controlling_thresholds(curves: RiskCurves, level: float) -> tuple[float, flo
 
     Args:
         curves: of the calibration images.
-        level: in (0, 1), such as 0.9.
-
-    Raises:
-        ValueError: there are fewer than the `required_number`.
+        level: in (0, 1), such as 0.9, for which there are as many as the `required_number`.
     """
-    if curves.n < required_number(level):
-        raise ValueError(f"a level of {level:g} requires {required_number(level)} {curves.unit}, not {curves.n}")
     thresholds, tolerated = RISK_THRESHOLDS.numpy(), _tolerated(level)
     outer = np.flatnonzero(risk_bound(curves.outer, curves.n) <= tolerated + 1e-12)[-1]
     inner = np.flatnonzero(risk_bound(curves.inner, curves.n) <= tolerated + 1e-12)[0]

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,3 @@ class Batch:
         known = {*rows, *(name for name, _ in failures)}
         assert all(item.reported in known for item in self.items), "an image is neither done nor failed"
         return Report(self._ordered(rows), failures)
-
-
-def until_stopped(items: Sequence[Item], handled: Callable[[int], bool]) -> Iterator[Item]:
-    """The images one by one, until `handled` says to stop."""
-    for item in items:
-        yield item
-        if handled(1):
-            return

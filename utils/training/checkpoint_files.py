@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -91,7 +91,7 @@ class CheckpointWriter:
         names = [f"checkpoint_epoch{state.epoch}.pth"]
         if state.best is scores:
             names.append("best.pth")
-        self._submit(self._write, names, checkpoint_content(model), copy_to_cpu(state.state_dict()))
+        self._submit(names, model, state)
 
     def save_last(self, model: TrainedModel, state: TrainingState) -> None:
         """Write `last.pth`, from which training can be resumed within the epoch, and the table of earlier epochs.
@@ -99,7 +99,7 @@ class CheckpointWriter:
         Raises:
             OSError: an earlier file could not be written.
         """
-        self._submit(self._write, [], checkpoint_content(model), copy_to_cpu(state.state_dict()))
+        self._submit([], model, state)
 
     def take_over(self, path: Path, model: TrainedModel, state: TrainingState) -> None:
         """Write `last.pth` of a run that is resumed from another folder, and copy its best epoch, if it is there.
@@ -124,15 +124,16 @@ class CheckpointWriter:
             write_csv(self.folder / "metrics.csv", training["history"])
         write_checkpoint(self.folder / "last.pth", {**content, "training": training})
 
-    def _submit(self, write: Callable[..., None], *args: Any) -> None:
-        """Write soon, once what was submitted before is written: of the copies, one at most is waiting."""
+    def _submit(self, names: list[str], model: TrainedModel, state: TrainingState) -> None:
+        """Write copies soon, once what was submitted before is written: one copy at most is waiting."""
+        content, training = checkpoint_content(model), copy_to_cpu(state.state_dict())
         self._wait()
         if not self._begun and self._continues:
             remove_partial_files([self.folder])  # of a killed process
         elif not self._begun:
             archive_earlier_run(self.folder)
         self._begun = True
-        self._writing = self._pool.submit(write, *args)
+        self._writing = self._pool.submit(self._write, names, content, training)
 
     def _wait(self) -> None:
         if self._writing is not None:
