@@ -36,7 +36,7 @@ from unet.weights import from_another_project, rebuild_network
 from utils import RGB_OFFSET
 from utils.metrics.risk_control import RISK_THRESHOLDS, RiskCurves
 from utils.models import DEFAULT_INPUT_SIZE, TrainedModel, combine_models
-from utils.runtime.atomic_files import atomic_file
+from utils.runtime.atomic_files import write_file
 from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
 
@@ -103,8 +103,7 @@ def write_checkpoint(path: Path | str, content: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # torch.save does not report a full disk as an OSError
     torch.save(dict(content), buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
+    write_file(path, buffer.getbuffer())
 
 
 def load_model(

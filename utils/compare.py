@@ -28,7 +28,7 @@ from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, evenly_spaced, sibling
 from utils.pipeline.report import read_metrics_table
 from utils.pipeline.summary import read_summary
-from utils.runtime.atomic_files import atomic_file, write_json
+from utils.runtime.atomic_files import write_file, write_json
 from utils.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ def main(args: argparse.Namespace) -> None:
     rows = [comparison_row(item, results, folders, ground_truth) for item in shown]
 
     table = format_table(results)
-    with atomic_file(args.output_dir / "comparison.md") as file:
-        file.write(table.encode() + b"\n")
+    write_file(args.output_dir / "comparison.md", table.encode() + b"\n")
     write_json(args.output_dir / "comparison.json", {title: dict(result) for title, result in results.items()})
     figures = {"reliability.png": draw_reliability(results)}
     if all(result["risk_coverage"] for result in results.values()):  # not without a lesion

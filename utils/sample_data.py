@@ -4,7 +4,6 @@
 """
 
 import argparse
-import io
 import logging
 from pathlib import Path
 
@@ -141,10 +140,8 @@ def main(args: argparse.Namespace) -> None:
     cli.require_one_process()
     for i in progress(range(args.seed, args.seed + args.count), unit="image"):
         image, mask = make_sample(i, (args.width, args.height))
-        jpeg = io.BytesIO()
-        image.save(jpeg, "JPEG", quality=88)
         with atomic_file(args.output_dir / "imgs" / f"SAMPLE_{i:02d}.jpg") as file:
-            file.write(jpeg.getbuffer())
+            image.save(file, "JPEG", quality=88)
         save_png(args.output_dir / "masks" / f"SAMPLE_{i:02d}_Segmentation.png", mask)
     logger.info("%d images with masks in %s", args.count, args.output_dir)
 

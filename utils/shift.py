@@ -31,7 +31,7 @@ from utils.pipeline.run_settings import run_settings
 from utils.pipeline.shift_tables import format_shift_means, format_shift_tables, shift_panels
 from utils.pipeline.shifted_sets import ShiftEvaluation, list_shifts
 from utils.result_arguments import add_compile, guarantee_level
-from utils.runtime.atomic_files import atomic_file, write_json
+from utils.runtime.atomic_files import write_file, write_json
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 
@@ -192,8 +192,8 @@ def read_finished(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
 def write_results(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write shift.md and shift.png, and print the means over the corruptions."""
     means = format_shift_means(results)
-    with atomic_file(folder / "shift.md") as file:
-        file.write(f"## Means over the corruptions\n\n{means}\n\n{format_shift_tables(results)}\n".encode())
+    text = f"## Means over the corruptions\n\n{means}\n\n{format_shift_tables(results)}\n"
+    write_file(folder / "shift.md", text.encode())
     figure = draw_small_multiples(shift_panels(results), "strength of the corruption (0: unchanged images)")
     save_figure(figure, folder / "shift.png", dpi=200)
     print(means)

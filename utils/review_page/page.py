@@ -34,7 +34,7 @@ from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
 from utils.review_page.pictures import SIDES, SMALL_SIDES, ImagePictures, PictureMaker
 from utils.review_page.runs import PredictionRun, fingerprint, mask_values_of, read_runs
-from utils.runtime.atomic_files import atomic_file
+from utils.runtime.atomic_files import write_file
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_writable, output_folder
@@ -231,7 +231,7 @@ class _Page:
         files = {"photo.jpg": pictures.photo, "maps.js": data}
         files |= {f"{m}.jpg": one for m, one in enumerate(pictures.small) if one is not None}
         for end, content in files.items():
-            _write_bytes(self._partial / f"{index:05d}_{end}", content)
+            write_file(self._partial / f"{index:05d}_{end}", content)
 
     def write(self, missing: Sequence[tuple[str, str]]) -> None:
         """Write the page, when all images are added; `missing` are name and reason of those that are not."""
@@ -251,7 +251,7 @@ class _Page:
             content["folder"] = f"{self.files.name}/{digest}"
             shutil.rmtree(self.files / digest, ignore_errors=True)
             self._partial.rename(self.files / digest)
-        _write_bytes(self.path, render(content, self.single_file).encode())
+        write_file(self.path, render(content, self.single_file).encode())
         if not self.single_file:
             for folder in self.files.iterdir():
                 if _PICTURES.fullmatch(folder.name) and folder.name != digest:
@@ -292,8 +292,3 @@ def _rounded(value: float | None) -> float | None:
 
 def _data_url(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with atomic_file(path) as file:
-        file.write(content)

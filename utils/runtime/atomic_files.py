@@ -42,6 +42,12 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
         raise
 
 
+def write_file(path: Path | str, content: bytes | memoryview) -> None:
+    """Write a file, atomically; raises as `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
 def remove_partial_files(folders: Iterable[Path]) -> None:
     """Remove what a killed process has left of files that `atomic_file` was writing; none may be writing now."""
     for folder in folders:
@@ -94,11 +100,9 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows({name: None if value != value else value for name, value in row.items()} for row in rows)
     # The writer quotes a "\r" in a cell, such as in a file name, only if lines end with it.
     text = "".join(line.removesuffix("\r\n") + "\n" for line in lines)
-    with atomic_file(path) as file:
-        file.write(text.encode(errors="surrogateescape"))  # file names need not be UTF-8
+    write_file(path, text.encode(errors="surrogateescape"))  # file names need not be UTF-8
 
 
 def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
     """Write plain values as a JSON file, atomically."""
-    with atomic_file(path) as file:
-        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

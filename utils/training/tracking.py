@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from utils import IGNORED_CLASS
-from utils.runtime.atomic_files import atomic_file
+from utils.runtime.atomic_files import write_file
 from utils.runtime.errors import first_line
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,7 @@ class WandbRun:
 
     def _record(self) -> None:
         """Record the run's ID, now that the checkpoints in the folder are those of this run."""
-        with atomic_file(self._id_file) as file:
-            file.write(f"{self.run.id}\n".encode())
+        write_file(self._id_file, f"{self.run.id}\n".encode())
 
     def log(self, row: Mapping[str, float | None], examples: Callable[[], Examples]) -> None:
         """Log an epoch's numbers and example predictions.
