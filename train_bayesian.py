@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.cache import decode_pairs
-from utils.data.groups import groups_digest, groups_of, name_digests, names_digest, read_groups
+from utils.data.groups import groups_of, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import Pair, pair_files
 from utils.data_loading import (
@@ -29,6 +29,7 @@ from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_room
+from utils.runtime.seeds import json_digest
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
 from utils.training.calibrator import calibrate, save_calibration
@@ -159,7 +160,7 @@ def load_datasets(
     files = identify_files(decoded.pairs, args.imgs_dir, args.masks_dir)
     held_out_files = identify_files(held_out.pairs, *folders) if folders else dict.fromkeys(files)
     settings = files | {f"validation_{name}": value for name, value in held_out_files.items()}
-    settings |= {"groups": groups_digest(groups) if groups else None}
+    settings |= {"groups": json_digest(groups) if groups else None}
     trained = name_digests([images[i] for i in training], args.imgs_dir)
     settings |= {"trained_names": sorted({*trained, *loaded.settings.get("trained_names", ())})}
     validation_names = name_digests([held_out.pairs[i].image for i in validation], (folders or (args.imgs_dir,))[0])

@@ -10,10 +10,11 @@ from PIL import Image
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script
 from utils.calibration import held_out_indices
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
-from utils.data.groups import groups_digest, name_digests, names_digest
+from utils.data.groups import name_digests, names_digest
 from utils.data_loading import split_indices
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
+from utils.runtime.seeds import json_digest
 
 
 def test_command_uses_the_validation_images(tmp_path: Path):
@@ -97,7 +98,7 @@ def test_held_out_images():
 def test_held_out_groups():
     groups, other = list("aabbccdd"), list("aabbccde")
     settings = {"validation": 25.0, "seed": 3, "images": 8}
-    model = TrainedModel(lively_network(), settings=settings | {"groups": groups_digest(groups)})
+    model = TrainedModel(lively_network(), settings=settings | {"groups": json_digest(groups)})
     assert held_out_indices(model, 8, groups) == split_indices(8, 25.0, 3, groups)[1]
     with pytest.raises(InputError, match=r"split by groups .* with the same --groups"):
         held_out_indices(model, 8)

@@ -19,12 +19,13 @@ import torch
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, is_of_this_project, read_checkpoint, save_checkpoint
 from utils.data.cache import decode_pairs
-from utils.data.groups import groups_digest, groups_of, name_digests, names_digest, read_groups
+from utils.data.groups import groups_of, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.pairing import pair_files
 from utils.data_loading import SegmentationDataset, split_indices
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
+from utils.runtime.seeds import json_digest
 from utils.training.calibrator import calibrate, save_calibration
 from utils.training.checkpoint_files import names_trained_on
 from utils.training.temperatures import format_temperatures
@@ -213,7 +214,7 @@ def held_out_indices(
             f"the model was trained on {n_images} images of other names, or in another order: {_NOT_IDENTIFIED}",
             "output",
         )
-    if settings.get("groups") != (groups_digest(groups) if groups else None):
+    if settings.get("groups") != (json_digest(groups) if groups else None):
         expected = "with the groups of another file" if groups else "by groups"
         expected = expected if settings.get("groups") else "without groups"
         raise InputError(

@@ -17,7 +17,7 @@ import torch
 from utils import arguments, cli, model_flags, pairing_arguments
 from utils.checkpoint import TrainedModel
 from utils.data.corruptions import SHIFT_STRENGTHS
-from utils.data.groups import groups_digest, names_digest
+from utils.data.groups import names_digest
 from utils.data.images import IMAGE_EXTENSIONS
 from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
@@ -34,6 +34,7 @@ from utils.result_arguments import add_compile, guarantee_level
 from utils.runtime.atomic_files import write_file, write_json
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
+from utils.runtime.seeds import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def samplers_from_args(args: argparse.Namespace, model: TrainedModel, dtype: tor
 
 def files_digest(paths: Sequence[Path]) -> str:
     """A digest of the sizes and modification times of files, to recognise them."""
-    return groups_digest([str(file_state(path)) for path in paths])
+    return json_digest([str(file_state(path)) for path in paths])
 
 
 def read_finished(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ A cache is a folder `DATASET-CONTENT` of arrays, memory-mapped when it is read: 
 the input size, CONTENT one of the files' names, sizes and modification times.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
 from utils.runtime import distributed
 from utils.runtime.atomic_files import allocate
+from utils.runtime.seeds import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ def decode_pairs(
 
     # The cache of exactly these files, if it exists and is intact.
     cache_dir = Path(cache_dir)
-    dataset = _digest([_VERSION, size, values, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
+    dataset = json_digest([_VERSION, size, values, _common_folder(fingerprints, 0), _common_folder(fingerprints, 1)])
     limit = Image.MAX_IMAGE_PIXELS if skip_unusable else None  # a larger one makes more of them usable
-    folder = cache_dir / f"{dataset}-{_digest([fingerprints, skip_unusable, limit])}"
+    folder = cache_dir / f"{dataset}-{json_digest([fingerprints, skip_unusable, limit])}"
     cached = _load(folder, pairs)
     if cached is not None:
         _log_cached(cached, len(pairs), white)
@@ -156,10 +156,6 @@ def _fingerprint(path: Path) -> list:
 def _common_folder(fingerprints: list[list], i: int) -> str:
     """The folder with the i-th file of every pair in it or in its sub-folders."""
     return os.path.commonpath([os.path.dirname(files[i][0]) for files in fingerprints])
-
-
-def _digest(value: list) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _abandoned(cache_dir: Path, dataset: str) -> list[Path]:

@@ -3,13 +3,13 @@
 import csv
 import hashlib
 import io
-import json
 import logging
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from utils.runtime.errors import InputError, bulleted
+from utils.runtime.seeds import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +72,9 @@ def groups_of(images: Sequence[Path], group_of: Mapping[Path, str] | None) -> li
     return [group_of[image] for image in images]
 
 
-def groups_digest(groups: Sequence[str]) -> str:
-    """A digest of the groups of a sequence of images, to recognise them."""
-    return hashlib.sha256(json.dumps(list(groups)).encode()).hexdigest()[:16]
-
-
 def names_digest(images: Sequence[Path], folder: Path) -> str:
     """A digest of the names of images within their folder, and of their order, to recognise them."""
-    return groups_digest([image.relative_to(folder).as_posix() for image in images])
+    return json_digest([image.relative_to(folder).as_posix() for image in images])
 
 
 def name_digests(images: Sequence[Path], folder: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Small lesions: masks in which a lesion vanishes at the network's input size keep the pixel with its largest share."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from utils.data.images import image_size
 from utils.data.mask_classes import MaskClasses
 from utils.runtime.atomic_files import write_json
 from utils.runtime.console import progress
+from utils.runtime.seeds import json_digest
 from utils.runtime.threads import usable_cores
 
 KeptPixels = list[tuple[int, int]]  # index in the flattened mask, class
@@ -74,8 +74,8 @@ def _cache_file(decoded: DecodedPairs, mask_classes: MaskClasses) -> Path | None
     """Where the kept pixels of masks that are interpreted so are kept, in the folder of the cache if there is one."""
     if not isinstance(decoded.masks, np.memmap):
         return None
-    digest = hashlib.sha256(repr((tuple(mask_classes.values), mask_classes.ignored, mask_classes.by_index)).encode())
-    return Path(decoded.masks.filename).with_name(f"kept-{digest.hexdigest()[:16]}.json")
+    digest = json_digest([*mask_classes.values, mask_classes.ignored, mask_classes.by_index])
+    return Path(decoded.masks.filename).with_name(f"kept-{digest}.json")
 
 
 def largest_shares(classes: np.ndarray, downscaled: np.ndarray, lost: Sequence[int]) -> KeptPixels:

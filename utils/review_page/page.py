@@ -38,6 +38,7 @@ from utils.runtime.atomic_files import write_file
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_writable, output_folder
+from utils.runtime.seeds import json_digest
 from utils.runtime.threads import cores_per_process, map_ahead
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -247,7 +248,7 @@ class _Page:
         if self.single_file:
             content["embedded"] = self._embedded
         else:
-            digest = hashlib.sha256(_json(content).encode()).hexdigest()[:16]
+            digest = json_digest(content)
             content["folder"] = f"{self.files.name}/{digest}"
             shutil.rmtree(self.files / digest, ignore_errors=True)
             self._partial.rename(self.files / digest)

@@ -1,7 +1,5 @@
 """What a prediction run has written: its method, and the scores and files of each image."""
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -14,6 +12,7 @@ from utils.pipeline.journal import Entry, read_entries
 from utils.pipeline.summary import SUMMARY_COLUMNS, review_order
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import JOURNAL_OF_MAIN
+from utils.runtime.seeds import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ def mask_values_of(runs: Sequence[PredictionRun]) -> list[list[int]]:
 def fingerprint(runs: Sequence[PredictionRun]) -> str:
     """What distinguishes these results from all others: a hash of the images' scores that need no ground truth."""
     scores = [{name: [row.get(score) for score in SUMMARY_COLUMNS] for name, row in run.scores.items()} for run in runs]
-    return hashlib.sha256(json.dumps(scores).encode()).hexdigest()[:16]
+    return json_digest(scores)
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
