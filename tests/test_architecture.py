@@ -30,10 +30,14 @@ LAYERS: dict[str, set[str]] = {
     "training": {"unet", "runtime", "metrics", "dice_score", "checkpoint", "data", "data_loading", "inference"},
     "pipeline": {"runtime", "metrics", "checkpoint", "data", "inference"},
     "review_page": {"runtime", "metrics", "data", "pipeline", "figures"},
+    "argument_types": {"data"},
     "pairing_arguments": {"data"},
-    "value_arguments": {"data"},
-    "result_arguments": set(),
-    "arguments": {"data", "inference", "training", "pairing_arguments", "value_arguments", "result_arguments"},
+    "value_arguments": {"argument_types", "data"},
+    "result_arguments": {"argument_types"},
+    "arguments": {
+        *("data", "inference", "training"),
+        *("argument_types", "pairing_arguments", "value_arguments", "result_arguments"),
+    },
     "model_flags": {"unet", "runtime", "models", "checkpoint", "data", "inference", "arguments"},
     "cli": {"runtime", "data", "pipeline", "review_page", "arguments", "model_flags"},
 }

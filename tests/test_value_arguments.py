@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_one_clear_line, make_folders, run_script
+from utils.argument_types import mask_value
 from utils.checkpoint import load_model
 from utils.data.mask_values import colour_values
-from utils.value_arguments import mask_value, positive_number
 
 
 def test_types():
@@ -25,9 +25,6 @@ def test_types():
     for text in ("", "-65536", "x", "1,2", "256,0,0", "-1,0,0", "65536"):
         with pytest.raises(argparse.ArgumentTypeError, match="such as 255"):
             mask_value(text)
-    assert positive_number("4095") == 4095
-    with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
-        positive_number("0")
 
 
 def test_labels_with_void_pixels_and_12_bit_images(tmp_path: Path, lively_file: Path):

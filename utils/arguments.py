@@ -1,10 +1,10 @@
-"""The flags that scripts and commands share: argparse types and parents."""
+"""The flags that scripts and commands share: parents."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from utils.argument_types import integer, number
 from utils.data.cache import DEFAULT_CACHE_DIR
 from utils.inference.samplers import DEFAULT_BATCH_SIZE
 from utils.pairing_arguments import add_extensions, add_mask_suffix, add_pairing_flags, add_skip_existing
@@ -15,42 +15,6 @@ from utils.value_arguments import add_class_value_flags, add_value_flags
 DEFAULT_MODEL = Path("pretrained_model.pth")
 DEFAULT_THRESHOLD = 0.5
 _MODEL_HELP = f"checkpoint; several are a deep ensemble (default: {DEFAULT_MODEL})"
-_MAX_INTEGER = 10**9
-
-
-# -- types, which report what was expected -----------------------------------------------------------------------------
-
-
-def integer(minimum: int, maximum: int = _MAX_INTEGER) -> Callable[[str], int]:
-    """An argparse type: an integer from `minimum` to `maximum`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if not minimum <= value <= maximum:
-            bounds = f"of {minimum} or more" if maximum == _MAX_INTEGER else f"from {minimum} to {maximum}"
-            raise argparse.ArgumentTypeError(f"expected an integer {bounds}, not {text!r}")
-        return value
-
-    return parse
-
-
-def number(low: float, high: float, include_low: bool = False) -> Callable[[str], float]:
-    """An argparse type: a number above `low`, or from `low` on if `include_low`, up to `high`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not (low < value <= high or (include_low and value == low)):
-            bounds = f"{'from' if include_low else 'above'} {low:g} and up to {high:g}"
-            raise argparse.ArgumentTypeError(f"expected a number {bounds}, not {text!r}")
-        return value
-
-    return parse
 
 
 def add_with_default(parser: argparse._ActionsContainer, *flags: str, help: str = "", **options: Any) -> None:

@@ -3,20 +3,10 @@
 import argparse
 from collections.abc import Callable
 
-_MAX_LEVEL = 0.999  # of which 999 calibration images are required
+from utils.argument_types import number
 
-
-def guarantee_level(text: str) -> float:
-    """An argparse type: the level of a guarantee."""
-    try:
-        level = float(text)
-        if not 0 < level <= _MAX_LEVEL:
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a level such as 0.9, above 0 and up to {_MAX_LEVEL}, not {text!r}"
-        ) from None
-    return level
+# Of a guarantee, of whose highest level 999 calibration images are required.
+guarantee_level = number(0, 0.999)
 
 
 def add_result_flags(parser: argparse._ActionsContainer) -> None:
