@@ -17,10 +17,8 @@ from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
 from utils.inference.compiled import compile_model
-from utils.inference.guarantees import INNER, OUTER, Guarantee, make_guarantee
+from utils.inference.guarantees import Guarantee, make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, calibrated
-from utils.metrics.risk_control import region_losses
-from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.batch import Batch
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
@@ -181,14 +179,12 @@ def open_journal(
 
 def make_row(item: Item, result: SingleImage, batch: Batch) -> FigureRow:
     """The row of an image in a figure; with ground truth, its scores are added to the prediction's."""
-    prediction, regions = result.prediction, result.prediction.regions
+    prediction = result.prediction
     target = batch.report.read_target(batch.ground_truth, item, prediction.classes.shape)
     if target is not None:
-        prediction.scores |= segmentation_scores(prediction.classes, target, batch.ground_truth.n_classes)
-        if regions:
-            prediction.scores |= region_losses(regions[OUTER], regions[INNER], target)
+        prediction.scores |= batch.ground_truth.compare(item, target, prediction)
     caption = format_scores(item.key, prediction.scores)
-    return prediction_row(result.image, prediction.classes, prediction.maps, target, caption, regions)
+    return prediction_row(result.image, prediction.classes, prediction.maps, target, caption, prediction.regions)
 
 
 def save_row(row: FigureRow, report: Report, name: str, path: Path) -> None:

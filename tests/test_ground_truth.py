@@ -14,6 +14,7 @@ from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel
 from utils.data.images import IMAGE_EXTENSIONS
 from utils.data.mask_classes import MaskClasses
+from utils.inference.predictor import Prediction
 from utils.inference.samplers import MCDropout
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, find_items
@@ -81,7 +82,7 @@ def test_masks_that_do_not_fit(tmp_path: Path):
     items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
     ground_truth = GroundTruth(items, masks, MaskClasses((0, 255)), evaluate_probs=False)
     target = ground_truth.read(items[0], (16, 20))
-    assert ground_truth.compare(items[0], target, target)["dice"] == 1
+    assert ground_truth.compare(items[0], target, Prediction(target))["dice"] == 1
     assert ground_truth.packed == {}
     with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* has 20x16"):
         ground_truth.read(items[0], (16, 30))

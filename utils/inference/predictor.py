@@ -18,6 +18,7 @@ from utils.inference.samplers import Sampler, Softmax
 from utils.inference.upsampling import LogitSamples, StackUpsampler
 from utils.metrics.pixel_counter import PixelCounter
 from utils.metrics.pixel_counts import PixelCounts
+from utils.metrics.risk_control import region_losses
 from utils.metrics.uncertainty import ImageScores
 from utils.runtime.device import to_arrays, to_device
 from utils.runtime.errors import InputError
@@ -113,6 +114,11 @@ class Prediction:
     def regions(self) -> dict[str, np.ndarray]:
         """The outer and the inner mask, (H, W) bool, by `OUTER` and `INNER`; none without a guarantee."""
         return {name: self.greyscale_maps[name] > 0 for name in (OUTER, INNER) if name in self.greyscale_maps}
+
+    def region_losses(self, target: np.ndarray) -> dict[str, float]:
+        """`region_losses` of these masks against (H, W) ground-truth classes; empty without a guarantee."""
+        regions = self.regions
+        return region_losses(regions[OUTER], regions[INNER], target) if regions else {}
 
 
 def _are_finite(samples: Sequence[LogitSamples]) -> Tensor:

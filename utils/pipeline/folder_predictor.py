@@ -14,11 +14,9 @@ from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.inference.compiled import compile_model, compiling_pays
-from utils.inference.guarantees import INNER, OUTER
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
-from utils.metrics.risk_control import region_losses
 from utils.pipeline.batch import Batch
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
@@ -153,9 +151,7 @@ class FolderPredictor:
             files = self.save(item, prediction)
             scores, packed = {}, None
             if target is not None:
-                scores = self.ground_truth.compare(item, target, prediction.classes, prediction.counts)
-                if regions := prediction.regions:
-                    scores |= region_losses(regions[OUTER], regions[INNER], target)
+                scores = self.ground_truth.compare(item, target, prediction)
                 packed = self.ground_truth.packed.get(item.key)
             self._batch.finish(item, {**scores, **prediction.scores}, files, packed)
             height, width = prediction.classes.shape

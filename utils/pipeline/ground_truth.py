@@ -13,6 +13,7 @@ from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.mask_values import ValueCounts
 from utils.data.masks import read_mask
 from utils.data.pairing import find_masks
+from utils.inference.predictor import Prediction
 from utils.metrics.evaluation import evaluate_set
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
@@ -95,22 +96,19 @@ class GroundTruth:
             return None
         return self.mask_classes.unite(self.fitter.read(paths, (width, height)))
 
-    def compare(
-        self, item: Item, target: np.ndarray, classes: np.ndarray, counts: PixelCounts | None = None
-    ) -> dict[str, float]:
-        """The scores of a prediction; may be called in threads.
+    def compare(self, item: Item, target: np.ndarray, prediction: Prediction) -> dict[str, float]:
+        """The scores of a prediction, of its probabilities if their pixels were counted; may be called in threads.
 
         Args:
             item: the image.
             target: (H, W) class indices, from `read`.
-            classes: (H, W) predicted class indices.
-            counts: of its pixels, for the scores of its probabilities.
+            prediction: of the image.
         """
-        scores = segmentation_scores(classes, target, self.n_classes)
-        if counts is not None:
+        scores = segmentation_scores(prediction.classes, target, self.n_classes)
+        if (counts := prediction.counts) is not None:
             scores |= {name: float(metric(counts)) for name, metric in PIXEL_METRICS.items()}
             self.packed[item.key] = counts.pack()
-        return scores
+        return scores | prediction.region_losses(target)
 
     def share(self) -> tuple[dict[str, bytes], list[str]]:
         """What this process has gathered, for `merge`."""

@@ -12,12 +12,12 @@ import numpy as np
 from utils.checkpoint import TrainedModel
 from utils.data.corruptions import CORRUPTIONS, corrupt
 from utils.inference.compiled import compile_model
-from utils.inference.guarantees import INNER, OUTER, Guarantee
+from utils.inference.guarantees import Guarantee
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES, PIXEL_METRICS
-from utils.metrics.risk_control import REGION_LOSS_TITLES, region_losses
+from utils.metrics.risk_control import REGION_LOSS_TITLES
 from utils.metrics.segmentation import segmentation_scores, where_shown
 from utils.metrics.selective import mean_dice_and_aurc
 from utils.pipeline.ground_truth import GroundTruth
@@ -72,8 +72,8 @@ class _SetScores:
         self._counts = prediction.counts if self._counts is None else self._counts + prediction.counts
         self._dice.append(where_shown(scores)["dice"])
         self._confidence.append(prediction.scores["soft_dice_confidence"])
-        if regions := prediction.regions:
-            self._regions.append(region_losses(regions[OUTER], regions[INNER], target))
+        if prediction.regions:
+            self._regions.append(prediction.region_losses(target))
 
     def metrics(self) -> dict[str, Any]:
         """The number of images, and the metrics, None where one is undefined. Empty without images."""
