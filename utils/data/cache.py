@@ -82,7 +82,7 @@ def decode_pairs(
         try:
             for array in arrays.values():
                 array.flush()
-            _write_numbers(building, _new_index(pairs, fingerprints, decoded), decoded.counts)
+            _write_index(building, pairs, fingerprints, decoded)
         except OSError as error:
             _give_up(building, error)
             return decoded
@@ -203,18 +203,14 @@ def _memory_map(folder: Path, mode: str) -> dict[str, np.ndarray]:
     return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in array_layout(0, (0, 0))}
 
 
-def _new_index(pairs: Sequence[Pair], fingerprints: list[list], decoded: DecodedPairs) -> dict:
-    """Which of the pairs the rows of the arrays are, and what is known of each, or of all of them."""
+def _write_index(folder: Path, pairs: Sequence[Pair], fingerprints: list[list], decoded: DecodedPairs) -> None:
+    """Write which of the pairs the rows of the arrays are, and what is known of each, or of all of them."""
     kept = set(decoded.pairs)
     usable = [i for i, pair in enumerate(pairs) if pair in kept]
     lengths = [len(counts.values) for counts in decoded.counts]
-    of_rows = {"usable": usable, "files": [fingerprints[i] for i in usable], "lengths": lengths}
-    return {**of_rows, "resized": decoded.resized, "white": decoded.white}
-
-
-def _write_numbers(folder: Path, index: dict, counts: Sequence[ValueCounts]) -> None:
-    """Write what belongs to the arrays of a cache."""
-    np.save(folder / "counts.npy", np.concatenate(counts, axis=1))
+    index = {"usable": usable, "files": [fingerprints[i] for i in usable], "lengths": lengths}
+    index |= {"resized": decoded.resized, "white": decoded.white}
+    np.save(folder / "counts.npy", np.concatenate(decoded.counts, axis=1))
     (folder / "index.json").write_text(json.dumps(index))
 
 
