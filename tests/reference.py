@@ -10,13 +10,19 @@ from torch import Tensor, nn
 
 
 def network_probability(
-    network: nn.Module, image: Image.Image, device: str = "cpu", size: tuple[int, int] = (128, 128)
+    network: nn.Module,
+    image: Image.Image,
+    device: str = "cpu",
+    size: tuple[int, int] = (128, 128),
+    masks: Tensor | None = None,
 ) -> Tensor:
     """(H, W) probability of class 1: resize with Pillow, forward pass, upsample the logits, softmax (or sigmoid)."""
     resized = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
     x = torch.from_numpy(resized).permute(2, 0, 1)[None].to(device)  # (1, 3, h, w)
     with torch.inference_mode():
-        logits = F.interpolate(network(x), size=(image.height, image.width), mode="bilinear", align_corners=False)
+        logits = F.interpolate(
+            network(x, masks), size=(image.height, image.width), mode="bilinear", align_corners=False
+        )
     return logits.sigmoid()[0, 0] if logits.shape[1] == 1 else logits.softmax(dim=1)[0, 1]
 
 

@@ -38,8 +38,8 @@ def make_batch(network: torch.nn.Module, n: int, seed: int) -> tuple[Tensor, Ten
 
 def test_second_batch_of_a_size_is_recorded():
     network, other = lively_network().train(), lively_network().train()
-    record, ordinary = Recorder(), BatchLoss(other, other, None)
-    recorded = RecordedCall(BatchLoss(network, network, None), record)
+    record, ordinary = Recorder(), BatchLoss(other, None)
+    recorded = RecordedCall(BatchLoss(network, None), record)
     for step, n in enumerate((2, 4, 4, 2, 4)):
         batch = make_batch(network, n, step)
         loss, expected = recorded(*batch), ordinary(*batch)
@@ -56,7 +56,7 @@ def test_second_batch_of_a_size_is_recorded():
 
 def test_nothing_is_recorded_without_a_recorder():
     network = lively_network()  # in evaluation mode: the same statistics each time
-    module = BatchLoss(network, network, None)
+    module = BatchLoss(network, None)
     recorded, batch = RecordedCall(module, None), make_batch(network, 2, 0)
     for _ in range(3):
         assert torch.equal(recorded(*batch), module(*batch))
@@ -64,7 +64,7 @@ def test_nothing_is_recorded_without_a_recorder():
 
 def test_batch_without_images_has_gradients_of_zero():
     network = lively_network().eval()
-    loss = BatchLoss(network, network, None)(*make_batch(network, 0, 0))
+    loss = BatchLoss(network, None)(*make_batch(network, 0, 0))
     loss.backward()
     assert loss == 0
     assert all((weight.grad == 0).all() for weight in network.parameters())

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, lively_network, make_image
-from unet import BayesianUNet, draw_dropout_masks, mc_dropout
-from unet.mc_dropout import dropout_layers
+from unet import BayesianUNet
 from unet.unet_parts import ChannelDropout, DoubleConv
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
 from utils.data.mask_values import colour_values
@@ -146,7 +145,7 @@ def test_the_number_of_filters_tells_the_dropout(
     network = filters_file(tmp_path / "o.pth", filters, bilinear=True, dropout=0.0)
     with caplog.at_level("INFO"):
         model = load_model(tmp_path / "o.pth", default_input_size=(64, 48))
-    assert len(dropout_layers(model.network)) == layers
+    assert len(model.network.dropout_channels) == layers
     assert (model.network.architecture["base_channels"], model.input_size) == (filters, (64, 48))
     assert (f"with {filters} filters it is read as a U-Net without dropout, for inputs of 64x48" in caplog.text) == (
         filters != 32
@@ -235,15 +234,3 @@ def test_failed_save_leaves_the_existing_file(tmp_path: Path, monkeypatch: pytes
         save_checkpoint(path, TrainedModel(BayesianUNet(base_channels=4)))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_replica_shares_only_the_weights():
-    model = TrainedModel(lively_network())
-    replica = model.replica()
-    ours, theirs = model.network.state_dict(), replica.network.state_dict()
-    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
-    assert set(model.network.modules()).isdisjoint(replica.network.modules())
-    with mc_dropout(model.network, draw_dropout_masks(model.network, 1, seed=0)):
-        assert not any(module.training for module in replica.network.modules())
-        assert all(layer.mask is None for layer in dropout_layers(replica.network))
-    assert replica.mask_values == model.mask_values

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from tests.conftest import forked, lively_network, make_folders, make_image
-from unet.mc_dropout import dropout_layers
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.inference.compiled import compile_model, compiling_pays
 from utils.inference.samplers import MCDropout, Softmax
@@ -56,12 +55,12 @@ def check_tracing() -> None:
     with patch("torch.compile", partial(torch.compile, backend=backend)), few:
         compiled = compile_model(model, sampler, Path("cache"))
     norms = [module for module in model.network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    n_inputs = 1 + len(dropout_layers(model.network)) + 2 * len(norms)  # the weights are constants
+    n_inputs = 2 + 2 * len(norms)  # image and masks; the weights are constants
     assert traced == [n_inputs, n_inputs]
     inputs = [sampler.preprocess_image(make_image(i, (40, 30))[0], model.input_size) for i in range(2)]
 
     def sample(i: int) -> torch.Tensor:
-        return sampler.sample(compiled.replica(), [inputs[i]], [f"{i}.jpg"])[0][0].logits
+        return sampler.sample(compiled, [inputs[i]], [f"{i}.jpg"])[0][0].logits
 
     with torch_thread_pool(2) as pool:
         results = list(pool.map(sample, range(2)))

@@ -91,7 +91,7 @@ def test_three_classes(tmp_path: Path):
 
 
 def test_folder_equals_mean_of_the_members(members: dict[str, TrainedModel], tmp_path: Path):
-    """In threads, whose replicas are of all members; an interrupted run is resumed by the same members only."""
+    """In threads; an interrupted run is resumed by the same members only."""
     imgs, masks = make_folders(tmp_path, 3, (50, 40))
     ensemble, out = combine_models(members), tmp_path / "out"
     items = find_items(imgs, out, IMAGE_EXTENSIONS)
@@ -186,7 +186,7 @@ def test_file_of_an_ensemble(members: dict[str, TrainedModel], tmp_path: Path):
     loaded = load_model(tmp_path / "e.pth")
     assert len(loaded.members) == len(loaded.networks) == 3
     assert (loaded.temperatures, loaded.white, loaded.mask_values) == ({"softmax": 1.5}, 4095.0, [0, 255])
-    assert loaded.fingerprint() == ensemble.fingerprint() == ensemble.replica().fingerprint()
+    assert loaded.fingerprint() == ensemble.fingerprint()
     assert loaded.fingerprint() != members["a.pth"].fingerprint()
     assert str(calibrated(Softmax(), loaded)) == "softmax, calibrated"
     image = make_image(3, (30, 40))[0]
@@ -213,16 +213,6 @@ def test_damaged_files_of_ensembles(members: dict[str, TrainedModel], tmp_path: 
     ):
         with pytest.raises(InputError, match=words):
             load(damaged)
-
-
-def test_replica_shares_the_weights_of_all_members(members: dict[str, TrainedModel]):
-    ensemble = combine_models(members)
-    replica = ensemble.replica()
-    assert replica.network is replica.networks[0]
-    for ours, theirs in zip(ensemble.networks, replica.networks, strict=True):
-        assert ours is not theirs
-        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-            assert a.data_ptr() == b.data_ptr()
 
 
 def test_member_without_dropout(members: dict[str, TrainedModel]):

@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import lively_network, make_image
 from tests.reference import network_probability, tta_probability
-from unet import draw_dropout_masks, mc_dropout
+from unet import draw_dropout_masks
 from utils.checkpoint import TrainedModel
 from utils.inference.predictor import predict
 from utils.inference.samplers import MCDropout, Softmax, TestTimeAugmentation, calibrated
@@ -48,11 +48,7 @@ def test_tta_against_reference(trained: TrainedModel, size: tuple[int, int], tol
 def test_mc_dropout_against_reference(trained: TrainedModel):
     image = make_image(3, (300, 200))[0]
     masks = draw_dropout_masks(trained.network, 7, derived_seed(11, "a.jpg"))
-    passes = []
-    for t in range(7):
-        with mc_dropout(trained.network, masks[t : t + 1]):
-            passes.append(network_probability(trained.network, image))
-    expected = torch.stack(passes)
+    expected = torch.stack([network_probability(trained.network, image, masks=mask[None]) for mask in masks])
     maps = predict(trained, image, MCDropout(batch_size=3, num_samples=7, seed=11), name="a.jpg")
     torch.testing.assert_close(maps.probs[1], expected.mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(maps.std[1], expected.std(0, correction=0), atol=1e-5, rtol=0)
@@ -102,11 +98,11 @@ def test_sampling_changes_neither_network_nor_random_state(trained: TrainedModel
 def test_out_of_memory_halves_the_batch(trained: TrainedModel, monkeypatch: pytest.MonkeyPatch):
     image, forward, batch_sizes = make_image(3, (60, 50))[0], trained.network.forward, []
 
-    def limited_forward(x: torch.Tensor) -> torch.Tensor:
+    def limited_forward(x: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         if len(x) > 3:
             raise torch.OutOfMemoryError
         batch_sizes.append(len(x))
-        return forward(x)
+        return forward(x, masks)
 
     expected = predict(trained, image, MCDropout(num_samples=7)).probs
     monkeypatch.setattr(trained.network, "forward", limited_forward)
@@ -117,7 +113,7 @@ def test_out_of_memory_halves_the_batch(trained: TrainedModel, monkeypatch: pyte
 def test_out_of_memory_with_a_single_input_is_an_error(trained: TrainedModel, monkeypatch: pytest.MonkeyPatch):
     batch_sizes = []
 
-    def failing_forward(x: torch.Tensor) -> torch.Tensor:
+    def failing_forward(x: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         batch_sizes.append(len(x))
         raise torch.OutOfMemoryError
 

@@ -97,6 +97,7 @@ def test_dropout_drops_whole_channels_or_applies_a_mask():
     per_channel = layer(x).flatten(2)  # (64, 4, 9)
     assert (per_channel == per_channel[..., :1]).all()
     assert set(per_channel.unique().tolist()) == {0.0, 2.0}
-    layer.mask = torch.tensor([0.0, 2.0, 2.0, 0.0]).view(1, 4, 1, 1)
-    assert layer(x)[5, :, 0, 0].tolist() == [0, 2, 2, 0]
+    mask = torch.tensor([0.0, 2.0, 2.0, 0.0]).view(1, 4, 1, 1)
+    assert layer(x, mask)[5, :, 0, 0].tolist() == [0, 2, 2, 0]
     assert torch.equal(layer.eval()(x), x)
+    assert layer(x, mask)[5, :, 0, 0].tolist() == [0, 2, 2, 0]

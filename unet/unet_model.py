@@ -8,13 +8,13 @@ Approximation", ICML 2016.
 import torch
 from torch import Tensor, nn
 
-from unet.unet_parts import DoubleConv, Down, OutConv, Up
+from unet.unet_parts import NO_MASKS, ChannelDropout, DoubleConv, Down, OutConv, Up
 
 DROPOUT_PLACEMENTS = ("layer", "block")
 
 
 class BayesianUNet(nn.Module):
-    """Vanilla U-Net with channel-wise dropout, which `mc_dropout` keeps active at test time.
+    """Vanilla U-Net with channel-wise dropout, which given masks keep active at test time.
 
     Args:
         n_channels: channels of the image.
@@ -24,6 +24,9 @@ class BayesianUNet(nn.Module):
         base_channels: channels of the first level, doubled at each of the four levels below.
         dropout_placement: "layer" for dropout at the end of every convolutional layer; "block" for dropout only at
             the end of each double convolution but the first, as in the original project's checkpoints.
+
+    Attributes:
+        dropout_channels: the numbers of channels of its dropout layers.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -74,25 +77,29 @@ class BayesianUNet(nn.Module):
         self.up3 = Up(c[2], c[1] // f, bilinear, d)
         self.up4 = Up(c[1], c[0], bilinear, d)
         self.outc = OutConv(c[0], n_classes)
+        self.dropout_channels = [layer.channels for layer in self.modules() if isinstance(layer, ChannelDropout)]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
         """Logits of images.
 
         Args:
             x: (N, n_channels, h, w) float in [0, 1], h and w at least 16.
+            masks: (N, D) dropout masks from `draw_dropout_masks`, on its device, which apply in evaluation mode, too;
+                if None, dropout is random in training mode only.
 
         Returns:
             (N, n_classes, h, w) logits.
         """
-        x1 = self.inc(x)  # (N, 32, h, w)
-        x2 = self.down1(x1)  # (N, 64, h / 2, w / 2)
-        x3 = self.down2(x2)  # (N, 128, h / 4, w / 4)
-        x4 = self.down3(x3)  # (N, 256, h / 8, w / 8)
-        x = self.down4(x4)  # (N, 512, h / 16, w / 16)
-        x = self.up1(x, x4)
-        x = self.up2(x, x3)
-        x = self.up3(x, x2)
-        x = self.up4(x, x1)  # (N, 32, h, w)
+        of_layers = NO_MASKS if masks is None else iter(masks[:, :, None, None].split(self.dropout_channels, dim=1))
+        x1 = self.inc(x, of_layers)  # (N, 32, h, w)
+        x2 = self.down1(x1, of_layers)  # (N, 64, h / 2, w / 2)
+        x3 = self.down2(x2, of_layers)  # (N, 128, h / 4, w / 4)
+        x4 = self.down3(x3, of_layers)  # (N, 256, h / 8, w / 8)
+        x = self.down4(x4, of_layers)  # (N, 512, h / 16, w / 16)
+        x = self.up1(x, x4, of_layers)
+        x = self.up2(x, x3, of_layers)
+        x = self.up3(x, x2, of_layers)
+        x = self.up4(x, x1, of_layers)  # (N, 32, h, w)
         return self.outc(x)
 
 

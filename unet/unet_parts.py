@@ -1,8 +1,14 @@
 """The building blocks of the U-Net."""
 
+from collections.abc import Iterator
+from itertools import repeat
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+LayerMasks = Iterator[Tensor | None]  # of the dropout layers to come, each (N, C, 1, 1)
+NO_MASKS: LayerMasks = repeat(None)
 
 
 class ChannelDropout(nn.Dropout2d):
@@ -11,20 +17,15 @@ class ChannelDropout(nn.Dropout2d):
     Args:
         p: probability that a channel of a sample is set to zero, in [0, 1).
         channels: number of channels C of the input.
-
-    While `mask`, a (N, C, 1, 1) tensor of 0 and 1 / (1 - p), is set, the layer in training mode
-    multiplies by it; see `unet.mc_dropout`.
     """
 
     def __init__(self, p: float, channels: int) -> None:
         super().__init__(p)
         self.channels = channels
-        self.mask: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.mask is not None:
-            return x * self.mask.to(x.dtype)
-        return super().forward(x)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Multiply by a (N, C, 1, 1) mask of 0 and 1 / (1 - p) in any mode; without one it is `nn.Dropout2d`."""
+        return super().forward(x) if mask is None else x * mask.to(x.dtype)
 
 
 def _conv_layer(in_channels: int, out_channels: int, dropout: float) -> list[nn.Module]:
@@ -65,8 +66,14 @@ class DoubleConv(nn.Module):
             *_conv_layer(mid_channels, out_channels, dropout[1]),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.double_conv(x)  # (N, C_in, h, w) -> (N, C_out, h, w)
+    def forward(self, x: Tensor, masks: LayerMasks = NO_MASKS) -> Tensor:
+        for layer in self.double_conv:
+            if isinstance(layer, nn.Sequential):
+                activation, dropout = layer
+                x = dropout(activation(x), next(masks))
+            else:
+                x = layer(x)
+        return x  # (N, C_in, h, w) -> (N, C_out, h, w)
 
 
 class Down(nn.Module):
@@ -76,8 +83,9 @@ class Down(nn.Module):
         super().__init__()
         self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(in_channels, out_channels, dropout=dropout))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.maxpool_conv(x)  # (N, C_in, h, w) -> (N, C_out, h // 2, w // 2)
+    def forward(self, x: Tensor, masks: LayerMasks = NO_MASKS) -> Tensor:
+        pool, conv = self.maxpool_conv
+        return conv(pool(x), masks)  # (N, C_in, h, w) -> (N, C_out, h // 2, w // 2)
 
 
 class Up(nn.Module):
@@ -107,12 +115,12 @@ class Up(nn.Module):
             mid_channels = out_channels
         self.conv = DoubleConv(in_channels, out_channels, mid_channels, dropout)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, masks: LayerMasks = NO_MASKS) -> Tensor:
         x = self.up(x)  # (N, C, h, w) -> (N, C', 2 h, 2 w)
         rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
         if rows or columns:  # pooling rounded an odd size down
             x = F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
-        return self.conv(torch.cat([skip, x], dim=1))
+        return self.conv(torch.cat([skip, x], dim=1), masks)
 
 
 class OutConv(nn.Module):

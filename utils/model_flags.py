@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from unet import BayesianUNet
-from unet.mc_dropout import dropout_layers
 from utils.arguments import DEFAULT_MODEL, DEFAULT_THRESHOLD
 from utils.checkpoint import load_model
 from utils.data.images import find_white
@@ -134,7 +133,7 @@ def initial_model_from_args(args: argparse.Namespace, resumed: Path | None = Non
         width, height = model.input_size
         model.input_size = (args.newW or width, args.newH or height)
     check_model_flags(args, path, model)
-    if not dropout_layers(model.network):
+    if not model.network.dropout_channels:
         logger.warning("%s has no dropout layers: what is trained from it cannot be used with MC dropout", path)
     epochs = model.settings.get("epochs", args.epochs)
     if resumed is not None and epochs != args.epochs:

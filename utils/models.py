@@ -1,16 +1,14 @@
 """A trained network, or an ensemble of them, and what is needed to use it."""
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unet import BayesianUNet, mc_dropout
+from unet import BayesianUNet
 from utils.metrics.risk_control import RiskCurves
 from utils.runtime.errors import InputError
 
@@ -22,7 +20,7 @@ class TrainedModel:
     """A network and what is needed to use it.
 
     Attributes:
-        network: the network; in evaluation mode after loading.
+        network: the network; in evaluation mode after loading. Threads may share it.
         input_size: width and height of its input.
         mask_values: the value of class 0, 1, ... in masks, as in `utils.data.mask_classes.MaskClasses`.
         epoch: number of epochs trained.
@@ -76,18 +74,7 @@ class TrainedModel:
 
     def forward(self, inputs: Tensor, masks: Tensor | None = None) -> Tensor:
         """The network's output, (N, C, h, w), of (N, 3, h, w) inputs; with the dropout masks (N, D), if given."""
-        if self.compiled is not None:
-            return self.compiled(inputs, masks)
-        with nullcontext() if masks is None else mc_dropout(self.network, masks):
-            return self.network(inputs)
-
-    def replica(self) -> "TrainedModel":
-        """The same model for another thread: it shares the weights, but not the modes and masks of the layers."""
-        if self.members:
-            members = tuple(member.replica() for member in self.members)
-            return replace(self, network=members[0].network, members=members)
-        shared = {id(tensor): tensor for tensor in (*self.network.parameters(), *self.network.buffers())}
-        return replace(self, network=copy.deepcopy(self.network, shared))
+        return (self.compiled or self.network)(inputs, masks)
 
     def fingerprint(self) -> str:
         """A digest of the weights."""

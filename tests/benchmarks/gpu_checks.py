@@ -125,7 +125,7 @@ def step_losses(device: torch.device, recorded: bool) -> list[float]:
     network = BayesianUNet().to(device, memory_format=torch.channels_last)
     state = new_training_state(network, 1e-3, STEPS)
     if not recorded:
-        state.batch_loss = BatchLoss(network, network, dtype=None)
+        state.batch_loss = BatchLoss(network, dtype=None)
     n = STEPS * BATCH - 3
     images = torch.randint(0, 256, (n, 3, 128, 128), dtype=torch.uint8)
     images[:, :, 30:90, 40:100] //= 3

@@ -62,19 +62,18 @@ def seconds_alone(model: TrainedModel, sampler: Sampler, batches: list[Batch], t
     device = model.device
 
     @torch.inference_mode()
-    def work(replica: TrainedModel, remaining: Iterable[int]) -> None:
+    def work(remaining: Iterable[int]) -> None:
         for _ in remaining:
             for x, masks in batches:
                 with mixed_precision(device, sampler.dtype):
-                    replica.forward(x, masks)
+                    model.forward(x, masks)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    replicas = [model.replica() for _ in range(threads)]
     with torch_thread_pool(threads) as pool:
-        list(pool.map(work, replicas, [range(1)] * threads))  # the first time takes longer
+        list(pool.map(work, [range(1)] * threads))  # the first time takes longer
         started = time.perf_counter()
-        list(pool.map(work, replicas, [iter(range(times))] * threads))  # the threads share one iterator
+        list(pool.map(work, [iter(range(times))] * threads))  # the threads share one iterator
         return time.perf_counter() - started
 
 

@@ -60,7 +60,7 @@ def profile_training(imgs: Path, masks: Path, cache: Path, device: torch.device,
 
     epoch()  # warm-up
     seconds = timed(epoch, device)
-    state.batch_loss = BatchLoss(network, network, state.dtype)  # a recording hides which operation a kernel is of
+    state.batch_loss = BatchLoss(network, state.dtype)  # a recording hides which operation a kernel is of
     operations = profiled(lambda: train_one_epoch(state, batches, stop=lambda: state.step + 1 == steps), device)
     timing = {"images": len(indices), "epoch, seconds": round(seconds, 3)}
     return timing | summary(operations, device.type == "cuda", steps, seconds / len(batches), "step")

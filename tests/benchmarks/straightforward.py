@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.reference import network_probability, tta_probability  # noqa: E402
-from unet import draw_dropout_masks, mc_dropout  # noqa: E402
+from unet import draw_dropout_masks  # noqa: E402
 from utils.checkpoint import load_model  # noqa: E402
 from utils.runtime.seeds import derived_seed  # noqa: E402
 
@@ -32,20 +32,17 @@ def straightforward(task: str, paths: Sequence[Path], out: Path, device: str, am
     precision = torch.autocast(device, dtype=torch.bfloat16) if amp else nullcontext()
     out.mkdir(parents=True, exist_ok=True)
 
-    def probability(image: Image.Image) -> torch.Tensor:
+    def probability(image: Image.Image, masks: torch.Tensor | None = None) -> torch.Tensor:
         with precision:
-            return network_probability(network, image, device).float().cpu()
+            return network_probability(network, image, device, masks=masks).float().cpu()
 
     for path in paths:
         image = Image.open(path).convert("RGB")
         if task == "tta":
             probs = tta_probability(probability, image)
         elif task in ("mc", "single"):
-            masks = draw_dropout_masks(network, PASSES, derived_seed(0, path.name))
-            passes = []
-            for t in range(PASSES):
-                with mc_dropout(network, masks[t : t + 1].to(device)):
-                    passes.append(probability(image))
+            masks = draw_dropout_masks(network, PASSES, derived_seed(0, path.name)).to(device)
+            passes = [probability(image, mask[None]) for mask in masks]
             if task == "single":
                 stack = np.stack([[1 - p.numpy(), p.numpy()] for p in passes])  # (T, 2, H, W)
                 np.save(out / f"{path.stem}_probs.npy", stack)

@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unet import BayesianUNet
-from unet.mc_dropout import dropout_layers, split_masks
 from utils.checkpoint import TrainedModel
 from utils.data.cache import DEFAULT_CACHE_DIR
-from utils.inference.samplers import MCDropout, Sampler
+from utils.inference.samplers import Sampler
 from utils.runtime.errors import InputError, first_line, is_out_of_memory
 from utils.runtime.output_folder import check_writable
 
@@ -49,9 +48,8 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
     n_images = 1 if model.device.type == "cpu" else sampler.images_per_batch
     try:
         with compiler_settings(model.device):
-            dropout = isinstance(sampler, MCDropout)
-            members = tuple(replace(member, compiled=_compile(member.network, dropout)) for member in model.members)
-            compiled = replace(model, members=members, compiled=None if members else _compile(model.network, dropout))
+            members = tuple(replace(member, compiled=_compile(member.network)) for member in model.members)
+            compiled = replace(model, members=members, compiled=None if members else _compile(model.network))
             sampler.sample(compiled, [inputs] * n_images, ["compilation"] * n_images)
     except Exception as error:  # whatever the compilers raise
         if is_out_of_memory(error):
@@ -101,8 +99,8 @@ class _Norm(nn.Module):
 
 
 @torch.no_grad()
-def _compile(network: BayesianUNet, dropout: bool) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """The network, to be compiled when it is called, as a function of inputs and, with dropout, of (N, D) masks.
+def _compile(network: BayesianUNet) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """The network, to be compiled when it is called, as a function of inputs and, for dropout, of (N, D) masks.
 
     Scales and shifts of batch norm are inputs, as the masks are: constant ones would be folded into the weights, whose
     rounding to bfloat16 then moves the maps by up to 17 grey levels.
@@ -114,20 +112,12 @@ def _compile(network: BayesianUNet, dropout: bool) -> Callable[[Tensor, Tensor |
                 setattr(module, name, _Norm(child))
     norm_layers = [module for module in own.modules() if isinstance(module, _Norm)]
     norms = [(norm.scale.clone(), norm.shift.clone()) for norm in norm_layers]
-    layers = dropout_layers(own) if dropout else []
-    for layer in layers:
-        layer.train()
 
-    def forward(x: Tensor, masks: Sequence[Tensor], norms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        for layer, mask in zip(layers, masks, strict=True):
-            layer.mask = mask
+    def forward(x: Tensor, masks: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         for layer, (scale, shift) in zip(norm_layers, norms, strict=True):
             layer.scale, layer.shift = scale, shift
-        logits = own(x)
-        for layer in layers:
-            layer.mask = None
-        return logits
+        return own(x, masks)
 
     forward.__code__ = forward.__code__.replace()  # with several graphs of the same code, a thread can miss its own
     compiled = torch.compile(forward, fullgraph=True, dynamic=False)
-    return lambda x, masks: compiled(x, split_masks(layers, masks) if dropout else (), norms)
+    return lambda x, masks: compiled(x, masks, norms)

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from unet import class_logits, draw_dropout_masks
-from unet.mc_dropout import dropout_layers
 from utils.checkpoint import TrainedModel
 from utils.data.preprocessing import downscale_and_pad, preprocess, to_network_input
 from utils.inference.symmetries import N_SYMMETRIES, apply_symmetry, invert_symmetry
@@ -198,7 +197,7 @@ class MCDropout(Sampler):
         return self.num_samples
 
     def check(self, model: TrainedModel) -> None:
-        without = [network for network in model.networks if not dropout_layers(network)]
+        without = [network for network in model.networks if not network.dropout_channels]
         if without:
             subject = "this model has"
             if model.members:

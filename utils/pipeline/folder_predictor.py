@@ -1,7 +1,6 @@
 """Predict the images of a batch: read ahead, predict, write behind, and isolate failures."""
 
 import logging
-import queue
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -71,7 +70,6 @@ class FolderPredictor:
     show: Callable[[Item, Prediction, np.ndarray | None], None] | None = None
     compile: bool = False
     _batch: Batch = field(init=False)
-    _replicas: queue.SimpleQueue = field(init=False, default_factory=queue.SimpleQueue)
 
     def run(self, batch: Batch) -> Report:
         """Predict the images of a batch, once.
@@ -103,8 +101,6 @@ class FolderPredictor:
             closing(in_groups(map_ahead(self._read, share, readers, group_size + readers), group_size)) as groups,
             closing(map_ahead(self._predict_group, groups, threads, threads - 1)) as predictions,
         ):
-            for _ in range(threads):
-                self._replicas.put(self.model.replica())
             for group, future in predictions:
                 for item, prediction, target in future.result():
                     writer.submit(self._finish, item, prediction, target)
@@ -137,12 +133,8 @@ class FolderPredictor:
     def _draw_samples(self, inputs: Mapping[Item, _Input]) -> list[list[LogitSamples]]:
         """The samples of images that share a batch; none if the batch has failed."""
         keys, tensors = [item.key for item in inputs], [read.tensor for read in inputs.values()]
-        replica = self._replicas.get()
-        try:
-            with self._batch.report.isolating(*(item.reported for item in inputs)):
-                return self.sampler.sample(replica, tensors, keys)
-        finally:
-            self._replicas.put(replica)
+        with self._batch.report.isolating(*(item.reported for item in inputs)):
+            return self.sampler.sample(self.model, tensors, keys)
         return []
 
     def _finish(self, item: Item, prediction: Prediction, target: np.ndarray | None) -> None:

@@ -1,7 +1,6 @@
 """A labelled set of images under one corruption after another: the metrics of each method, in constant memory."""
 
 import math
-import queue
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -115,7 +114,6 @@ class ShiftEvaluation:
     compile: bool = False
     report: Report = field(default_factory=Report)
     _models: dict[str, TrainedModel] = field(init=False, default_factory=dict)  # of each method
-    _replicas: queue.SimpleQueue = field(init=False, default_factory=queue.SimpleQueue)
 
     def evaluate(
         self, items: Sequence[Item], shift: Shift, handled: Callable[[int], object] = lambda n: None
@@ -139,8 +137,6 @@ class ShiftEvaluation:
         ):
             if not self._models:
                 self._models = self._compile() if self.compile else dict.fromkeys(self.samplers, self.model)
-            for _ in range(threads - self._replicas.qsize()):
-                self._replicas.put({method: model.replica() for method, model in self._models.items()})
             for item, future in predictions:
                 with self.report.isolating(item.reported):
                     by_method, target = future.result()
@@ -172,13 +168,10 @@ class ShiftEvaluation:
         if target is None:
             raise InputError("it has no mask")
         image, target = corrupt(image, target, *shift, (self.seed, item.key))
-        predictions, replicas = {}, self._replicas.get()
-        try:
-            for method, sampler in self.samplers.items():
-                inputs = [sampler.preprocess_image(image, self.model.input_size)]
-                (samples,) = sampler.sample(replicas[method], inputs, [item.key])
-                options = MapOptions(guarantee=self.guarantees.get(method))
-                predictions[method] = predict_full_size(samples, image.size, options, target)
-        finally:
-            self._replicas.put(replicas)
+        predictions = {}
+        for method, sampler in self.samplers.items():
+            inputs = [sampler.preprocess_image(image, self.model.input_size)]
+            (samples,) = sampler.sample(self._models[method], inputs, [item.key])
+            options = MapOptions(guarantee=self.guarantees.get(method))
+            predictions[method] = predict_full_size(samples, image.size, options, target)
         return predictions, target

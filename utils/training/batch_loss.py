@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from unet import class_logits, use_dropout_masks
+from unet import class_logits
 from utils.data.preprocessing import to_network_input
 from utils.dice_score import segmentation_loss
 from utils.runtime.device import mixed_precision
@@ -13,14 +13,13 @@ class BatchLoss(nn.Module):
     """Forward pass and loss, as a module of the network's weights.
 
     Args:
-        network: the network, whose dropout layers get the masks.
-        parallel: the same network, wrapped for training in several processes.
+        network: the network, perhaps wrapped for training in several processes.
         dtype: dtype of mixed precision; None for single precision.
     """
 
-    def __init__(self, network: nn.Module, parallel: nn.Module, dtype: torch.dtype | None) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.network, self.parallel, self.dtype = network, parallel, dtype
+        self.network, self.dtype = network, dtype
 
     def forward(self, images: Tensor, target: Tensor, dropout: Tensor) -> Tensor:
         """The mean loss over the images; 0 without images, but with gradients.
@@ -32,6 +31,6 @@ class BatchLoss(nn.Module):
         """
         x = to_network_input(images, images.device)
         # A recording must not contain what an earlier forward pass has cached; each weight is used once anyway.
-        with use_dropout_masks(self.network, dropout), mixed_precision(x.device, self.dtype, cache=False):
-            logits = class_logits(self.parallel(x))
+        with mixed_precision(x.device, self.dtype, cache=False):
+            logits = class_logits(self.network(x, dropout))
         return segmentation_loss(logits, target) if len(images) else logits.sum()

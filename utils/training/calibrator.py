@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unet.mc_dropout import dropout_layers
 from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel, calibration_content, read_checkpoint, write_checkpoint
 from utils.inference.guarantees import probability_settings
@@ -83,7 +82,7 @@ def _applicable_samplers(model: TrainedModel, batch_size: int, dtype: torch.dtyp
     """The methods that can be used with a model."""
     options = {"batch_size": batch_size, "dtype": dtype}
     samplers: list[Sampler] = [Softmax(**options)]
-    if all(dropout_layers(network) for network in model.networks):
+    if all(network.dropout_channels for network in model.networks):
         samplers.append(MCDropout(**options, seed=seed))
     if model.input_size[0] == model.input_size[1]:
         samplers.append(TestTimeAugmentation(**options))

@@ -130,7 +130,7 @@ def new_training_state(
         dtype: dtype of mixed precision; None for single precision.
     """
     device = next(network.parameters()).device
-    batch_loss = BatchLoss(network, data_parallel(network), dtype)
+    batch_loss = BatchLoss(data_parallel(network), dtype)
     record = graph_recorder(device) if world_size() == 1 else None
     optimizer = Muon(network, learning_rate, dtype=dtype or torch.float32)
     return TrainingState(
