@@ -173,7 +173,7 @@ def test_processes_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
 def test_two_processes_train_and_resume_like_one(tmp_path: Path, lively_file: Path):
     imgs, masks = make_folders(tmp_path, 8, (48, 40))  # 6 for training, in batches of 5 and 1: one process gets none
     data = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--wandb", "disabled"]
-    common = [*data, "--validation", 25, "--batch-size", 5, "--epochs", 2]
+    common = [*data, "--validation", 25, "--batch-size", 5, "--epochs", 2, "--newW", 64, "--newH", 64]
     new = [*common, "--load", lively_file]
     result = run_script("train_bayesian.py", *new, "--checkpoint-dir", tmp_path / "one")
     assert result.returncode == 0, result.stderr
