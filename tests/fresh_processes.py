@@ -24,7 +24,7 @@ def _server() -> subprocess.Popen:
 
 
 def run_fresh(words: list[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess:
-    """Run a program to its end.
+    """Run a program to its end; the result has its `peak_memory` in bytes, on Linux.
 
     Args:
         words: what follows `python` on the command line: a script, `-m` and a module or `-c` and a program; arguments.
@@ -35,17 +35,20 @@ def run_fresh(words: list[str], cwd: Path, environment: Mapping[str, str]) -> su
         outputs = [stdout.name, stderr.name]
         task = {"words": words, "cwd": str(cwd), "environment": dict(environment), "outputs": outputs}
         print(json.dumps(task), file=_server().stdin, flush=True)
-        returncode = int(_server().stdout.readline())
-        return subprocess.CompletedProcess(words, returncode, stdout.read(), stderr.read())
+        returncode, kilobytes = map(int, _server().stdout.readline().split())
+        result = subprocess.CompletedProcess(words, returncode, stdout.read(), stderr.read())
+        result.peak_memory = kilobytes * 1024
+        return result
 
 
 def _serve() -> None:
-    """Write the exit code of each program that is read; in the process that is forked for it, be that program."""
+    """Write exit code and memory of each program that is read; in the process that is forked for it, be it."""
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             return _run(**json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        _, status, usage = os.wait4(pid, 0)
+        print(os.waitstatus_to_exitcode(status), usage.ru_maxrss, flush=True)
     return None
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +11,8 @@ import pytest
 from PIL import Image
 
 import predict_bayesian
-from tests.conftest import assert_one_clear_line, make_folders, make_image, run_script, start_script
+from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, make_image, run_script
+from tests.fresh_processes import run_fresh
 from tests.reference import network_probability
 from tests.test_prediction_scripts import pixels
 from utils.checkpoint import TrainedModel, load_model
@@ -122,26 +122,13 @@ def test_unwritable_output_ends_the_run_before_it_computes(model_file: Path, ima
 def test_memory_of_a_large_image(model_file: Path, tmp_path: Path):
     image = tmp_path / "large.jpg"
     make_image(0, (3000, 2000))[0].save(image)
-    arguments = [
-        "predict_bayesian.py",
-        "-i",
-        image,
-        "-o",
-        tmp_path / "x.png",
-        "--mc",
-        2,
-        "--save-prob",
-        "-m",
-        model_file,
-    ]
-    with start_script(*arguments, fork=False) as process:
-        process.stderr.read()
-        used = os.wait4(process.pid, 0)[2].ru_maxrss
-    with start_script("predict_bayesian.py", "--help", fork=False) as process:
-        process.stderr.read()
-        at_start = os.wait4(process.pid, 0)[2].ru_maxrss
+    flags = ["-i", image, "-o", tmp_path / "x.png", "--mc", 2, "--save-prob", "-m", model_file]
+    used, at_start = (
+        run_fresh(["predict_bayesian.py", *map(str, words)], ROOT, ENVIRONMENT).peak_memory
+        for words in (flags, ["--help"])
+    )
     assert len(list(tmp_path.glob("x_mc*.png"))) == 4
-    assert (used - at_start) / 1024 < 700  # kB on Linux
+    assert (used - at_start) / 2**20 < 300
 
 
 def test_no_save(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
