@@ -1,5 +1,7 @@
 """Programs in processes that are forked from this one, and so have imported PyTorch, which takes seconds."""
 
+import gc
+import importlib
 import logging
 import multiprocessing
 import os
@@ -10,10 +12,25 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 from tqdm import tqdm
+
+from utils.figures.predictions import FigureRow, draw_predictions
+
+
+@cache
+def prepare_to_fork() -> None:
+    """Do once what each forked process would do by itself, in seconds."""
+    for name in ("torch._dynamo", "torchvision.transforms.v2"):  # what optimizers import, and what trainings do
+        importlib.import_module(name)
+    values = np.zeros((9, 9))
+    figure = draw_predictions([FigureRow(np.zeros((9, 9, 3), np.uint8), None, {"": (values, values)}, values > 0)])
+    importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).draw()  # fonts are looked for
+    gc.freeze()  # no process needs to look through what there is by now
 
 
 class ForkedProcess:
@@ -40,6 +57,7 @@ class ForkedProcess:
         stdout: TextIO,
         stderr: TextIO | None = None,
     ) -> None:
+        prepare_to_fork()
         self.args = command
         read, write = os.pipe() if stderr is None else (None, stderr.fileno())
 

@@ -37,6 +37,8 @@ from torch.utils import backend_registration
 from torch.utils._foreach_utils import _foreach_supported_types as types_of_foreach_functions
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from tests.forking import prepare_to_fork
+
 Result = TypeVar("Result")
 
 NAME = "pretended"
@@ -257,6 +259,7 @@ def install() -> PretendedDevice:
 
 def on_pretended_device(work: Callable[[PretendedDevice], Result]) -> Result:
     """The result of a function that is called, with the device, in a forked process."""
+    prepare_to_fork()
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def run() -> None:

@@ -97,8 +97,7 @@ def test_validation_batches_of_each_process(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are a matter of POSIX")
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_worker_processes_survive_the_signals_of_their_group(signum: int):
+def test_worker_processes_survive_the_signals_of_their_group():
     """Terminals, torchrun and Slurm send them to all processes; only the main one may decide when to stop."""
     code = """
 import multiprocessing
@@ -107,29 +106,31 @@ from tests.test_batch_sampler import numbered_dataset
 from utils.data_loading import training_batches
 from utils.runtime.signals import GracefulStop
 
-batches = training_batches(numbered_dataset(400), 2, seed=0, workers=2)
-count = 0
-with GracefulStop() as stop:
-    for images, _ in batches:
-        count += len(images)
-        if count == 20:
-            workers = multiprocessing.active_children()
-            print(*(worker.pid for worker in workers), flush=True)
-            while not stop():
-                time.sleep(0.01)
-for worker in workers:  # which the main process can terminate
-    worker.terminate()
-    worker.join(60)
-print(count, [worker.exitcode for worker in workers], flush=True)
+for _ in range(2):
+    batches = training_batches(numbered_dataset(400), 2, seed=0, workers=2)
+    count = 0
+    with GracefulStop() as stop:
+        for images, _ in batches:
+            count += len(images)
+            if count == 20:
+                workers = multiprocessing.active_children()
+                print(*(worker.pid for worker in workers), flush=True)
+                while not stop():
+                    time.sleep(0.01)
+    for worker in workers:  # which the main process can terminate
+        worker.terminate()
+        worker.join(60)
+    print(count, [worker.exitcode for worker in workers], flush=True)
 """
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
     ) as process:
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        if hasattr(signal, "sigwaitinfo"):
-            for pid in workers:  # systemd sends them to each process, whatever its group
-                os.kill(pid, signum)
-        os.killpg(process.pid, signum)
-        assert process.stdout.read() == "400 [0, 0]\n"
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            workers = [int(pid) for pid in process.stdout.readline().split()]
+            if hasattr(signal, "sigwaitinfo"):
+                for pid in workers:  # systemd sends them to each process, whatever its group
+                    os.kill(pid, signum)
+            os.killpg(process.pid, signum)
+            assert process.stdout.readline() == "400 [0, 0]\n"
     assert process.returncode == 0

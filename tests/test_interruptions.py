@@ -25,12 +25,12 @@ def files(folder: Path) -> dict[str, bytes]:
     [
         ("predict.py", [], [9]),
         ("predict_prob_direct.py", ["--save-npy"], [1, 9, 16]),
-        ("predict_bayesian.py", ["--mc", "2"], [20]),
+        ("predict_bayesian.py", ["--mc", "2"], [9]),
     ],
 )
 def test_resume_after_a_kill(script: str, more: list[str], kills: list[int], tmp_path: Path, model_file: Path):
     single = script == "predict_bayesian.py"  # which draws a figure of each image
-    count = 6 if single else 30
+    count = 4 if single else 30
     imgs, masks = make_folders(tmp_path, count, (90, 70))
     common = ["-i" if single else "--input-dir", imgs, "--mask-dir", masks, "-m", model_file, *more]
     uninterrupted = run_script(script, *common, "--output-dir", tmp_path / "uninterrupted")

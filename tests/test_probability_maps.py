@@ -41,7 +41,7 @@ def test_folder_equals_single_images(tmp_path: Path, model: TrainedModel, sample
 @pytest.mark.parametrize("sampler", [Softmax(), MCDropout(num_samples=3), TestTimeAugmentation()])
 def test_bit_identical_for_every_number_of_threads(tmp_path: Path, sampler):
     model = TrainedModel(lively_network(base_channels=8))
-    imgs, masks = make_folders(tmp_path, 5, (700, 500))  # large enough for PyTorch to use several threads
+    imgs, masks = make_folders(tmp_path, 3, (700, 500))  # large enough for PyTorch to use several threads
     options = ProbabilityMapOptions(save_npy=True, mask_dir=masks)
     before = torch.get_num_threads()
     try:
@@ -55,7 +55,7 @@ def test_bit_identical_for_every_number_of_threads(tmp_path: Path, sampler):
     finally:
         torch.set_num_threads(before)
     files = sorted(path.name for path in (tmp_path / "1").iterdir() if not path.name.startswith("."))
-    assert len(files) >= 5 * 2 + 3
+    assert len(files) >= 3 * 2 + 3
     for name in files:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes(), name
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ENVIRONMENT, FORKS, ROOT, make_folders, run_module, run_script
+from tests.fresh_processes import run_fresh
 from tests.test_download_isic import archives, serving
 from utils.checkpoint import load_model, save_checkpoint
 
@@ -116,22 +117,17 @@ def program(command: str) -> str:
     return re.search(r"python (?:-m )?(\S+)", command)[1]
 
 
-# The first command of each program starts a new process, the others are run in forked ones, which saves seconds.
-NEW_PROCESSES = {program(command): command for command in reversed(COMMANDS) if command != QUICK_START[1]}
+# The first command of each program imports the project, the others have it imported, which saves seconds.
+FIRST = {program(command): command for command in reversed(COMMANDS) if command != QUICK_START[1]}
 
 
 def run(command: str, project: Path, *more: str) -> str:
     """Run a command, with more flags, with this Python, without installing anything; returns its standard output."""
-    words = re.sub(r"^pip install -r \S+ && ", "", command)
-    if FORKS and command in COMMANDS and NEW_PROCESSES[program(command)] != command:
-        _, *flags = shlex.split(words)
-        if flags[0] == "-m":
-            result = run_module(*flags[1:], *more, cwd=project)
-        else:
-            result = run_script(project / flags[0], *flags[1:], *more, cwd=project)
-    else:
+    _, *words = [*shlex.split(re.sub(r"^pip install -r \S+ && ", "", command)), *more]
+    name = program(command)
+    if not FORKS or command == QUICK_START[0]:
         result = subprocess.run(
-            shlex.join([*shlex.split(words), *more]),
+            shlex.join(["python", *words]),
             shell=True,
             cwd=project,
             env={**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
@@ -139,6 +135,12 @@ def run(command: str, project: Path, *more: str) -> str:
             text=True,
             timeout=400,
         )
+    elif FIRST.get(name, command) == command:
+        result = run_fresh(words, project, ENVIRONMENT)
+    elif words[0] == "-m":
+        result = run_module(*words[1:], cwd=project)
+    else:
+        result = run_script(project / name, *words[1:], cwd=project)
     assert result.returncode == 0, f"{command}\n{result.stderr}"
     return result.stdout
 
@@ -269,11 +271,11 @@ def test_trainings_in_their_order(project: Path):
 
 
 def test_training_of_the_shipped_model(project: Path):
-    """Its commands, but for one epoch."""
+    """Its commands, but for one epoch of a small network."""
     (block,) = [block for block in code_blocks("") if "half()" in block]
     trained = shutil.copytree(project, project.parent / "shipped")
     training, *others = block.splitlines()
-    run(training, trained, *SMALL_TRAINING)
+    run(training, trained, *SMALL_TRAINING, "--load", "pretrained_model.pth")
     for command in others:
         run(command, trained)
     assert (trained / "pretrained_model.pth").stat().st_mtime > (project / "pretrained_model.pth").stat().st_mtime

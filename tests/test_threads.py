@@ -7,11 +7,20 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import torch
 
-from tests.conftest import ROOT
-from utils.runtime.threads import BackgroundWriter, cores_per_process, in_groups, map_ahead, usable_cores
+from tests.conftest import ROOT, forked
+from utils.runtime.threads import (
+    BackgroundWriter,
+    cores_per_process,
+    in_groups,
+    limit_torch_threads,
+    map_ahead,
+    usable_cores,
+)
 
 
 def test_writer_runs_all_and_bounds_its_queue():
@@ -149,17 +158,13 @@ def test_cores_are_shared_among_processes(processes: int, cores: int, monkeypatc
 @pytest.mark.parametrize(("chosen", "threads"), [(None, 2), ("6", 6), ("many", 2)])
 def test_torch_threads_are_limited_to_the_cores(chosen: str | None, threads: int):
     """Unless the user has chosen their number."""
-    code = """
-import torch
-import utils.runtime.threads as threads
-threads.usable_cores = lambda: 2
-torch.set_num_threads(6)
-threads.limit_torch_threads()
-print(torch.get_num_threads())
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment |= {"OMP_NUM_THREADS": chosen} if chosen else {}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert int(result.stdout) == threads
+
+    def limit() -> None:
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ.update({"OMP_NUM_THREADS": chosen} if chosen else {})
+        torch.set_num_threads(6)
+        with patch("utils.runtime.threads.usable_cores", lambda: 2):
+            limit_torch_threads()
+        print(torch.get_num_threads())
+
+    assert int(forked(["limit"], ROOT, limit).stdout) == threads

@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import types
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT, forked
 from utils.training.tracking import WandbRun, has_login, is_reachable, panel_name
 
 REACHABLE = is_reachable  # the tests do not ask the server
@@ -197,19 +197,6 @@ def test_panel_names():
     ]
 
 
-OFFLINE_RUN = """
-import sys
-from pathlib import Path
-import numpy as np
-from utils.training.tracking import WandbRun
-run = WandbRun("offline", {"epochs": 3, "augmentation": "light"}, Path(sys.argv[1]))
-image, mask = np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.uint8)
-for epoch, dice in ((1, 0.25), (2, 0.75), (3, 0.5)):
-    run.log({"epoch": epoch, "train_loss": 1 / epoch, "val_dice": dice}, lambda: ([image], [mask], [1 - mask]))
-run.finish()
-"""
-
-
 def records(path: Path) -> list:
     """The records of an offline run's file, a LevelDB log: fragments in blocks of 32 kB, after a header."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -232,11 +219,16 @@ def records(path: Path) -> list:
 
 def test_offline_run(tmp_path: Path):
     """The file that the installed wandb writes."""
-    environment = {**os.environ, "WANDB_MODE": "offline"}
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run(
-        [sys.executable, "-c", OFFLINE_RUN, str(tmp_path)], check=True, env=environment, cwd=root, timeout=240
-    )
+
+    def track() -> None:
+        run = WandbRun("offline", {"epochs": 3, "augmentation": "light"}, tmp_path)
+        image, mask = np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.uint8)
+        for epoch, dice in ((1, 0.25), (2, 0.75), (3, 0.5)):
+            run.log({"epoch": epoch, "train_loss": 1 / epoch, "val_dice": dice}, lambda: ([image], [mask], [1 - mask]))
+        run.finish()
+
+    result = forked(["track"], ROOT, track)
+    assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     found = records(path)
     (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]

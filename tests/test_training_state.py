@@ -79,15 +79,22 @@ def same_files(folder: Path, one: str, other: str) -> bool:
     )
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingState]:
+    """The folder of a training of three epochs of three steps, and its state at the end."""
+    folder = tmp_path_factory.mktemp("training")
+    make_folders(folder, 7, (40, 40))
+    return folder, run(folder, 3, "uninterrupted")
+
+
 @pytest.mark.parametrize("steps", [1, 3, 5, 6, 8])
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, steps: int):
-    make_folders(tmp_path, 7, (40, 40))  # three steps per epoch
-    uninterrupted = run(tmp_path, 3, "uninterrupted")
+def test_stopped_and_resumed_equals_uninterrupted(uninterrupted: tuple[Path, TrainingState], steps: int):
+    (folder, state), name = uninterrupted, f"resumed after {steps}"
     stops = iter([False] * (steps - 1) + [True] + [False] * 99)
-    run(tmp_path, 3, "resumed", stop=lambda: next(stops))
-    resumed = run(tmp_path, 3, "resumed", resuming=True)
-    assert equal(uninterrupted.state_dict(), resumed.state_dict())
-    assert same_files(tmp_path, "uninterrupted", "resumed")
+    run(folder, 3, name, stop=lambda: next(stops))
+    resumed = run(folder, 3, name, resuming=True)
+    assert equal(state.state_dict(), resumed.state_dict())
+    assert same_files(folder, "uninterrupted", name)
 
 
 def test_killed_ten_times_equals_uninterrupted(tmp_path: Path):
