@@ -47,6 +47,7 @@ def evaluate_set(
         are plain numbers. What is undefined is None, as are `low` and `high` of fewer than `MIN_IMAGES_OF_INTERVAL`.
     """
     n = len(rows)
+    resamples = resamples if n >= MIN_IMAGES_OF_INTERVAL else 0
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
     by_class = [name for name in rows[0] if name.rpartition("_c")[0] in CHALLENGE_SCORES]
     result: dict[str, Any] = {"images": n}
@@ -130,13 +131,13 @@ def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
         if any(row.get(name) is None for row in rows):
             continue
         confidence = sign * np.array([row[name] for row in rows], dtype=np.float64)
-        resampled = [
-            [f(np.repeat(confidence, repeats), np.repeat(risks, repeats)) for f in SELECTIVE_METRICS.values()]
-            for repeats in weights
-        ]
+        resampled = np.empty((len(weights), len(SELECTIVE_METRICS)))
+        for i, repeats in enumerate(weights):
+            drawn = np.repeat(confidence, repeats), np.repeat(risks, repeats)
+            resampled[i] = [f(*drawn) for f in SELECTIVE_METRICS.values()]
         selective[name] = {
             metric: _interval(f(confidence, risks), values, len(rows))
-            for (metric, f), values in zip(SELECTIVE_METRICS.items(), np.array(resampled).T, strict=True)
+            for (metric, f), values in zip(SELECTIVE_METRICS.items(), resampled.T, strict=True)
         }
         coverage, risk = risk_coverage_curve(confidence, risks)
         curves[name] = {"coverage": coverage.tolist(), "risk": risk.tolist()}
