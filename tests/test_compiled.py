@@ -53,10 +53,10 @@ def check_tracing() -> None:
     sampler = MCDropout(num_samples=20)  # two batches of 16 for each image, the second one padded
     few = torch._dynamo.config.patch(recompile_limit=1)
     with patch("torch.compile", partial(torch.compile, backend=backend)), few:
-        compiled = compile_model(model, sampler, Path("cache"))
+        compiled, softmax = (compile_model(model, method, Path("cache")) for method in (sampler, Softmax()))
     norms = [module for module in model.network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     n_inputs = 2 + 2 * len(norms)  # image and masks; the weights are constants
-    assert traced == [n_inputs, n_inputs]
+    assert traced == [n_inputs, n_inputs, n_inputs - 1, n_inputs - 1]
     inputs = [sampler.preprocess_image(make_image(i, (40, 30))[0], model.input_size) for i in range(2)]
 
     def sample(i: int) -> torch.Tensor:
@@ -66,9 +66,11 @@ def check_tracing() -> None:
         results = list(pool.map(sample, range(2)))
     with pytest.raises(RuntimeError, match="recompile"):  # in threads, a late compilation is neither safe nor wanted
         sampler.sample(compiled, [inputs[0][..., :32, :32]], ["0.jpg"])
-    assert len(traced) == 2
     for i, found in enumerate(results):
         torch.testing.assert_close(found, sampler.sample(model, [inputs[i]], [f"{i}.jpg"])[0][0].logits)
+    found, expected = (Softmax().sample(one, inputs[:1], [""])[0][0].logits for one in (softmax, model))
+    torch.testing.assert_close(found, expected)
+    assert len(traced) == 4
 
 
 def test_each_member_of_an_ensemble_is_compiled(compiled: list[Callable]):

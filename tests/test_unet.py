@@ -79,7 +79,8 @@ def test_invalid_architecture(arguments: dict, word: str):
 
 def test_up_pads_to_the_skip_connection():
     up = Up(8, 4)
-    assert up(torch.rand(1, 8, 3, 4), torch.rand(1, 4, 7, 9)).shape == (1, 4, 7, 9)
+    upsampled = up(torch.rand(1, 8, 3, 4), torch.rand(1, 4, 7, 9), iter([None, None]))
+    assert upsampled.shape == (1, 4, 7, 9)
 
 
 def test_sigmoid_logit_becomes_a_softmax_pair():

@@ -8,7 +8,7 @@ Approximation", ICML 2016.
 import torch
 from torch import Tensor, nn
 
-from unet.unet_parts import NO_MASKS, ChannelDropout, DoubleConv, Down, OutConv, Up
+from unet.unet_parts import ChannelDropout, DoubleConv, Down, OutConv, Up
 
 DROPOUT_PLACEMENTS = ("layer", "block")
 
@@ -90,7 +90,8 @@ class BayesianUNet(nn.Module):
         Returns:
             (N, n_classes, h, w) logits.
         """
-        of_layers = NO_MASKS if masks is None else iter(masks[:, :, None, None].split(self.dropout_channels, dim=1))
+        channels = self.dropout_channels
+        of_layers = iter([None] * len(channels) if masks is None else masks[:, :, None, None].split(channels, dim=1))
         x1 = self.inc(x, of_layers)  # (N, 32, h, w)
         x2 = self.down1(x1, of_layers)  # (N, 64, h / 2, w / 2)
         x3 = self.down2(x2, of_layers)  # (N, 128, h / 4, w / 4)

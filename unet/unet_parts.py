@@ -1,14 +1,12 @@
 """The building blocks of the U-Net."""
 
 from collections.abc import Iterator
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LayerMasks = Iterator[Tensor | None]  # of the dropout layers to come, each (N, C, 1, 1)
-NO_MASKS: LayerMasks = repeat(None)
+LayerMasks = Iterator[Tensor | None]  # of the dropout layers to come, each (N, C, 1, 1) or None for a random one
 
 
 class ChannelDropout(nn.Dropout2d):
@@ -66,7 +64,7 @@ class DoubleConv(nn.Module):
             *_conv_layer(mid_channels, out_channels, dropout[1]),
         )
 
-    def forward(self, x: Tensor, masks: LayerMasks = NO_MASKS) -> Tensor:
+    def forward(self, x: Tensor, masks: LayerMasks) -> Tensor:
         for layer in self.double_conv:
             if isinstance(layer, nn.Sequential):
                 activation, dropout = layer
@@ -83,7 +81,7 @@ class Down(nn.Module):
         super().__init__()
         self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(in_channels, out_channels, dropout=dropout))
 
-    def forward(self, x: Tensor, masks: LayerMasks = NO_MASKS) -> Tensor:
+    def forward(self, x: Tensor, masks: LayerMasks) -> Tensor:
         pool, conv = self.maxpool_conv
         return conv(pool(x), masks)  # (N, C_in, h, w) -> (N, C_out, h // 2, w // 2)
 
@@ -115,7 +113,7 @@ class Up(nn.Module):
             mid_channels = out_channels
         self.conv = DoubleConv(in_channels, out_channels, mid_channels, dropout)
 
-    def forward(self, x: Tensor, skip: Tensor, masks: LayerMasks = NO_MASKS) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, masks: LayerMasks) -> Tensor:
         x = self.up(x)  # (N, C, h, w) -> (N, C', 2 h, 2 w)
         rows, columns = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
         if rows or columns:  # pooling rounded an odd size down
