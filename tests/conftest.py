@@ -153,15 +153,17 @@ def run_script(
     return forked([path, *map(str, arguments)], cwd, lambda: (before(), runpy.run_path(path, run_name="__main__")))
 
 
-def run_module(module: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def run_module(
+    module: str, *arguments: object, cwd: Path = ROOT, before: Callable[[], object] = lambda: None
+) -> subprocess.CompletedProcess:
     """Run `python -m MODULE` in a folder, that of the project by default, to its end, as `run_script` does."""
     command = [module, *map(str, arguments)]
     if not FORKS:
-        return _started([sys.executable, "-m", *command], cwd)
-    return forked(command, cwd, lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+        return _started([sys.executable, "-m", *command], cwd, before)
+    return forked(command, cwd, lambda: (before(), runpy.run_module(module, run_name="__main__", alter_sys=True)))
 
 
-def _started(command: list[str], cwd: Path, before: Callable[[], object] | None = None) -> subprocess.CompletedProcess:
+def _started(command: list[str], cwd: Path, before: Callable[[], object]) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=cwd, preexec_fn=before
     )

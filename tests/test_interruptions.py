@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FORKS, assert_one_clear_line, make_folders, run_script, start_script
+from tests.conftest import FORKS, assert_one_clear_line, make_folders, run_module, run_script, start_script
 from utils.pipeline.summary import read_summary
 
 
@@ -118,13 +118,13 @@ def test_interrupted_single_images_keep_their_summary(signum: int, code: int, tm
 
 
 def limited(limit: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a script that cannot write files of more than `limit` bytes."""
+    """Run a script, or `utils.NAME`, that cannot write files of more than `limit` bytes."""
 
     def limit_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    return run_script(script, *arguments, before=limit_files)
+    return (run_script if script.endswith(".py") else run_module)(script, *arguments, before=limit_files)
 
 
 def test_training_on_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path, lively_file: Path):
@@ -141,6 +141,12 @@ def test_training_on_a_full_disk_keeps_earlier_checkpoints(tmp_path: Path, livel
     assert files(out / "earlier-1") == before
     assert files(out).keys() == {f"earlier-1/{name}" for name in before}
     assert not list(out.rglob(".*"))
+
+
+def test_samples_on_a_full_disk_are_not_left_in_part(tmp_path: Path):
+    result = limited(10_000, "utils.sample_data", "--output-dir", tmp_path)
+    assert_one_clear_line(result, f"{tmp_path / 'imgs' / 'SAMPLE_00.jpg'}: File too large")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_folder_on_a_full_disk_lists_what_is_missing(tmp_path: Path, model_file: Path):

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import io
 import logging
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from utils import arguments, cli
 from utils.data.artefacts import draw_bubbles, draw_hairs, vignette
 from utils.data.images import save_png
-from utils.runtime.atomic_files import atomic_file
+from utils.runtime.atomic_files import write_file
 from utils.runtime.console import progress
 
 logger = logging.getLogger(__name__)
@@ -140,8 +141,9 @@ def main(args: argparse.Namespace) -> None:
     cli.require_one_process()
     for i in progress(range(args.seed, args.seed + args.count), unit="image"):
         image, mask = make_sample(i, (args.width, args.height))
-        with atomic_file(args.output_dir / "imgs" / f"SAMPLE_{i:02d}.jpg") as file:
-            image.save(file, "JPEG", quality=88)
+        jpeg = io.BytesIO()  # Pillow does not report a full disk for each JPEG
+        image.save(jpeg, "JPEG", quality=88)
+        write_file(args.output_dir / "imgs" / f"SAMPLE_{i:02d}.jpg", jpeg.getbuffer())
         save_png(args.output_dir / "masks" / f"SAMPLE_{i:02d}_Segmentation.png", mask)
     logger.info("%d images with masks in %s", args.count, args.output_dir)
 
