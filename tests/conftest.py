@@ -138,8 +138,8 @@ def run_script(
 ) -> subprocess.CompletedProcess:
     """Run a script of the project, in the folder `cwd`, to its end.
 
-    Its process is forked from this one and so has imported PyTorch, which takes seconds; the test of the README's
-    commands starts new ones.
+    Its process is forked from this one and so has imported PyTorch and the project, which takes seconds; in the test of
+    the README's commands the first of each script imports the project itself.
 
     Args:
         script: its path, relative to the root of the project or absolute.

@@ -7,6 +7,7 @@ This file, run as a script, is the process from which they are forked.
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from functools import cache
 from pathlib import Path
 
 import torch  # noqa: F401
+
+_TIME_LIMIT = 400  # seconds after which a program is killed
 
 
 @cache
@@ -53,6 +56,7 @@ def _serve() -> None:
 
 
 def _run(words: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
+    signal.alarm(_TIME_LIMIT)
     for number, path in enumerate((os.devnull, *outputs)):
         os.dup2(os.open(path, os.O_WRONLY if number else os.O_RDONLY), number)
     os.chdir(cwd)

@@ -5,6 +5,7 @@ import torch
 
 from tests.conftest import lively_network
 from unet import BayesianUNet, draw_dropout_masks
+from unet.unet_parts import ChannelDropout
 
 
 def test_passes_differ_and_buffers_are_unchanged():
@@ -42,6 +43,19 @@ def test_each_pass_applies_its_mask():
         for t in range(4):
             torch.testing.assert_close(network(x, masks[t : t + 1])[0], batch[t], atol=1e-5, rtol=0)
     assert not torch.equal(batch[0], batch[1])
+
+
+@pytest.mark.parametrize(("placement", "layers"), [("layer", 18), ("block", 8)])
+def test_each_layer_applies_its_part_of_the_masks(placement: str, layers: int):
+    network, applied = lively_network(dropout_placement=placement), []
+    for module in network.modules():
+        if isinstance(module, ChannelDropout):
+            module.register_forward_hook(lambda _, inputs, output: applied.append((inputs[0], output)))
+    masks = draw_dropout_masks(network, 2, seed=1)
+    network(torch.rand(2, 3, 32, 32), masks)
+    assert len(applied) == layers
+    for (x, output), mask in zip(applied, masks.split(network.dropout_channels, dim=1), strict=True):
+        assert torch.equal(output, x * mask[:, :, None, None])
 
 
 def test_masks_are_for_all_layers_of_the_network():

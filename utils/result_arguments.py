@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from utils.argument_types import number
 
-# Of a guarantee, of whose highest level 999 calibration images are required.
-guarantee_level = number(0, 0.999)
+guarantee_level = number(0, 0.999)  # the highest one requires 999 calibration images
 
 
 def add_result_flags(parser: argparse._ActionsContainer) -> None:
