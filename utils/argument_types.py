@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from utils.data.mask_values import colour_values
 
-_MAX_INTEGER = 10**9
+_NO_LIMIT = 10**9
 
 
-def integer(minimum: int, maximum: int = _MAX_INTEGER) -> Callable[[str], int]:
+def integer(minimum: int, maximum: int = _NO_LIMIT) -> Callable[[str], int]:
     """An argparse type: an integer from `minimum` to `maximum`."""
 
     def parse(text: str) -> int:
@@ -17,14 +17,14 @@ def integer(minimum: int, maximum: int = _MAX_INTEGER) -> Callable[[str], int]:
         except ValueError:
             value = minimum - 1
         if not minimum <= value <= maximum:
-            bounds = f"of {minimum} or more" if maximum == _MAX_INTEGER else f"from {minimum} to {maximum}"
+            bounds = f"of {minimum} or more" if maximum == _NO_LIMIT else f"from {minimum} to {maximum}"
             raise argparse.ArgumentTypeError(f"expected an integer {bounds}, not {text!r}")
         return value
 
     return parse
 
 
-def number(low: float, high: float, include_low: bool = False) -> Callable[[str], float]:
+def number(low: float, high: float = _NO_LIMIT, include_low: bool = False) -> Callable[[str], float]:
     """An argparse type: a number above `low`, or from `low` on if `include_low`, up to `high`."""
 
     def parse(text: str) -> float:
@@ -33,7 +33,8 @@ def number(low: float, high: float, include_low: bool = False) -> Callable[[str]
         except ValueError:
             value = float("nan")
         if not (low < value <= high or (include_low and value == low)):
-            bounds = f"{'from' if include_low else 'above'} {low:g} and up to {high:g}"
+            bounds = f"{'from' if include_low else 'above'} {low:g}"
+            bounds += f" and up to {high:g}" if high < _NO_LIMIT else ""
             raise argparse.ArgumentTypeError(f"expected a number {bounds}, not {text!r}")
         return value
 

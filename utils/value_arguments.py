@@ -21,13 +21,13 @@ def add_value_flags(parser: argparse._ActionsContainer, recorded: str = "as in t
     )
     parser.add_argument(
         "--white",
-        type=number(0, 1e9),
+        type=number(0),
         metavar="V",
         help=f"value of white in 16-bit images (default: {recorded}by the bit depth that the images show)",
     )
     parser.add_argument(
         "--max-megapixels",
-        type=number(0, 1e9),
+        type=number(0),
         default=DEFAULT_MAX_MEGAPIXELS,
         metavar="N",
         help="refuse larger images, whose files may be malicious (default: %(default)s)",
