@@ -13,11 +13,14 @@ from tests.conftest import ROOT, lively_network, make_image
 from unet import BayesianUNet
 from unet.unet_parts import ChannelDropout, DoubleConv
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.data.groups import name_digests
 from utils.data.mask_values import colour_values
+from utils.data_loading import split_indices
 from utils.inference.maps import predict_classes
 from utils.inference.predictor import predict
 from utils.metrics.segmentation import segmentation_scores
 from utils.runtime.errors import InputError
+from utils.training.checkpoint_files import names_trained_on
 
 LAYOUTS = Path(__file__).parent / "original_checkpoint_layout.json"
 
@@ -62,6 +65,14 @@ def test_shipped_model():
         classes = predict_classes(predict(model, image).probs).numpy()
         dices.append(segmentation_scores(classes, np.asarray(mask) > 127)["dice"])
     assert np.mean(dices) > 0.8
+
+
+def test_shipped_model_names_its_training_images():
+    settings = load_model(ROOT / "pretrained_model.pth").settings
+    training, validation = (len(part) for part in split_indices(settings["images"], settings["validation"], 0))
+    assert (len(set(settings["trained_names"])), validation) == (training, 37)
+    names = name_digests([Path("imgs", f"ISIC_000000{i}.jpg") for i in (0, 1, 2, 3)], Path("imgs"))
+    assert names_trained_on(settings, settings, names) == {*names[:3]}  # the last one is a test image
 
 
 def test_half_precision_file_loads_in_single_precision(tmp_path: Path):
