@@ -1,4 +1,4 @@
-"""The flags that scripts and commands share: parents."""
+"""The flags that scripts and commands share, as argparse parents."""
 
 import argparse
 from pathlib import Path
