@@ -16,7 +16,7 @@ from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.cache import decode_pairs
 from utils.data.groups import groups_of, name_digests, names_digest, read_groups
-from utils.data.mask_classes import MaskOptions
+from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.pairing import Pair, pair_files
 from utils.data_loading import (
     SegmentationDataset,
@@ -129,7 +129,7 @@ def load_datasets(
     pairs, held_out_pairs, group_of = pair_folders(args, folders)
 
     # Decode: white and the classes mean what they mean to the loaded weights
-    options = replace(cli.mask_options(args), loaded=loaded.mask_values)
+    options = replace(cli.mask_options(args), loaded=MaskClasses(loaded.mask_values, loaded.ignore_value))
     n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
     if args.load and white != args.white:
         logger.info("White in 16-bit images is %g, as in the loaded model (--white names another)", white)

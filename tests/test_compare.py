@@ -95,6 +95,14 @@ def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
     assert not (tmp_path / "d").exists()
 
 
+def test_comparison_is_not_written_among_the_images(project: Path):
+    folders = ["--imgs-dir", project / "imgs", "--masks-dir", project / "masks"]
+    before = sorted((project / "imgs").iterdir())
+    result = run_module("utils.compare", project / "direct", *folders, "--output-dir", project / "imgs")
+    assert_one_clear_line(result, "the output folder is the input folder")
+    assert sorted((project / "imgs").iterdir()) == before
+
+
 def test_summary_of_another_run(project: Path, tmp_path: Path):
     """Whose names are not those of the metrics: one clear line, before anything is written."""
     folder = shutil.copytree(project / "direct", tmp_path / "o")

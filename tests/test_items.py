@@ -79,6 +79,10 @@ def test_results_are_not_written_among_images_or_masks(tmp_path: Path):
     image, mask, *_ = touch(tmp_path, "imgs/a.jpg", "masks/a.png", "out/imgs/b.jpg", "out/imgs/imgs/a.jpg")
     with pytest.raises(InputError, match="is the mask folder"):
         find_items(imgs, masks, IMAGE_EXTENSIONS, mask_dir=masks)
+    for folder in ("masks", "masks/s"):  # the image and its mask are in sub-folders
+        touch(tmp_path, "deep/s/a.jpg", "deep_masks/s/a.png")
+        with pytest.raises(InputError, match="is the mask folder"):
+            find_items(tmp_path / "deep", tmp_path / f"deep_{folder}", IMAGE_EXTENSIONS, True, tmp_path / "deep_masks")
     with pytest.raises(InputError, match=r"is the input folder, .*imgs: "):
         find_items(tmp_path / "out" / "imgs", tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
     for inputs in ([image], [imgs]):

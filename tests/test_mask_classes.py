@@ -350,14 +350,27 @@ def test_object_of_255_is_not_what_a_model_ignores():
 
 
 def test_masks_with_the_values_of_the_loaded_model_keep_its_classes():
-    masks, loaded = [counted({0: 80, 1: 10, 2: 20})], [0, 2, 1]
+    masks, loaded = [counted({0: 80, 1: 10, 2: 20})], MaskClasses([0, 2, 1])
     assert decide(masks, 3).values == (0, 1, 2)
     assert decide(masks, 3, loaded=loaded).values == (0, 2, 1)
     assert decide(masks, 3, loaded=loaded, values=[0, 1, 2]).values == (0, 1, 2)
     assert decide(masks, 3, loaded=loaded, background=2).values == (2, 0, 1)
-    assert decide(masks, 3, loaded=[0, 5, 1]).values == (0, 1, 2)
-    classes = decide([counted({0: 80, 255: 20})], loaded=[0, 1])
+    assert decide(masks, 3, loaded=MaskClasses([0, 5, 1])).values == (0, 1, 2)
+    classes = decide([counted({0: 80, 255: 20})], loaded=MaskClasses([0, 1]))
     assert (classes.values, classes.ignored) == ((0, 255), None)
+
+
+def test_masks_with_the_values_of_the_loaded_model_ignore_what_it_ignores():
+    """The pixels of a thin border would otherwise be lesion or background, an area an error."""
+    border = counted({0: 800, 255: 200}, thin={128: 14})
+    loaded = MaskClasses([0, 255], ignored=128)
+    for masks in ([border], [counted({0: 800, 255: 200, 128: 99})]):
+        classes = decide(masks, loaded=loaded)
+        assert (classes.values, classes.ignored) == ((0, 255), 128)
+    assert decide([border]).ignored is None
+    assert decide([border], loaded=loaded, ignored=7).ignored == 7  # a flag
+    assert decide([counted({0: 80, 128: 20})], loaded=loaded).values == (0, 128)  # another object
+    assert decide([counted({0: 80, 128: 20, 255: 9})], 3, loaded=loaded, values=[0, 128, 255]).ignored is None
 
 
 def test_masks_without_some_of_the_classes_of_a_model():

@@ -417,21 +417,25 @@ def test_temperatures(tmp_path: Path, small: list[object]):
     assert set(model.temperatures) == set(model.risk_curves) == {"softmax", "mc_dropout", "tta"}
 
 
-def test_loaded_model_keeps_its_classes_and_white(tmp_path: Path):
-    imgs, _ = make_folders(tmp_path / "train", 4, (48, 40))
+def test_loaded_model_keeps_its_classes_void_and_white(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path / "train", 4, (48, 40))
+    for path in masks.iterdir():
+        mask = np.array(Image.open(path))
+        mask[:, 5] = 128  # a line that belongs to no class
+        Image.fromarray(mask).save(path)
     for path in imgs.iterdir():
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 4  # 10 bits
         path.unlink()
         Image.fromarray(grey).save(path.with_suffix(".png"))
     start, small = tmp_path / "inverted.pth", ["--newW", 32, "--newH", 32, "--epochs", 1]
     network = BayesianUNet(base_channels=4)
-    save_checkpoint(start, TrainedModel(network, mask_values=[255, 0], white=4095.0))
+    save_checkpoint(start, TrainedModel(network, mask_values=[255, 0], ignore_value=128, white=4095.0))
     for flags, values, white in (
         ([], [255, 0], 4095),
         (["--mask-values", 0, 255, "--white", 1023], [0, 255], 1023),
     ):
         model = load_model(train(tmp_path, *small, "--load", start, *flags) / "best.pth")
-        assert (model.mask_values, model.white) == (values, white)
+        assert (model.mask_values, model.ignore_value, model.white) == (values, 128, white)
 
 
 def test_validation_folder_of_the_training_images_and_void(tmp_path: Path):

@@ -60,7 +60,7 @@ def model_parent() -> argparse.ArgumentParser:
     group.add_argument("--bilinear", action="store_true", default=None, help="bilinear upsampling")
     group.add_argument("--classes", "-c", type=integer(1, 255), metavar="N", help="number of classes")
     _add_size_flags(group)
-    add_value_flags(group)
+    add_value_flags(parent.add_argument_group("values of masks and images"))
     computation = _add_compute_flags(parent)
     add_with_default(
         computation,

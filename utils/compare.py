@@ -25,7 +25,7 @@ from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES
 from utils.metrics.segmentation import segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, entropy, score_title
 from utils.pipeline.ground_truth import GroundTruth
-from utils.pipeline.items import Item, evenly_spaced, sibling
+from utils.pipeline.items import Item, check_output_folders, evenly_spaced, sibling
 from utils.pipeline.report import read_metrics_table
 from utils.pipeline.summary import read_summary
 from utils.runtime.atomic_files import write_file, write_json
@@ -81,6 +81,7 @@ def main(args: argparse.Namespace) -> None:
     summary = args.results[0] / "summary.csv"
     ranked = read_names(summary)
     items = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in ranked]
+    check_output_folders([args.output_dir], [item.path for item in items], args.masks_dir)
     run = next(iter(results.values()))["run"]
     recorded = MaskClasses(run["mask_values"])
     ground_truth = GroundTruth(items, args.masks_dir, recorded, run["ignore_value"], args.mask_suffix)

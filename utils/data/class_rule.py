@@ -66,7 +66,7 @@ def decide_classes(
     by_index = palettes_count_by_index(raw.values, of_learnt if expected else (), learnt.by_index)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
     counts = merge_counts(by_mask.values())
-    known = (options.ignored, _recorded_void(counts, expected), _void_value(counts, by_mask, n_classes))
+    known = (options.ignored, _recorded_void(counts, expected, options.loaded), _void_value(counts, by_mask, n_classes))
     ignored = next((value for value in known if value not in (None, *options.of_classes)), None)
     kept, by_mask = counts.without(ignored), {name: one.without(ignored) for name, one in by_mask.items()}
     if expected is None and options.ignored is not None and options.ignored not in counts.values:
@@ -102,10 +102,10 @@ def _void_value(counts: ValueCounts, masks: Mapping[str, ValueCounts], n_classes
     return _VOID if enough else None
 
 
-def _recorded_void(counts: ValueCounts, expected: MaskClasses | None) -> int | None:
+def _recorded_void(counts: ValueCounts, expected: MaskClasses | None, loaded: MaskClasses) -> int | None:
     """The ignored value of a model; but in masks of 0 and 255, the latter is the object that it has learnt as 1."""
     if expected is None:
-        return None
+        return loaded.ignored if {*loaded.values} <= {*counts.values.tolist()} else None
     is_object = expected.ignored == _VOID and len(expected.values) == 2 and len(counts.without(_VOID).values) < 2
     return None if is_object else expected.ignored
 
@@ -127,8 +127,8 @@ def _class_values(
     if options.first is not None and options.first not in found:
         background = format_mask_value(options.first)
         raise InputError(f"the background {background} is none of the mask values {_list_values(found)}")
-    if options.first is None and {*found} == {*options.loaded}:
-        return tuple(options.loaded)
+    if options.first is None and {*found} == {*options.loaded.values}:
+        return tuple(options.loaded.values)
     return tuple(sorted(found, key=lambda value: value != options.first))
 
 

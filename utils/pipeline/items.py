@@ -158,24 +158,34 @@ def find_items(
                 f"{other.name} and {item.name} would both be written to {item.output(output_dir)}: rename one, or "
                 "select one of their file extensions"
             )
-    check_output_folders(outputs, images, mask_dir)
+    folders = [output_dir, *(path.parent for path in outputs)]
+    check_output_folders(folders, images, mask_dir, {path.relative_to(input_dir).parent for path in images})
     return items
 
 
 # -- what no result may replace ----------------------------------------------------------------------------------------
 
 
-def check_output_folders(outputs: Iterable[Path], images: Iterable[Path], mask_dir: Path | None) -> None:
+def check_output_folders(
+    folders: Iterable[Path], images: Iterable[Path], mask_dir: Path | None, below: Iterable[PurePath] = ()
+) -> None:
     """Check that results are written neither among the images nor among the masks.
+
+    Args:
+        folders: of the results.
+        images: the images.
+        mask_dir: folder of the ground-truth masks.
+        below: sub-folders of it in which they may be.
 
     Raises:
         InputError: they are.
     """
     of_images = {folder.resolve() for folder in {path.parent for path in images}}
-    for folder in dict.fromkeys(path.parent for path in outputs):
+    of_masks = {(mask_dir / folder).resolve() for folder in (PurePath(), *below)} if mask_dir else ()
+    for folder in dict.fromkeys(folders):
         if folder.resolve() in of_images:
             what = "input folder"
-        elif mask_dir and folder.resolve() == mask_dir.resolve():
+        elif folder.resolve() in of_masks:
             what = "mask folder"
         else:
             continue

@@ -53,7 +53,7 @@ def find_single_images(
         raise InputError("a folder of images requires an output folder for the results")
     if output_dir:
         outputs = [output_dir / f"{path.stem}.png" for path in paths]
-        check_output_folders(outputs, paths, masks[0])
+        check_output_folders([output_dir], paths, masks[0])
     elif outputs is None:
         outputs = [sibling(path, "_OUT.png") for path in paths]
     if len(outputs) != len(paths):
