@@ -49,10 +49,12 @@ def test_streams_outlive_their_readers(monkeypatch: pytest.MonkeyPatch):
         os.close(reading)
         monkeypatch.setattr(sys, name, os.fdopen(writing, "w"))
     with lasting_streams():
+        files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
         for i in range(3):
             print(i)
             print(i, flush=True)
             ConsoleHandler().emit(logging.makeLogRecord({"msg": f"line {i}"}))
+        assert not files or len(os.listdir("/proc/self/fd")) == files  # none stays open for each line
     sys.stdout.close()  # what was in the buffer is not written now
     sys.stderr.close()
 

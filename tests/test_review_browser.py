@@ -476,6 +476,19 @@ def test_comment_is_of_the_image_that_is_shown(samples: Path, opened: Open):
     assert comments == ["!", "hair"]
 
 
+def test_windows_keep_each_others_decisions(samples: Path, opened: Open):
+    """Even one that has not been told of them, such as a page that the browser had frozen."""
+    page = opened(samples)
+    decisions = page.evaluate("""() => {
+        const other = new DecisionStore(store.fingerprint);
+        other.set("a.jpg", {decision: "accept"});
+        store.setView({sort: "name"});
+        store.set("b.jpg", {decision: "reject"});
+        return Object.keys(JSON.parse(localStorage.getItem(store.key)).decisions);
+    }""")
+    assert decisions == ["a.jpg", "b.jpg"]
+
+
 def test_a_key_that_is_held_decides_once(samples: Path, opened: Open):
     page = opened(samples, "#1")
     for key, decided in (("a", 1), ("c", 2), ("z", 1)):

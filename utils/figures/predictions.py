@@ -158,20 +158,15 @@ def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure
 
 
 def draw_comparison(rows: Sequence[FigureRow], probability: str = "Probability") -> Figure:
-    """One row per image: image, ground truth if there is one, and probability and entropy by each method.
+    """One row per image: image, ground truth, and probability and entropy by each method.
 
     Args:
-        rows: with the same methods.
+        rows: with ground truth, and the same methods.
         probability: the title of the probabilities.
     """
-    labelled = rows[0].target is not None
     legend = _class_legend(max(row.n_classes for row in rows))
-    columns = [Column("Image"), *[Column("Ground truth", legend=legend)] * labelled]
-    panels = []
-    for row in rows:
-        panels.append([row.image])
-        if labelled:
-            panels[-1].append(tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH))
+    columns = [Column("Image"), Column("Ground truth", legend=legend)]
+    panels = [[row.image, tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)] for row in rows]
     return _with_maps(columns, panels, rows, probability)
 
 

@@ -113,7 +113,7 @@ def predict_probabilities(
         return files
 
     kept, statistics = (STATISTICS if saved else () for saved in (options.save_npy, options.save_entropy))
-    maps = MapOptions(greyscale_maps=draw, statistics=statistics or kept, keep=kept, guarantee=guarantee)
+    maps = MapOptions(greyscale_maps=draw, statistics=statistics, keep=kept, guarantee=guarantee)
     check_room_for_floats(output_dir, outputs, (2 * model.network.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing, ground_truth)
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))

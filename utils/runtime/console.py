@@ -45,8 +45,8 @@ class LastingStream:
         try:
             yield
         except (OSError, ValueError):  # the other end is closed, or this one
-            with suppress(OSError, ValueError):  # what is still in the buffer goes to the null device, too
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), self._stream.fileno())  # what is still in the buffer goes there, too
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -28,6 +28,7 @@ class DecisionStore {
   }
 
   setView(changes) {
+    this.read(); // or else the decisions of another window would be lost
     Object.assign(this.view, changes);
     this.write(false);
   }
