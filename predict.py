@@ -42,8 +42,7 @@ def main(args: argparse.Namespace) -> int:
     ground_truth = None
     if args.mask_dir:
         recorded = MaskClasses(model.mask_values, model.ignore_value)
-        names = (args.ignore_value, args.mask_suffix)
-        ground_truth = GroundTruth(items, args.mask_dir, recorded, *names, evaluate_probs=False)
+        ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
         ground_truth.check_kept([] if args.no_save else [item.output(args.output_dir) for item in items])
 
     # What is done with each prediction
@@ -71,8 +70,9 @@ def main(args: argparse.Namespace) -> int:
         journal = Journal(args.output_dir, settings, items, args.skip_existing, ground_truth)
 
     # Loop over the images, report
-    options = MapOptions(args.mask_threshold, keep=("predictive_entropy",) if args.viz else (), guarantee=guarantee)
-    predictor = FolderPredictor(model, sampler, save, options, ground_truth, show if args.viz else None, args.compile)
+    keep = ("predictive_entropy",) if args.viz else ()
+    options = MapOptions(args.mask_threshold, keep=keep, guarantee=guarantee, count_pixels=False)
+    predictor = FolderPredictor(model, sampler, save, options, show if args.viz else None, args.compile)
     write_rows = (lambda rows: None) if args.no_save else partial(write_tables, args.output_dir)
     report = predictor.run(Batch(items, ground_truth, journal, write_rows))
     run = {"guarantee": guarantee.settings} if guarantee else None

@@ -182,7 +182,7 @@ def make_row(item: Item, result: SingleImage, batch: Batch) -> FigureRow:
     prediction = result.prediction
     target = batch.report.read_target(batch.ground_truth, item, prediction.classes.shape)
     if target is not None:
-        prediction.scores |= batch.ground_truth.compare(item, target, prediction)
+        prediction.scores |= batch.ground_truth.compare(target, prediction)
     caption = format_scores(item.key, prediction.scores)
     return prediction_row(result.image, prediction.classes, prediction.maps, target, caption, prediction.regions)
 

@@ -214,7 +214,7 @@ def test_figure_that_fails_loses_nothing_else(tmp_path: Path, model: TrainedMode
             resized = mask.resize((40, 40))
         resized.save(path)
     ground_truth = GroundTruth(items, masks, MaskClasses((0, 255)))
-    predictor = FolderPredictor(model, Softmax(), save, ground_truth=ground_truth, show=show)
+    predictor = FolderPredictor(model, Softmax(), save, show=show)
     report = predictor.run(Batch(items, ground_truth))
     assert sorted(saved) == done(report) == names(0, 1)
     assert report.failures == [

@@ -80,13 +80,12 @@ def test_void_of_a_healthy_image_is_ignored_if_the_user_says_so(tmp_path: Path):
 def test_masks_that_do_not_fit(tmp_path: Path):
     imgs, masks = make_folders(tmp_path, 2, (20, 16))
     items = find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS)
-    ground_truth = GroundTruth(items, masks, MaskClasses((0, 255)), evaluate_probs=False)
+    ground_truth = GroundTruth(items, masks, MaskClasses((0, 255)))
     target = ground_truth.read(items[0], (16, 20))
-    assert ground_truth.compare(items[0], target, Prediction(target))["dice"] == 1
-    assert ground_truth.packed == {}
+    assert ground_truth.compare(target, Prediction(target))["dice"] == 1
     with pytest.raises(InputError, match=r"it has 30x16 pixels, its mask .* has 20x16"):
         ground_truth.read(items[0], (16, 30))
-    labels = GroundTruth(items, masks, MaskClasses((0, 1)), evaluate_probs=False)  # two classes are two classes
+    labels = GroundTruth(items, masks, MaskClasses((0, 1)))  # two classes are two classes
     assert np.array_equal(labels.read(items[0], (16, 20)), target)
     with pytest.raises(InputError, match="contains the value 255"):
         GroundTruth(items, masks, MaskClasses((0, 7, 9)))

@@ -74,7 +74,7 @@ def test_unwritable_summary_is_a_failure(tmp_path: Path):
 
 def test_image_without_a_score_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys):
     ground_truth = GroundTruth.__new__(GroundTruth)
-    ground_truth.packed, ground_truth.mask_dir, ground_truth.fitter = {}, Path("masks"), MaskFitter()
+    ground_truth.mask_dir, ground_truth.fitter = Path("masks"), MaskFitter()
     rows = [{"image": f"{i}.jpg", **dict.fromkeys(CHALLENGE_SCORES, dice)} for i, dice in enumerate((0.5, math.nan))]
     common = {"soft_dice_confidence": 0.5, "pairwise_dice": None, "mean_entropy": 0.1}
     Report([row | common for row in rows]).write(tmp_path, ground_truth)
@@ -116,7 +116,7 @@ def test_tables_of_others_are_not_overwritten(name: str, content: str, tmp_path:
 def test_tables_of_an_earlier_run_may_be_overwritten(tmp_path: Path):
     check_tables(tmp_path / "new")
     ground_truth = GroundTruth.__new__(GroundTruth)
-    ground_truth.packed, ground_truth.mask_dir, ground_truth.fitter = {}, Path("masks"), MaskFitter()
+    ground_truth.mask_dir, ground_truth.fitter = Path("masks"), MaskFitter()
     common = {"soft_dice_confidence": 0.5, "pairwise_dice": None, "mean_entropy": 0.1}
     Report([{"image": "a.jpg", **dict.fromkeys(CHALLENGE_SCORES, 0.5), **common}]).write(tmp_path, ground_truth)
     assert {path.name for path in tmp_path.iterdir()} == {"summary.csv", "metrics.csv", "metrics.json"}

@@ -83,6 +83,7 @@ class MapOptions:
         keep: which of `STATISTICS` are kept as float32 maps of the whole image, together with the mean probabilities;
             without any no such maps are kept.
         guarantee: whose masks are made, too, as greyscale maps.
+        count_pixels: count the pixels by their probabilities, entropies and classes, where there is ground truth.
     """
 
     threshold: float = 0.5
@@ -90,6 +91,7 @@ class MapOptions:
     statistics: Collection[str] = ()
     keep: Collection[str] = ()
     guarantee: Guarantee | None = None
+    count_pixels: bool = True
 
 
 @dataclass
@@ -163,7 +165,7 @@ def predict_full_size(
     if sum(len(logits) for logits, _ in samples) > 1:
         overlaps = count_overlaps(samples, size, options.threshold, max_values)
     scores, images, maps = ImageScores(overlaps), {}, None
-    counter = None if target is None else PixelCounter()
+    counter = PixelCounter() if options.count_pixels and target is not None else None
     statistics = {*options.statistics, *options.keep, "predictive_entropy"}
     guarantee, uncalibrated = options.guarantee, None
     if guarantee and guarantee.temperature != 1:

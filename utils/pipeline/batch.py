@@ -3,11 +3,14 @@
 import logging
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from utils.metrics.pixel_counts import PixelCounts
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal, SharedJournal
@@ -45,6 +48,7 @@ class Batch:
     write_rows: RowWriter = lambda rows: None
     report: Report = field(init=False, default_factory=Report)
     _rows: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
+    _packed: dict[str, bytes] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
     _next_rows: float = field(init=False, default=0.0)
 
@@ -86,7 +90,7 @@ class Batch:
         return [item for item in self.items if item.reported not in self._rows]
 
     def finish(
-        self, item: Item, scores: Mapping[str, Any], files: Collection[Path], packed: bytes | None = None
+        self, item: Item, scores: Mapping[str, Any], files: Collection[Path], counts: PixelCounts | None = None
     ) -> None:
         """Record a finished image; may be called in threads.
 
@@ -94,13 +98,15 @@ class Batch:
             item: the image.
             scores: its scores.
             files: what was written for it.
-            packed: its pixel counts, if its probabilities were compared with a ground truth.
+            counts: of its pixels, if its probabilities were compared with a ground truth.
         """
-        row = {"image": item.reported, **scores}
+        row, packed = {"image": item.reported, **scores}, counts.pack() if counts else None
         if self.journal:
             self.journal.add(row, files, packed)
         with self._lock:
             self._rows[item.reported] = row
+            if packed:
+                self._packed[item.reported] = packed
             if distributed.is_main() and time.monotonic() > self._next_rows:
                 started = time.monotonic()
                 self._write_rows_so_far()
@@ -120,7 +126,7 @@ class Batch:
             return {}
         if self.ground_truth is None:
             return dict(self.journal.rows)
-        self.ground_truth.packed |= self.journal.packed
+        self._packed |= self.journal.packed
         labelled = {item.reported for item in self.items if item.name in self.ground_truth.paths}
         # A mask may have been added or removed.
         return {name: row for name, row in self.journal.rows.items() if ("dice" in row) == (name in labelled)}
@@ -144,12 +150,13 @@ class Batch:
 
     def _merged_report(self) -> Report:
         """The report of all processes, in the order of the images."""
-        own = self.ground_truth.share() if self.ground_truth else ()
-        parts = distributed.all_gather((self._rows, self.report.failures, *own))
-        rows = {name: row for rows, *_ in parts for name, row in rows.items()}
-        failures = [failure for _, failures, *_ in parts for failure in failures]
+        resized = self.ground_truth.fitter.resized if self.ground_truth else []
+        gathered = zip(*distributed.all_gather((self._rows, self._packed, self.report.failures, resized)), strict=True)
+        all_rows, all_packed, all_failures, all_resized = gathered
+        rows, packed = dict(ChainMap(*all_rows)), dict(ChainMap(*all_packed))
+        failures = [*chain(*all_failures)]
         if self.ground_truth:
-            self.ground_truth.merge([share for _, _, *share in parts])
+            self.ground_truth.fitter.resized = [*chain(*all_resized)]
         known = {*rows, *(name for name, _ in failures)}
         assert all(item.reported in known for item in self.items), "an image is neither done nor failed"
-        return Report(self._ordered(rows), failures)
+        return Report(self._ordered(rows), failures, packed)

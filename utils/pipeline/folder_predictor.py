@@ -17,7 +17,6 @@ from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
 from utils.pipeline.batch import Batch
-from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.report import Report
 from utils.runtime.threads import (
@@ -56,7 +55,6 @@ class FolderPredictor:
         save: called in a thread with each image and its prediction; returns the files that it has written. An error
             that it raises is the image's failure.
         options: what else is computed of each image.
-        ground_truth: with which the predictions are compared.
         show: called in the main thread, in the order of the images, with each image, its prediction and its (H, W)
             uint8 ground-truth classes, if there are any. An error that it raises loses nothing else of the image.
         compile: compile the network first, if there is an image to predict.
@@ -66,7 +64,6 @@ class FolderPredictor:
     sampler: Sampler
     save: Callable[[Item, Prediction], Collection[Path]]
     options: MapOptions = field(default_factory=MapOptions)
-    ground_truth: GroundTruth | None = None
     show: Callable[[Item, Prediction, np.ndarray | None], None] | None = None
     compile: bool = False
     _batch: Batch = field(init=False)
@@ -112,7 +109,7 @@ class FolderPredictor:
 
     def _read(self, item: Item) -> _Input:
         image = item.read(self.model.white)
-        target = self._batch.report.read_target(self.ground_truth, item, (image.height, image.width))
+        target = self._batch.report.read_target(self._batch.ground_truth, item, (image.height, image.width))
         return _Input(image.size, self.sampler.preprocess_image(image, self.model.input_size), target)
 
     def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction, np.ndarray | None]]:
@@ -126,8 +123,7 @@ class FolderPredictor:
         predictions = []
         for (item, (size, _, target)), samples in zip(inputs.items(), self._draw_samples(inputs), strict=False):
             with self._batch.report.isolating(item.reported):
-                counted = target if self.ground_truth and self.ground_truth.evaluate_probs else None
-                predictions.append((item, predict_full_size(samples, size, self.options, counted), target))
+                predictions.append((item, predict_full_size(samples, size, self.options, target), target))
         return predictions
 
     def _draw_samples(self, inputs: Mapping[Item, _Input]) -> list[list[LogitSamples]]:
@@ -141,11 +137,8 @@ class FolderPredictor:
         """Save the prediction of an image, compare it with its ground truth, and record both."""
         with self._batch.report.isolating(item.reported):
             files = self.save(item, prediction)
-            scores, packed = {}, None
-            if target is not None:
-                scores = self.ground_truth.compare(item, target, prediction)
-                packed = self.ground_truth.packed.get(item.key)
-            self._batch.finish(item, {**scores, **prediction.scores}, files, packed)
+            scores = {} if target is None else self._batch.ground_truth.compare(target, prediction)
+            self._batch.finish(item, {**scores, **prediction.scores}, files, prediction.counts)
             height, width = prediction.classes.shape
             logger.debug(
                 "%s: %dx%d pixels, area %d, soft Dice confidence %.3f",

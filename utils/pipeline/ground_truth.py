@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,6 @@ from utils.data.mask_values import ValueCounts
 from utils.data.masks import read_mask
 from utils.data.pairing import find_masks
 from utils.inference.predictor import Prediction
-from utils.metrics.evaluation import evaluate_set
-from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores
 from utils.pipeline.items import Item, check_replaced
@@ -34,12 +31,10 @@ class GroundTruth:
         recorded: what the model has recorded of the masks that it was trained on, see `decide_classes`.
         ignore_value: the value of pixels that do not count, if the user names one.
         mask_suffix: how the masks are named, see `PairingOptions`.
-        evaluate_probs: evaluate the probabilities of a prediction, not only its mask.
 
     Attributes:
         paths: the masks of each image that has any, by its name.
         fitter: what it says of the sizes of the masks.
-        packed: by an image's key its `PixelCounts.pack()`.
 
     Raises:
         InputError: no image has a mask, the masks of one are ambiguous, or have values that belong to no class, or two
@@ -53,9 +48,8 @@ class GroundTruth:
         recorded: MaskClasses,
         ignore_value: int | None = None,
         mask_suffix: str | None = None,
-        evaluate_probs: bool = True,
     ) -> None:
-        self.mask_dir, self.n_classes, self.evaluate_probs = mask_dir, len(recorded.values), evaluate_probs
+        self.mask_dir, self.n_classes = mask_dir, len(recorded.values)
         self.mask_classes = recorded
         images: dict[PurePath, Path] = {}
         for item in items:
@@ -67,7 +61,6 @@ class GroundTruth:
                 )
         self.paths = find_masks(images, mask_dir, mask_suffix)
         self.fitter = MaskFitter()
-        self.packed: dict[str, bytes] = {}
         counts = _count_values([path for paths in self.paths.values() for path in paths])
         if counts:  # otherwise each mask fails when it is read
             self.mask_classes = decide_classes(counts, self.n_classes, MaskOptions(ignored=ignore_value), recorded)
@@ -96,39 +89,17 @@ class GroundTruth:
             return None
         return self.mask_classes.unite(self.fitter.read(paths, (width, height)))
 
-    def compare(self, item: Item, target: np.ndarray, prediction: Prediction) -> dict[str, float]:
-        """The scores of a prediction, of its probabilities if their pixels were counted; may be called in threads.
+    def compare(self, target: np.ndarray, prediction: Prediction) -> dict[str, float]:
+        """The scores of a prediction, of its probabilities if their pixels were counted.
 
         Args:
-            item: the image.
-            target: (H, W) class indices, from `read`.
+            target: (H, W) class indices of its image, from `read`.
             prediction: of the image.
         """
         scores = segmentation_scores(prediction.classes, target, self.n_classes)
         if (counts := prediction.counts) is not None:
             scores |= {name: float(metric(counts)) for name, metric in PIXEL_METRICS.items()}
-            self.packed[item.key] = counts.pack()
         return scores | prediction.region_losses(target)
-
-    def share(self) -> tuple[dict[str, bytes], list[str]]:
-        """What this process has gathered, for `merge`."""
-        return self.packed, self.fitter.resized
-
-    def merge(self, shares: Sequence[tuple[dict[str, bytes], list[str]]]) -> None:
-        """Take over what all processes have gathered."""
-        self.packed = {key: packed for part, _ in shares for key, packed in part.items()}
-        self.fitter.resized = [line for _, lines in shares for line in lines]
-
-    def evaluate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`evaluate_set` of compared images, which have these rows."""
-        if not self.packed:
-            return evaluate_set(rows)
-        coarse, total = [], None
-        for row in rows:
-            counts = PixelCounts.unpack(self.packed[row["image"]])
-            coarse.append(counts.coarse())
-            total = counts if total is None else total + counts
-        return evaluate_set(rows, coarse, total)
 
 
 def _count_values(paths: Sequence[Path]) -> dict[str, ValueCounts]:

@@ -117,6 +117,6 @@ def predict_probabilities(
     check_room_for_floats(output_dir, outputs, (2 * model.network.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing, ground_truth)
     batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
-    report = FolderPredictor(model, sampler, save, maps, ground_truth, compile=options.compile).run(batch)
+    report = FolderPredictor(model, sampler, save, maps, compile=options.compile).run(batch)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})
     return report

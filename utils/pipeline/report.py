@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.metrics.evaluation import format_evaluation
+from utils.metrics.evaluation import evaluate_set, format_evaluation
+from utils.metrics.pixel_counts import PixelCounts
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.summary import read_earlier_summary, write_summary
@@ -90,10 +91,12 @@ class Report:
     Attributes:
         rows: the scores of each finished image, in the order of the images.
         failures: name and reason of each failed image.
+        packed: by an image's name its `PixelCounts.pack()`, if its probabilities were compared with a ground truth.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    packed: Mapping[str, bytes] = field(default_factory=dict)
 
     @contextmanager
     def isolating(self, *names: str) -> Iterator[None]:
@@ -144,7 +147,7 @@ class Report:
         if len(scored) < len(compared):
             words = "%d of %d masks have no pixel that counts: these images have no score"
             logger.warning(words, len(compared) - len(scored), len(compared))
-        result = ground_truth.evaluate(scored) if scored else {}
+        result = self._evaluate(scored) if scored else {}
         if folder is not None:
             try:
                 write_tables(folder, self.rows)
@@ -157,6 +160,17 @@ class Report:
             of_all = f" of {len(self.rows)}" if len(scored) < len(self.rows) else ""
             masks = f"{len(scored)}{of_all} images compared with the masks in {ground_truth.mask_dir}"
             print(f"{masks}:\n{format_evaluation(result)}", flush=True)
+
+    def _evaluate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """`evaluate_set` of compared images, which have these rows."""
+        if not self.packed:
+            return evaluate_set(rows)
+        coarse, total = [], None
+        for row in rows:
+            counts = PixelCounts.unpack(self.packed[row["image"]])
+            coarse.append(counts.coarse())
+            total = counts if total is None else total + counts
+        return evaluate_set(rows, coarse, total)
 
     def finish(self, destination: str = "") -> int:
         """Log how the run ended; returns the exit code.
