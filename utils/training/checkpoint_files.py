@@ -42,7 +42,7 @@ def archive_earlier_run(folder: Path) -> None:
 def checkpoint_bytes(network: nn.Module, epochs: int, continues: bool = False) -> int:
     """The room that is needed for what is written in that many epochs.
 
-    Their own files, `best.pth`, and `last.pth`: three times the weights, and written beside the one that it replaces.
+    Their own files, `best.pth`, and `last.pth`: twice the weights, and written beside the one that it replaces.
 
     Args:
         network: the network.
@@ -50,7 +50,7 @@ def checkpoint_bytes(network: nn.Module, epochs: int, continues: bool = False) -
         continues: whether the run has been interrupted in this folder, where `best.pth` and `last.pth` are.
     """
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    files, replacing = 0 if continues else 4, 3 if continues or epochs > 1 else 0
+    files, replacing = 0 if continues else 3, 2 if continues or epochs > 1 else 0
     return size * (epochs + files + replacing) if epochs else 0
 
 
@@ -176,7 +176,7 @@ def resume(
     """Resume the training run that wrote `path`.
 
     Args:
-        state: the state to restore.
+        state: the state to restore; its network has been loaded from the file.
         path: the file.
         settings: of this run.
         classes: what this run will record of its mask values.
