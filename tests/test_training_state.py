@@ -21,7 +21,7 @@ from utils.data.cache import decode_pairs
 from utils.data.pairing import pair_files
 from utils.data_loading import training_batches, validation_batches
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, names_trained_on, resume
+from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, resume
 from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
 
@@ -129,17 +129,13 @@ def test_resume_checks_file_and_settings(tmp_path: Path):
         resume(new_state(), tmp_path / "out" / "last.pth", {"epochs": 5})
     with pytest.raises(InputError, match="contains no training state"):
         resume(new_state(), tmp_path / "out" / "best.pth", {"epochs": 1})
-    last, settings = tmp_path / "out" / "last.pth", {"epochs": 1, "image_names": "abc", "validation_image_names": None}
-    resume(state := new_state(), last, settings)  # files of earlier versions record no names
-    assert state.epoch == 1
+    last, settings = tmp_path / "out" / "last.pth", {"epochs": 1, "image_names": "abc", "mask_names": "abc"}
     write_checkpoint(last, read_checkpoint(last) | {"settings": settings})
-    resume(new_state(), last, settings)
-    with pytest.raises(InputError, match="run on training images of other names, or in another order"):
-        resume(new_state(), last, settings | {"image_names": "def"})
-    resume(new_state(), last, settings | {"mask_names": "abc"})
-    write_checkpoint(last, read_checkpoint(last) | {"settings": settings | {"mask_names": "abc"}})
-    with pytest.raises(InputError, match="run on training masks of other names, or in another order"):
-        resume(new_state(), last, settings | {"mask_names": "def"})
+    resume(state := new_state(), last, settings)
+    assert state.epoch == 1
+    for name, files in (("image_names", "images"), ("mask_names", "masks")):
+        with pytest.raises(InputError, match=f"run on training {files} of other names, or in another order"):
+            resume(new_state(), last, settings | {name: "def"})
 
 
 def test_resume_checks_the_meaning_of_mask_values(tmp_path: Path):
@@ -310,20 +306,6 @@ def test_run_that_is_resumed_into_another_folder_takes_its_best_epoch_along(tmp_
     assert read_checkpoint(tmp_path / "b" / "last.pth")["training"]["epoch"] == 2
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"last.pth", "metrics.csv", *["best.pth"] * bool(best)}
     assert not best or read_checkpoint(tmp_path / "b" / "best.pth")["epoch"] == 1
-
-
-def test_validation_images_that_the_loaded_model_may_have_been_trained_on():
-    split = {"image_names": "abc", "validation": 15.0, "seed": 0, "groups": None, "validation_image_names": None}
-    assert names_trained_on({"trained_names": ["a", "b", "c"]}, split, ["b", "c", "d"]) == {"b", "c"}
-    assert names_trained_on(split | {"trained_names": ["a"], "seed": 1}, split, ["b"]) == set()
-    # Files of earlier versions
-    for same in ({}, split, split | {"seed": 1, "image_names": "other"}):
-        assert names_trained_on(same, split, ["a", "b"]) == set()
-    for other in ({"seed": 1}, {"validation": 20.0}, {"groups": "g"}, {"validation_image_names": "def"}):
-        assert names_trained_on(split | other, split, ["a", "b"]) == {"a", "b"}
-    folders = split | {"validation_image_names": "def"}
-    assert names_trained_on(split, folders, ["a"]) == names_trained_on(folders, folders, ["a"]) == set()
-    assert names_trained_on(split | {"image_names": "def"}, folders, ["a"]) == {"a"}
 
 
 def test_progress_bar_shows_the_best_score_there_is():
