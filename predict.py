@@ -1,6 +1,7 @@
 """Write a mask for each image of a folder, and compare the masks with the ground truth if there is any."""
 
 import argparse
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
     predictor = FolderPredictor(model, sampler, save, options, show if args.viz else None, args.compile)
     write_rows = (lambda rows: None) if args.no_save else partial(write_tables, args.output_dir)
     report = predictor.run(Batch(items, ground_truth, journal, write_rows))
-    run = {"guarantee": guarantee.settings} if guarantee else None
+    run = {"guarantee": asdict(guarantee)} if guarantee else None
     report.write(None if args.no_save else args.output_dir, ground_truth, run)
     return cli.finish_prediction(args, report, args.input_dir, "" if args.no_save else f": {args.output_dir}")
 

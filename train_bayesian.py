@@ -33,13 +33,7 @@ from utils.runtime.seeds import json_digest
 from utils.runtime.signals import GracefulStop
 from utils.runtime.threads import cores_per_process
 from utils.training.calibrator import calibrate, save_calibration
-from utils.training.checkpoint_files import (
-    CheckpointWriter,
-    changed_setting,
-    checkpoint_bytes,
-    names_trained_on,
-    resume,
-)
+from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, resume
 from utils.training.loop import evaluate, predict_examples, train_one_epoch
 from utils.training.state import TrainingState, headline_score, new_training_state
 from utils.training.temperatures import format_temperatures
@@ -83,8 +77,8 @@ def main(args: argparse.Namespace) -> None:
     continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
     if distributed.is_main():
         check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch, continues))
-    seen = len(names_trained_on(loaded.settings, settings, validation_names)) if args.load else 0
-    log_datasets(training_set, validation_set, seen)
+    seen = {*validation_names} & {*loaded.settings.get("trained_names", ())} if args.load else ()
+    log_datasets(training_set, validation_set, len(seen))
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     config = settings | {"trained_names": len(settings["trained_names"])}  # which may be thousands
@@ -115,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
         stop.exit()
 
     if distributed.is_main():
-        calibrate_best_epoch(args.checkpoint_dir / "best.pth", state, settings, validation_set)
+        calibrate_best_epoch(args.checkpoint_dir / "best.pth", state, validation_set)
     wandb_run.finish()
 
 
@@ -195,9 +189,7 @@ def identify_files(pairs: Sequence[Pair], imgs_dir: Path, masks_dir: Path) -> di
     return {"images": len(images), **names}
 
 
-def calibrate_best_epoch(
-    path: Path, state: TrainingState, settings: dict[str, Any], validation_set: SegmentationDataset
-) -> None:
+def calibrate_best_epoch(path: Path, state: TrainingState, validation_set: SegmentationDataset) -> None:
     """Calibrate the best epoch and store it, unless a resumed run has left it in another folder."""
     if not path.exists():
         logger.warning(
@@ -207,15 +199,14 @@ def calibrate_best_epoch(
         )
         return
     model = load_model(path, state.device)
-    if not changed_setting(model.settings, settings):
-        no_split = settings["validation"] == 0 and not settings["validation_images"]
-        calibrate(model, validation_set, dtype=state.dtype, trained_on=no_split, groups=validation_set.groups)
-        save_calibration(path, model)
-        logger.info("Temperatures for --calibrated: %s", format_temperatures(model.temperatures))
-        logger.info("Best validation %s %.4f: %s", *headline_score(state.best), path)
-        if state.best["val_dice"] == 0:
-            words = "The best validation Dice is 0: this network predicts no lesion, or none where there is one; see %s"
-            logger.warning(words, '"My prediction is black" in data/README.md')
+    no_split = model.settings["validation"] == 0 and not model.settings["validation_images"]
+    calibrate(model, validation_set, dtype=state.dtype, trained_on=no_split, groups=validation_set.groups)
+    save_calibration(path, model)
+    logger.info("Temperatures for --calibrated: %s", format_temperatures(model.temperatures))
+    logger.info("Best validation %s %.4f: %s", *headline_score(state.best), path)
+    if state.best["val_dice"] == 0:
+        words = "The best validation Dice is 0: this network predicts no lesion, or none where there is one; see %s"
+        logger.warning(words, '"My prediction is black" in data/README.md')
 
 
 def log_datasets(training: SegmentationDataset, validation: SegmentationDataset, seen: int) -> None:

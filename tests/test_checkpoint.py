@@ -20,7 +20,6 @@ from utils.inference.maps import predict_classes
 from utils.inference.predictor import predict
 from utils.metrics.segmentation import segmentation_scores
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import names_trained_on
 
 LAYOUTS = Path(__file__).parent / "original_checkpoint_layout.json"
 
@@ -72,7 +71,7 @@ def test_shipped_model_names_its_training_images():
     training, validation = (len(part) for part in split_indices(settings["images"], settings["validation"], 0))
     assert (len(set(settings["trained_names"])), validation) == (training, 37)
     names = name_digests([Path("imgs", f"ISIC_000000{i}.jpg") for i in (0, 1, 2, 3)], Path("imgs"))
-    assert names_trained_on(settings, settings, names) == {*names[:3]}  # the last one is a test image
+    assert {*names} & {*settings["trained_names"]} == {*names[:3]}  # the last one is a test image
 
 
 def test_half_precision_file_loads_in_single_precision(tmp_path: Path):

@@ -188,7 +188,7 @@ def test_two_processes_train_and_resume_like_one(tmp_path: Path, lively_file: Pa
             rows.append([{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)])
     for row, other in zip(*rows, strict=True):
         assert row == pytest.approx(other, abs=1e-4)
-    one, two = (read_checkpoint(tmp_path / name / "last.pth")["training"]["network"] for name in ("one", "two"))
+    one, two = (read_checkpoint(tmp_path / name / "last.pth")["network"] for name in ("one", "two"))
     difference = sum((value - two[name]).double().norm() ** 2 for name, value in one.items()) ** 0.5
     assert difference < 5e-3 * sum(value.double().norm() ** 2 for value in one.values()) ** 0.5
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
@@ -203,7 +203,7 @@ def test_two_processes_train_and_resume_like_one(tmp_path: Path, lively_file: Pa
     assert "Epoch 1/2" not in logged
     results = in_two_processes("train_bayesian.py", *common, "--checkpoint-dir", interrupted, "--resume")
     assert [result.returncode for result in results] == [0, 0], printed(results)
-    three = read_checkpoint(interrupted / "last.pth")["training"]["network"]
+    three = read_checkpoint(interrupted / "last.pth")["network"]
     assert all(torch.equal(value, three[name]) for name, value in two.items())
     assert (interrupted / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
 

@@ -284,15 +284,15 @@ def test_calibrated_ensemble_is_a_model(files: list[Path], tmp_path: Path):
 def test_images_that_all_members_have_held_out():
     models = [make_model(seed) for seed in range(3)]
     for seed, model in enumerate(models):
-        model.settings = {"validation": 60.0, "seed": seed, "images": 10}
+        model.settings = {"validation": 60.0, "seed": seed, "images": 10, "image_names": "x"}
     held_out = [set(split_indices(10, 60.0, seed)[1]) for seed in range(3)]
     common = held_out[0] & held_out[1] & held_out[2]
     assert 0 < len(common) < 6
     ensemble = combine_models(dict(zip("abc", models, strict=True)))
-    assert held_out_by_all(ensemble, 10) == sorted(common)
-    assert held_out_by_all(models[0], 10) == split_indices(10, 60.0, 0)[1]
-    models[1].settings = {"validation": 10.0, "seed": 0, "images": 10}
-    models[2].settings = {"validation": 10.0, "seed": 1, "images": 10}
+    assert held_out_by_all(ensemble, 10, "x", None) == sorted(common)
+    assert held_out_by_all(models[0], 10, "x", None) == split_indices(10, 60.0, 0)[1]
+    models[1].settings = {"validation": 10.0, "seed": 0, "images": 10, "image_names": "x"}
+    models[2].settings = {"validation": 10.0, "seed": 1, "images": 10, "image_names": "x"}
     assert not set(split_indices(10, 10.0, 0)[1]) & set(split_indices(10, 10.0, 1)[1])
     with pytest.raises(InputError, match="no image was held out by all members"):
-        held_out_by_all(combine_models(dict(zip("abc", models, strict=True))), 10)
+        held_out_by_all(combine_models(dict(zip("abc", models, strict=True))), 10, "x", None)

@@ -132,7 +132,7 @@ def test_file_keeps_the_curves(model: TrainedModel, tmp_path: Path):
     curves = load_model(tmp_path / "e.pth").risk_curves["softmax"]
     assert (curves.images, curves.groups, curves.n) == (40, 12, 12)
     content = read_checkpoint(tmp_path / "m.pth")
-    del content["risk_curves"]["tta"]["groups"]  # a file of an earlier version
+    del content["risk_curves"]["tta"]["groups"]  # as in the shipped file
     torch.save(content, tmp_path / "old.pth")
     curves = load_model(tmp_path / "old.pth").risk_curves["tta"]
     assert (curves.images, curves.groups, curves.n) == (99, None, 99)
@@ -151,11 +151,10 @@ def test_file_keeps_the_curves(model: TrainedModel, tmp_path: Path):
 
 def test_other_images():
     assert not are_other_images([{}], 8, "x")  # the file does not record them
-    assert not are_other_images([{"images": 8}], 8, "x")
-    assert are_other_images([{"images": 8}], 9, "x")
-    assert not are_other_images([{"images": 8}, {"images": 9}], 9, "x")
-    assert not are_other_images([{"images": 8, "image_names": "x"}], 8, "x")
-    assert are_other_images([{"images": 8, "image_names": "x"}], 8, "y")
+    one, other = {"images": 8, "image_names": "x"}, {"images": 9, "image_names": "y"}
+    assert not are_other_images([one], 8, "x")
+    assert not are_other_images([one, other], 9, "y")
+    assert are_other_images([one, other], 9, "z")
 
 
 # -- the thresholds ----------------------------------------------------------------------------------------------------
@@ -191,19 +190,12 @@ def test_guarantee_is_that_of_the_same_probabilities(model: TrainedModel, caplog
     assert "on average over images like those, not for each" in caplog.text
     same = "from 9 calibration images: one mask, from a probability of 0.5, is outer and inner mask; on average"
     assert same in str(Guarantee(0.9, 0.5, 0.5, 9))
-    assert Guarantee(0.9, 0.4, 0.5, 9).settings == {
-        "level": 0.9,
-        "outer": 0.4,
-        "inner": 0.5,
-        "images": 9,
-        "temperature": 1.0,  # nothing more, as results of earlier versions
-    }
     model.risk_curves["softmax"] = replace(curves_of(99), groups=12)
     guarantee = make_guarantee(model, Softmax(), 0.9)
     assert (guarantee.outer, guarantee.inner) == controlling_thresholds(curves_of(12), 0.9)
     assert str(guarantee).startswith("guarantee of 0.9 from 99 calibration images in 12 groups: outer mask from a ")
     assert str(guarantee).endswith("; on average over groups like those, not for each")
-    assert guarantee.settings["groups"] == 12
+    assert guarantee.groups == 12
 
 
 def test_passes_are_those_of_the_calibration_unless_given(model: TrainedModel):
@@ -324,9 +316,9 @@ def test_scripts_write_the_masks(model: TrainedModel, tmp_path: Path):
 
 
 def test_calibration_on_images_of_ones_own(model: TrainedModel, tmp_path: Path):
-    """All of them, since their number tells that they are not those of the training; the model is unchanged."""
+    """All of them, since their names tell that they are not those of the training; the model is unchanged."""
     imgs, masks = make_folders(tmp_path, 5, (40, 30))
-    model.settings = {"validation": 20.0, "seed": 0, "images": 20}
+    model.settings = {"validation": 20.0, "seed": 0, "images": 20, "image_names": "x"}
     save_checkpoint(tmp_path / "m.pth", model)
     before = (tmp_path / "m.pth").read_bytes()
     flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]

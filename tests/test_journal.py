@@ -9,7 +9,7 @@ import pytest
 
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Entry, Journal, SharedJournal, read_entries
-from utils.pipeline.summary import read_summary, write_summary
+from utils.pipeline.summary import read_summary
 from utils.runtime.errors import InputError
 
 SETTINGS = {"passes": 3, "threshold": 0.5}
@@ -219,15 +219,12 @@ def test_a_single_result_that_is_being_replaced_has_no_scores(out: Path, items: 
     assert not (out.parent / "new").exists()
 
 
-def test_rows_that_an_earlier_version_recorded_in_the_summary_alone(out: Path):
-    """Are kept as long as their masks exist, and no journal lists these."""
-    masks = ("x.png", "y.png", "a_OUT.png")
-    write_summary(out / "summary.csv", [{"image": "old.jpg", **SCORES, "mask": mask} for mask in masks])
-    for name in ("x.png", "z.png"):
-        (out / name).touch()
+def test_summary_lists_masks_that_exist(out: Path):
+    (out / "b_OUT.png").unlink()
+    (out / "z.png").touch()
     SharedJournal(SETTINGS, []).add({"image": "z.jpg", **SCORES}, [out / "z.png"])
     rows = {row["mask"]: row["image"] for row in read_summary(out / "summary.csv")}
-    assert rows == {"a_OUT.png": "a.jpg", "b_OUT.png": "b.jpg", "x.png": "old.jpg", "z.png": "z.jpg"}
+    assert rows == {"a_OUT.png": "a.jpg", "z.png": "z.jpg"}
 
 
 def test_settings_after_a_line_that_was_cut_off(out: Path, items: list[Item]):

@@ -156,7 +156,7 @@ def test_masks_with_a_guarantee(tmp_path: Path):
         run = write_run(tmp_path / "run", {"a.png": regions[0]}, settings, layers if settings else {})
         page, _ = write_review([run], imgs)
         maps, data = maps_of(page, 0), data_of(page)
-        assert data["methods"][0]["guarantee"] == ({"level": 0.9, "images": 37} if settings else None)
+        assert data["methods"][0]["guarantee"] == ({"level": 0.9, "images": 37, "groups": None} if settings else None)
         if settings:  # whose calibration images were in groups
             run = write_run(tmp_path / "run", {"a.png": regions[0]}, {"guarantee": guarantee | {"groups": 9}}, layers)
             data = data_of(write_review([run], imgs)[0])

@@ -29,7 +29,7 @@ def test_summary_of_nothing_is_none(tmp_path: Path):
         assert not path.exists()
 
 
-@pytest.mark.parametrize("content", ["", "patient,age\n1,50\n", "image,soft_dice_confidence\na.jpg,\n"])
+@pytest.mark.parametrize("content", ["", "patient,age\n1,50\n", f"{','.join(SUMMARY_COLUMNS)}\na.jpg,\n"])
 def test_only_who_writes_says_that_a_file_would_be_overwritten(content: str, tmp_path: Path):
     path = tmp_path / "summary.csv"
     path.write_text(content)

@@ -298,11 +298,11 @@ class Validation(list):
 @pytest.mark.parametrize("dice", [0.0, 0.3, None])
 def test_network_that_predicts_nothing(tmp_path: Path, dice: float | None, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "best.pth"
-    save_checkpoint(path, TrainedModel(lively_network(), (32, 32), settings={"validation": 0.0}))
     settings = {"validation": 0.0, "validation_images": None}
+    save_checkpoint(path, TrainedModel(lively_network(), (32, 32), settings=settings))
     state = new_training_state(lively_network(), 1e-3, total_steps=1)
     state.history = [{"val_dice": dice, "val_loss": 1.0}]
-    calibrate_best_epoch(path, state, settings, Validation(dataset(2)))
+    calibrate_best_epoch(path, state, Validation(dataset(2)))
     warnings = [record.message for record in caplog.records if "My prediction is black" in record.message]
     assert len(warnings) == (dice == 0)
 
@@ -490,5 +490,5 @@ def test_loaded_model_of_another_split_is_warned_of(tmp_path: Path):
 def test_best_epoch_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     state = new_training_state(lively_network(), 1e-3, total_steps=1)
     state.history = [{"epoch": 3, "val_dice": 0.5, "val_loss": 1.0}]
-    calibrate_best_epoch(tmp_path / "best.pth", state, {}, dataset(2))
+    calibrate_best_epoch(tmp_path / "best.pth", state, dataset(2))
     assert "The best epoch is 3, after which this run was resumed without its file" in caplog.text

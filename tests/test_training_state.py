@@ -21,7 +21,7 @@ from utils.data.cache import decode_pairs
 from utils.data.pairing import pair_files
 from utils.data_loading import training_batches, validation_batches
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, names_trained_on, resume
+from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes, resume
 from utils.training.loop import evaluate, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
 
@@ -41,9 +41,11 @@ def run(
     batches = training_batches(training_set, 3, seed=1)
     held_out = validation_batches(dataset_of(decoded, indices, [0, 255]), 4)
     state = new_state(total_steps=epochs * len(batches))
-    if resuming and (folder / out / "last.pth").exists():
-        torch.manual_seed(99)
-        resume(state, folder / out / "last.pth", {"epochs": epochs})
+    last = folder / out / "last.pth"
+    if resuming and last.exists():
+        torch.manual_seed(99)  # training draws no random number from the global state
+        state.network.load_state_dict(read_checkpoint(last)["network"])
+        resume(state, last, {"epochs": epochs})
     model = TrainedModel(state.network, (32, 32), [0, 255], settings={"epochs": epochs})
     with CheckpointWriter(folder / out, resuming) as writer:
         while state.epoch < epochs:
@@ -127,17 +129,13 @@ def test_resume_checks_file_and_settings(tmp_path: Path):
         resume(new_state(), tmp_path / "out" / "last.pth", {"epochs": 5})
     with pytest.raises(InputError, match="contains no training state"):
         resume(new_state(), tmp_path / "out" / "best.pth", {"epochs": 1})
-    last, settings = tmp_path / "out" / "last.pth", {"epochs": 1, "image_names": "abc", "validation_image_names": None}
-    resume(state := new_state(), last, settings)  # files of earlier versions record no names
-    assert state.epoch == 1
+    last, settings = tmp_path / "out" / "last.pth", {"epochs": 1, "image_names": "abc", "mask_names": "abc"}
     write_checkpoint(last, read_checkpoint(last) | {"settings": settings})
-    resume(new_state(), last, settings)
-    with pytest.raises(InputError, match="run on training images of other names, or in another order"):
-        resume(new_state(), last, settings | {"image_names": "def"})
-    resume(new_state(), last, settings | {"mask_names": "abc"})
-    write_checkpoint(last, read_checkpoint(last) | {"settings": settings | {"mask_names": "abc"}})
-    with pytest.raises(InputError, match="run on training masks of other names, or in another order"):
-        resume(new_state(), last, settings | {"mask_names": "def"})
+    resume(state := new_state(), last, settings)
+    assert state.epoch == 1
+    for name, files in (("image_names", "images"), ("mask_names", "masks")):
+        with pytest.raises(InputError, match=f"run on training {files} of other names, or in another order"):
+            resume(new_state(), last, settings | {name: "def"})
 
 
 def test_resume_checks_the_meaning_of_mask_values(tmp_path: Path):
@@ -150,16 +148,6 @@ def test_resume_checks_the_meaning_of_mask_values(tmp_path: Path):
             InputError, match=rf"{name} = .*, but the masks of this run have \[?{str(value).strip('[]')}"
         ):
             resume(new_state(), last, {"epochs": 1}, classes | {name: value})
-
-
-def test_states_of_earlier_versions():
-    """Some have no counters of the steps, others the size of a micro-batch, which is no longer used."""
-    saved = new_state().state_dict() | {"at_once": 2, "epoch": 4}
-    for name in ("step", "loss_sum", "images_seen"):
-        del saved[name]
-    state = new_state()
-    state.load_state_dict(saved)
-    assert (state.epoch, state.step, state.images_seen) == (4, 0, 0)
 
 
 def test_state_without_scaler_keeps_that_of_this_run():
@@ -225,19 +213,6 @@ def test_log_line():
         "loss 0.0000; validation loss 0.5000 (best 0.2500), false alarms 25.0 %, accuracy 0.9000 (background "
         "everywhere: 0.8000)"
     )
-
-
-def test_history_of_an_earlier_version_is_continued(tmp_path: Path):
-    saved = scored_state((0.5, 0.5)).state_dict()
-    for name in ("val_false_alarm_rate", "val_images_without_lesion"):
-        del saved["history"][0][name]
-    state = new_state()
-    state.load_state_dict(saved)
-    state.history += [scored_state((0.4, 0.5), (0.6, 0.5)).history[1]]
-    with CheckpointWriter(tmp_path) as writer:
-        writer.save_epoch(TrainedModel(state.network), state)
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        assert [row["val_false_alarm_rate"] for row in csv.DictReader(file)] == ["", "0.25"]
 
 
 def test_nonfinite_validation_loss_is_not_saved(tmp_path: Path):
@@ -331,20 +306,6 @@ def test_run_that_is_resumed_into_another_folder_takes_its_best_epoch_along(tmp_
     assert read_checkpoint(tmp_path / "b" / "last.pth")["training"]["epoch"] == 2
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"last.pth", "metrics.csv", *["best.pth"] * bool(best)}
     assert not best or read_checkpoint(tmp_path / "b" / "best.pth")["epoch"] == 1
-
-
-def test_validation_images_that_the_loaded_model_may_have_been_trained_on():
-    split = {"image_names": "abc", "validation": 15.0, "seed": 0, "groups": None, "validation_image_names": None}
-    assert names_trained_on({"trained_names": ["a", "b", "c"]}, split, ["b", "c", "d"]) == {"b", "c"}
-    assert names_trained_on(split | {"trained_names": ["a"], "seed": 1}, split, ["b"]) == set()
-    # Files of earlier versions
-    for same in ({}, split, split | {"seed": 1, "image_names": "other"}):
-        assert names_trained_on(same, split, ["a", "b"]) == set()
-    for other in ({"seed": 1}, {"validation": 20.0}, {"groups": "g"}, {"validation_image_names": "def"}):
-        assert names_trained_on(split | other, split, ["a", "b"]) == {"a", "b"}
-    folders = split | {"validation_image_names": "def"}
-    assert names_trained_on(split, folders, ["a"]) == names_trained_on(folders, folders, ["a"]) == set()
-    assert names_trained_on(split | {"image_names": "def"}, folders, ["a"]) == {"a"}
 
 
 def test_progress_bar_shows_the_best_score_there_is():

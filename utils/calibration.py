@@ -27,12 +27,9 @@ from utils.runtime.errors import InputError
 from utils.runtime.output_folder import output_folder
 from utils.runtime.seeds import json_digest
 from utils.training.calibrator import calibrate, save_calibration
-from utils.training.checkpoint_files import names_trained_on
 from utils.training.temperatures import format_temperatures
 
 logger = logging.getLogger(__name__)
-
-_NOT_IDENTIFIED = "its validation images cannot be identified. On other labelled images, calibrate it into a new file"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -80,11 +77,10 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
     if args.val_imgs_dir and args.output is None:
         check_validation_images(model, names)
     own = args.val_imgs_dir or (args.output and are_other_images(trained, len(images), names))
-    indices = range(len(images)) if own else held_out_by_all(model, len(images), groups, names)
+    indices = range(len(images)) if own else held_out_by_all(model, len(images), names, groups)
     trained_on = not own and 0 in [settings.get("validation") for settings in trained]
     if not trained_on:
-        of_folder = {"validation_image_names": names} if own else {}
-        warn_of_training_images(trained, of_folder, name_digests([images[i] for i in indices], folders[0]))
+        warn_of_training_images(trained, name_digests([images[i] for i in indices], folders[0]))
 
     # Calibrate and store
     expected = MaskClasses(model.mask_values, model.ignore_value)
@@ -107,34 +103,25 @@ def are_other_images(trained: Sequence[Mapping[str, Any]], n_images: int, names:
     """Whether a folder has other images than that of the training, or of each member's; then a line says so.
 
     Args:
-        trained: the settings of the model, or of each member.
+        trained: the settings of the model, or of each member; files of other projects have none.
         n_images: number of images of the folder.
-        names: their `names_digest`; files of earlier versions record the number only.
+        names: their `names_digest`.
     """
-    for settings in trained:
-        if settings.get("images") in (None, n_images) and settings.get("image_names", names) == names:
-            return False
-    known = all("trained_names" in settings for settings in trained)  # see `warn_of_training_images`
-    logger.log(
-        logging.INFO if known else logging.WARNING,
-        "These are not the %s images of the training: all %d are used%s",
-        *(" or ".join(sorted({str(settings.get("images")) for settings in trained})), n_images),
-        "" if known else ". If any of them was trained on, temperatures and guarantees are wrong",
-    )
+    if any(settings.get("image_names", names) == names for settings in trained):
+        return False
+    numbers = " or ".join(sorted({str(settings["images"]) for settings in trained}))
+    logger.info("These are not the %s images of the training: all %d are used", numbers, n_images)
     return True
 
 
-def warn_of_training_images(
-    trained: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], names: Sequence[str]
-) -> None:
+def warn_of_training_images(trained: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """Warn of images that a model, or a member of an ensemble, may have been trained on, by their names.
 
     Args:
         trained: as for `are_other_images`.
-        settings: of the images, where they are not those of the training, see `names_trained_on`.
         names: `name_digests` of the images.
     """
-    seen = set().union(*(names_trained_on(recorded, {**recorded, **settings}, names) for recorded in trained))
+    seen = {*names}.intersection(name for settings in trained for name in settings.get("trained_names", ()))
     if seen:
         logger.warning(
             "The model may have been trained on %d of the %d images, by their names: temperatures and guarantees are "
@@ -147,7 +134,7 @@ def check_validation_images(model: TrainedModel, names: str) -> None:
     """Check that the images of a folder of their own are those that a model was validated on in its training.
 
     Args:
-        model: the model; ensembles and files of earlier versions do not record them.
+        model: the model; ensembles do not record them.
         names: `names_digest` of the images.
 
     Raises:
@@ -161,17 +148,15 @@ def check_validation_images(model: TrainedModel, names: str) -> None:
         )
 
 
-def held_out_by_all(
-    model: TrainedModel, n_images: int, groups: Sequence[str] | None = None, names: str | None = None
-) -> Sequence[int]:
+def held_out_by_all(model: TrainedModel, n_images: int, names: str, groups: Sequence[str] | None) -> Sequence[int]:
     """The images that every member of an ensemble, or a single model, has held out; see `held_out_indices`.
 
     Raises:
         InputError: there are none, or these are not the images and groups that a member was trained on.
     """
     if not model.members:
-        return held_out_indices(model, n_images, groups, names)
-    indices = sorted(set.intersection(*(set(held_out_indices(one, n_images, groups, names)) for one in model.members)))
+        return held_out_indices(model, n_images, names, groups)
+    indices = sorted(set.intersection(*(set(held_out_indices(one, n_images, names, groups)) for one in model.members)))
     if not indices:
         raise InputError(
             "no image was held out by all members: name images that none was trained on with --val-imgs-dir and "
@@ -180,16 +165,14 @@ def held_out_by_all(
     return indices
 
 
-def held_out_indices(
-    model: TrainedModel, n_images: int, groups: Sequence[str] | None = None, names: str | None = None
-) -> Sequence[int]:
+def held_out_indices(model: TrainedModel, n_images: int, names: str, groups: Sequence[str] | None) -> Sequence[int]:
     """The images that were held out when a model was trained; all, if its file does not record the split.
 
     Args:
         model: the model.
         n_images: number of images of the folder that it was trained on.
+        names: `names_digest` of the images.
         groups: of each image, if the split was one of groups.
-        names: `names_digest` of the images; files of earlier versions record their number only.
 
     Raises:
         InputError: these are not the images and groups that the model was trained on.
@@ -203,15 +186,11 @@ def held_out_indices(
             f"the model was validated on {settings['validation_images']} images of another folder: name it with "
             "--val-imgs-dir and --val-masks-dir"
         )
-    if settings.get("images") != n_images:
+    if settings.get("image_names") != names:
         raise InputError(
-            f"the model was trained on a folder of {settings.get('images')} images, this one has {n_images}: "
-            f"{_NOT_IDENTIFIED}",
-            "output",
-        )
-    if settings.get("image_names", names) != names:
-        raise InputError(
-            f"the model was trained on {n_images} images of other names, or in another order: {_NOT_IDENTIFIED}",
+            f"these {n_images} images are not the {settings.get('images')} that the model was trained on, or not in "
+            "their order: its validation images cannot be identified. On other labelled images, calibrate it into a "
+            "new file",
             "output",
         )
     if settings.get("groups") != (json_digest(groups) if groups else None):

@@ -249,7 +249,6 @@ def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, w
         persistent_workers=workers > 0,
         worker_init_fn=leave_signal_group,
         collate_fn=partial(collate, size=(width, height)),
-        generator=torch.Generator(),  # its own: drawing from the global one would make resumed runs differ
     )
 
 

@@ -1,7 +1,7 @@
 """Masks with a guarantee, by the losses of a model's calibration images."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -38,11 +38,6 @@ class Guarantee:
     images: int
     temperature: float = 1.0
     groups: int | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Plain values by name, as results record them; without groups as in earlier versions."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def masks(self, probs: Tensor) -> dict[str, Tensor]:
         """The outer and the inner mask by the suffix of their file names, (H, W) uint8: 255 inside, 0 outside.

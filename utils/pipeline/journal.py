@@ -17,7 +17,7 @@ from typing import Any
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.report import remove_metrics
-from utils.pipeline.summary import update_summary
+from utils.pipeline.summary import MASK_COLUMN, write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_file, remove_partial_files
 from utils.runtime.errors import InputError
@@ -248,8 +248,10 @@ def write_entries(folder: Path, entries: Sequence[Entry]) -> None:
 
 
 def write_recorded_summary(folder: Path) -> None:
-    """Write the `summary.csv` of all images that a folder has results of, by whatever runs."""
-    update_summary(folder, {first: entry.row for first, entry in read_entries(folder).items()})
+    """Write the `summary.csv` of all images that a folder has results of, by whatever runs, as far as they exist."""
+    entries = [entry for entry in read_entries(folder).values() if entry.row is not None]
+    rows = [{**entry.row, MASK_COLUMN: entry.files[0]} for entry in entries if (folder / entry.files[0]).exists()]
+    write_summary(folder / "summary.csv", rows)
 
 
 def _line(content: Any) -> bytes:

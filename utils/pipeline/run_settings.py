@@ -1,5 +1,6 @@
 """What every script that predicts records of its model, its method and its ground truth."""
 
+from dataclasses import asdict
 from typing import Any
 
 from utils.checkpoint import TrainedModel
@@ -24,5 +25,5 @@ def run_settings(
         "ignore_value": ground_truth.ignore_value if ground_truth else None,
         "white": model.white,
         "weights": model.fingerprint(),
-        "guarantee": guarantee.settings if guarantee else None,
+        "guarantee": asdict(guarantee) if guarantee else None,
     }

@@ -39,22 +39,6 @@ def write_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_csv(path, [{name: row.get(name) for name in columns} for row in ordered])
 
 
-def update_summary(folder: Path, recorded: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Write the `summary.csv` of a folder's results, as far as their masks exist.
-
-    Args:
-        folder: the output folder.
-        recorded: the scores of all results that its journal lists, by the files of their masks; None for those that a
-            run is replacing. Rows of other masks are kept: earlier versions recorded them in this file alone.
-    """
-    path = folder / "summary.csv"
-    rows = [{**row, MASK_COLUMN: mask} for mask, row in recorded.items() if row is not None]
-    for row in read_summary(path):
-        if row.get(MASK_COLUMN) and row[MASK_COLUMN] not in recorded:
-            rows.append({**row, "soft_dice_confidence": float(row["soft_dice_confidence"])})
-    write_summary(path, (row for row in rows if (folder / row[MASK_COLUMN]).exists()))
-
-
 def review_order(row: Mapping[str, Any]) -> tuple[float, str]:
     """By which images are sorted: the one to review first has the least soft Dice confidence."""
     return row["soft_dice_confidence"], row["image"]
@@ -82,8 +66,7 @@ def read_summary(path: Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-            columns = set(reader.fieldnames or ())  # earlier versions wrote fewer
-            known = set(SUMMARY_COLUMNS[:2]) <= columns <= {*SUMMARY_COLUMNS, MASK_COLUMN}
+            known = {*(reader.fieldnames or ())} - {MASK_COLUMN} == {*SUMMARY_COLUMNS}
             if not known or not all(_is_number(row[SUMMARY_COLUMNS[1]]) for row in rows):
                 raise InputError(f"{path} is not a summary of predictions")
             return rows

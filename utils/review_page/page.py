@@ -176,9 +176,9 @@ def _run_data(runs: Sequence[PredictionRun], n_classes: int) -> dict[str, Any]:
 
 
 def _guarantee_of(run: PredictionRun) -> dict[str, Any] | None:
-    """The level of a run's guarantee, and its numbers of calibration images and, if there are any, of groups."""
+    """The level of a run's guarantee, and its numbers of calibration images and, if they were in any, of groups."""
     guarantee = run.settings.get("guarantee")
-    return guarantee and {name: guarantee[name] for name in ("level", "images", "groups") if name in guarantee}
+    return guarantee and {name: guarantee.get(name) for name in ("level", "images", "groups")}
 
 
 def _css_colour(colour: tuple[int, ...]) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from utils.inference.upsampling import StackUpsampler
 from utils.metrics.risk_control import RiskCurves, foreground_probability, image_losses
 from utils.runtime.console import progress
 from utils.runtime.device import to_device
+from utils.runtime.errors import InputError
 from utils.training.temperatures import minimising_temperature, nll_by_temperature, warn_of_limits
 
 logger = logging.getLogger(__name__)
@@ -81,12 +83,12 @@ def calibrate(
 def _applicable_samplers(model: TrainedModel, batch_size: int, dtype: torch.dtype | None, seed: int) -> list[Sampler]:
     """The methods that can be used with a model."""
     options = {"batch_size": batch_size, "dtype": dtype}
-    samplers: list[Sampler] = [Softmax(**options)]
-    if all(network.dropout_channels for network in model.networks):
-        samplers.append(MCDropout(**options, seed=seed))
-    if model.input_size[0] == model.input_size[1]:
-        samplers.append(TestTimeAugmentation(**options))
-    return [sampler.for_single_images() for sampler in samplers]
+    samplers = []
+    for sampler in (Softmax(**options), MCDropout(**options, seed=seed), TestTimeAugmentation(**options)):
+        with suppress(InputError):
+            sampler.check(model)
+            samplers.append(sampler.for_single_images())
+    return samplers
 
 
 def sample_at_own_size(model: TrainedModel, sampler: Sampler, image: Tensor, name: str) -> StackUpsampler:

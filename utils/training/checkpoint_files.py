@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +42,7 @@ def archive_earlier_run(folder: Path) -> None:
 def checkpoint_bytes(network: nn.Module, epochs: int, continues: bool = False) -> int:
     """The room that is needed for what is written in that many epochs.
 
-    Their own files, `best.pth`, and `last.pth`: three times the weights, and written beside the one that it replaces.
+    Their own files, `best.pth`, and `last.pth`: twice the weights, and written beside the one that it replaces.
 
     Args:
         network: the network.
@@ -50,7 +50,7 @@ def checkpoint_bytes(network: nn.Module, epochs: int, continues: bool = False) -
         continues: whether the run has been interrupted in this folder, where `best.pth` and `last.pth` are.
     """
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    files, replacing = 0 if continues else 4, 3 if continues or epochs > 1 else 0
+    files, replacing = 0 if continues else 3, 2 if continues or epochs > 1 else 0
     return size * (epochs + files + replacing) if epochs else 0
 
 
@@ -149,25 +149,8 @@ class CheckpointWriter:
 
 
 def changed_setting(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """The first setting that differs from what a checkpoint records; those of earlier versions record no digests."""
-    compared = [name for name in settings if name in recorded or name not in _DIGESTS]
-    return next((name for name in compared if recorded.get(name) != settings[name]), None)
-
-
-def names_trained_on(recorded: Mapping[str, Any], settings: Mapping[str, Any], names: Sequence[str]) -> set[str]:
-    """Which of the images to validate or calibrate on a model may have been trained on, by their names.
-
-    Args:
-        recorded: the settings of the model; those of earlier versions record no single names.
-        settings: those of the new run; of a calibration those of the model, or that the images are in another folder.
-        names: `name_digests` of the images.
-    """
-    if "trained_names" in recorded:
-        return {*names} & {*recorded["trained_names"]}
-    folder = settings.get("validation_image_names") or settings.get("image_names")  # that of the images
-    split = ("validation", "seed", "groups", "validation_image_names")
-    other_split = any(recorded.get(name) != settings.get(name) for name in split)
-    return {*names} if recorded.get("image_names") == folder and other_split else set()
+    """The first setting that differs from what a checkpoint records."""
+    return next((name for name in settings if recorded.get(name) != settings[name]), None)
 
 
 def resume(
@@ -176,7 +159,7 @@ def resume(
     """Resume the training run that wrote `path`.
 
     Args:
-        state: the state to restore.
+        state: the state to restore; its network has been loaded from the file.
         path: the file.
         settings: of this run.
         classes: what this run will record of its mask values.
@@ -199,7 +182,7 @@ def resume(
             "resuming requires the same settings and images"
         )
     for name, value in (classes or {}).items():
-        if content.get(name, value) != value:
+        if content[name] != value:
             raise InputError(
                 f"{path} was saved with {name} = {content[name]}, but the masks of this run have {value}: resuming "
                 "requires masks of the same values"

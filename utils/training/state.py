@@ -27,7 +27,9 @@ def headline_score(row: Scores) -> tuple[str, float]:
 
 @dataclass
 class TrainingState:
-    """What training changes from step to step; `state_dict` is all that resuming requires.
+    """What training changes from step to step; with the weights, `state_dict` is all that resuming requires.
+
+    Every random number is drawn with a seed of its own, so there is no random state to save.
 
     Attributes:
         network: the network that is trained.
@@ -92,30 +94,22 @@ class TrainingState:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as tensors and plain values, with the random states."""
+        """The state as tensors and plain values, without the weights, which every checkpoint holds."""
         return {
-            "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in _COUNTERS},
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state_dict` returned."""
-        for name in ("network", "optimizer", "scheduler"):
-            getattr(self, name).load_state_dict(state[name])
+        """Restore a state that `state_dict` returned; the network already has its weights."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:  # empty without gradient scaling
             self.scaler.load_state_dict(state["scaler"])
         for name in _COUNTERS:
-            setattr(self, name, state.get(name, getattr(self, name)))  # earlier versions saved whole epochs only
-        added = ("val_false_alarm_rate", "val_images_without_lesion")  # which earlier versions did not record
-        self.history = [row | {name: row.get(name) for name in added} for row in self.history]
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+            setattr(self, name, state[name])
 
 
 def new_training_state(
