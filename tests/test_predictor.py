@@ -36,7 +36,7 @@ def test_output_that_is_not_finite_is_refused(value: float, target: np.ndarray |
 
 def test_pixels_are_counted_against_ground_truth_unless_only_the_mask_counts():
     target = np.zeros((43, 50), np.uint8)
-    assert predict_full_size(random_samples(), (50, 43), MapOptions(), target).counts is not None
+    assert predict_full_size(random_samples(), (50, 43), MapOptions(), target).counts.pixels == 43 * 50
     assert predict_full_size(random_samples(), (50, 43), MapOptions(), None).counts is None
     assert predict_full_size(random_samples(), (50, 43), MapOptions(count_pixels=False), target).counts is None
 
