@@ -106,7 +106,7 @@ def train_network(folder: Path) -> TrainedModel:
     """Train on synthetic images, which are created in `folder`."""
     pairs = pair_files(*make_folders(folder, 24, (64, 64), seed=1000))
     decoded = decode_pairs(pairs, (128, 128), cache_dir=None)
-    dataset = dataset_of(decoded, range(24), [0, 255])
+    dataset = dataset_of(decoded, range(24), [0, 255], lambda image, shares: (image, shares))
     torch.manual_seed(0)
     network = BayesianUNet(base_channels=8).to(memory_format=torch.channels_last)
     state = new_training_state(network, 5e-3, 10 * 6)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.pretended_device import NAME, PretendedDevice, format_counts, on_pretended_device
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel
+from utils.data.class_shares import class_shares
 from utils.data_loading import SeededBatchSampler
 from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, predict_full_size
@@ -35,10 +36,11 @@ BLOCK_VALUES = 32 * (4 + 3) * 64  # at full size: 32 rows of 64 pixels of 4 samp
 
 
 class _Images(TensorDataset):
-    """Images and masks, addressed by number and seed."""
+    """Images and the shares of their classes, addressed by number and seed."""
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        return super().__getitem__(key[0])
+        image, mask = super().__getitem__(key[0])
+        return image, class_shares(mask, 2)
 
 
 def _network() -> BayesianUNet:

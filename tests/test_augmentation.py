@@ -1,4 +1,4 @@
-"""The training transforms: image and mask stay together, and a seed repeats the random choices."""
+"""The training transforms: an image and the shares of its classes stay together, a seed repeats the random choices."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,28 +13,35 @@ from tests.conftest import make_image
 from utils import IGNORED_CLASS
 from utils.data.artefacts import draw_sticker
 from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
+from utils.data.class_shares import class_shares
 from utils.data.mixing import grown, lesion_free_patch, mix_amplitudes, put_on_skin
 from utils.data.wild_transforms import WildTransforms, _on_black
 
 
-def example() -> tuple[torch.Tensor, torch.Tensor]:
-    image, mask = make_image(3, (128, 128))
+def example(seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image and its mask."""
+    image, mask = make_image(seed, (128, 128))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask)) // 255
+
+
+def example_with_shares() -> tuple[torch.Tensor, torch.Tensor]:
+    """The image, and the shares of its classes."""
+    image, mask = example()
+    return image, class_shares(mask, 2)
 
 
 NAMES = (*STRENGTHS, "wild")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_types_shapes_and_classes_are_kept(name: str):
-    image, mask = example()
+def test_types_shapes_and_ranges_are_kept(name: str):
+    image, shares = example_with_shares()
     transform = training_transforms(name)
     for seed in range(20):
         torch.manual_seed(seed)
-        changed, changed_mask = transform(image, mask)
-        assert (changed.dtype, changed.shape, type(changed)) == (torch.uint8, image.shape, torch.Tensor)
-        assert (changed_mask.dtype, changed_mask.shape, type(changed_mask)) == (torch.uint8, mask.shape, torch.Tensor)
-        assert set(changed_mask.unique().tolist()) <= {0, 1}
+        for before, after in zip((image, shares), transform(image, shares), strict=True):
+            assert (after.dtype, after.shape, type(after)) == (before.dtype, before.shape, torch.Tensor)
+        assert -1e-6 <= after.min() <= after.sum(dim=0).max() <= 1 + 1e-6
 
 
 ONLY_MOVED = WildTransforms(
@@ -46,17 +53,17 @@ ONLY_MOVED = WildTransforms(
 
 @pytest.mark.parametrize("transform", [*map(training_transforms, STRENGTHS), ONLY_MOVED, replace(ONLY_MOVED, skin=1)])
 def test_mask_moves_with_the_image(transform: Callable):
-    image, mask = example()
+    image, shares = example_with_shares()
     n_moved = 0
     for seed in range(20):
         torch.manual_seed(seed)
-        changed, changed_mask = transform(image, mask)
-        if changed_mask.sum() < 500:
+        changed, (_, share) = transform(image, shares)
+        if share.sum() < 500:
             continue
-        lesion, skin = changed_mask == 1, (changed_mask == 0) & (changed.amax(0) > 60)  # black came in from outside
+        lesion, skin = share > 0.99, (share == 0) & (changed.amax(0) > 60)  # black came in from outside
         brightness = changed.float().mean(0)
         assert brightness[lesion].mean() + 20 < brightness[skin].mean()
-        n_moved += not torch.equal(mask, changed_mask)
+        n_moved += not torch.equal(shares[1], share)
     assert n_moved >= 15
 
 
@@ -67,28 +74,29 @@ def test_image_and_mask_on_black_match():
     for seed in range(20):
         mask = torch.from_numpy((np.hypot(rows - 50 - seed, columns - 70 + seed) < 15 + seed).astype(np.uint8))
         image = (255 - 155 * mask).expand(3, -1, -1)
-        changed, changed_mask = _on_black(image, mask, 0.7 + seed / 80)
-        dark = (changed[0] > 50) & (changed[0] < 178)
-        overlaps.append(((changed_mask == 1) & dark).sum() / ((changed_mask == 1) | dark).sum())
-    assert np.mean(overlaps) > 0.97
+        changed, (_, share) = _on_black(image, class_shares(mask, 2), 0.7 + seed / 80)
+        inside = changed[0] > 50
+        assert (255 - 155 * share - changed[0])[inside & (share > 0)].abs().max() < 2
+        overlaps.append(((share > 0.5) & inside).sum() / (share > 0.5).sum())
+    assert min(overlaps) == 1
 
 
 def test_wide_images_keep_their_ends():
-    image, mask = torch.full((3, 32, 128), 200, dtype=torch.uint8), torch.ones(32, 128, dtype=torch.uint8)
+    image, shares = torch.full((3, 32, 128), 200, dtype=torch.uint8), torch.zeros(2, 32, 128)
     for seed in range(20):
         torch.manual_seed(seed)
-        changed, _ = training_transforms("light")(image, mask)
+        changed, _ = training_transforms("light")(image, shares)
         assert (changed == 0).float().mean() < 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_seed_repeats_the_transforms(name: str):
-    image, mask = example()
+    image, shares = example_with_shares()
     transform = training_transforms(name)
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        results.append(transform(image, mask)[0])
+        results.append(transform(image, shares)[0])
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -112,11 +120,13 @@ def test_channel_gain_leaves_the_mask():
 
 def test_ignored_pixels_stay_ignored():
     image, mask = example()
-    mask = torch.where(mask == 1, IGNORED_CLASS, 0).to(torch.uint8)
-    transform = training_transforms("strong")
-    for seed in range(20):
-        torch.manual_seed(seed)
-        assert set(transform(image, mask)[1].unique().tolist()) <= {0, IGNORED_CLASS}
+    shares = class_shares(IGNORED_CLASS * mask, 2)
+    for name in ("strong", "wild"):
+        for seed in range(20):
+            torch.manual_seed(seed)
+            ignored, lesion = training_transforms(name)(image, shares)[1]
+            assert ignored.any()
+            assert not lesion.any()
 
 
 def test_sticker_has_one_colour_and_leaves_the_rest():
@@ -136,23 +146,23 @@ def test_sticker_has_one_colour_and_leaves_the_rest():
 
 def test_blotches_change_neither_the_mask_nor_a_black_image():
     transform = replace(ONLY_MOVED, scale=(1, 1), degrees=0, shift=0, black_border=0, blotches=1)
-    mask = example()[1]
+    _, shares = example_with_shares()
     for value, is_changed in ((0, False), (120, True)):
         image = torch.full((3, 128, 128), value, dtype=torch.uint8)
         torch.manual_seed(0)
-        changed, changed_mask = transform(image, mask)
-        assert changed_mask.sum() == mask.sum()
+        changed, changed_shares = transform(image, shares)
+        assert changed_shares.sum() == pytest.approx(shares.sum())
         assert (changed.float().std(dim=(1, 2)).min() > 2) == is_changed
 
 
 def test_wild_transforms_of_any_shape():
     transform = replace(ONLY_MOVED, scale=(0.4, 0.8), skin=1)
     for shape in ((32, 96), (96, 32)):
-        image, mask = torch.full((3, *shape), 150, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
+        image, shares = torch.full((3, *shape), 150, dtype=torch.uint8), torch.zeros(2, *shape)
         for seed in range(10):
             torch.manual_seed(seed)
-            changed, changed_mask = transform(image, mask)
-            assert (changed.shape, changed_mask.shape) == (image.shape, mask.shape)
+            changed, changed_shares = transform(image, shares)
+            assert (changed.shape, changed_shares.shape) == (image.shape, shares.shape)
 
 
 @pytest.mark.parametrize("value", [2, IGNORED_CLASS])
@@ -163,27 +173,22 @@ def test_wild_transforms_of_any_class(value: int):
         results = []
         for k in (1, value):
             torch.manual_seed(seed)
-            results.append(replace(ONLY_MOVED, skin=1)(image, mask * k))
-        (image_1, mask_1), (image_k, mask_k) = results
+            results.append(replace(ONLY_MOVED, skin=1)(image, class_shares(mask * k, 3)))
+        (image_1, shares_1), (image_k, shares_k) = results
         assert torch.equal(image_1, image_k)
-        assert torch.equal(mask_1 * value, mask_k)
+        assert torch.equal(shares_1[1], shares_k[2 if value == 2 else 0])
 
 
 # -- other images ------------------------------------------------------------------------------------------------------
 
 
-def other() -> tuple[torch.Tensor, torch.Tensor]:
-    image, mask = make_image(8, (128, 128))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask)) // 255
-
-
 def test_lesion_keeps_its_pixels_on_other_skin():
     image, mask = example()
-    patch = lesion_free_patch(np.random.default_rng(0), *(tensor.float() for tensor in other()))
+    patch = lesion_free_patch(np.random.default_rng(0), *(tensor.float() for tensor in example(8)))
     far = grown((mask[None] > 0).float(), 20)[0] == 0
     colours = []
     for seed in range(5):
-        changed = put_on_skin(np.random.default_rng(seed), image.float(), mask, patch)
+        changed = put_on_skin(np.random.default_rng(seed), image.float(), mask > 0, patch)
         assert torch.equal(changed[:, mask > 0], image[:, mask > 0].float())
         assert (changed - image).abs()[:, far].mean() > 2
         colours.append(changed[:, far].mean())
@@ -194,7 +199,7 @@ def test_lesion_keeps_its_pixels_on_other_skin():
 def test_image_without_lesion_or_skin_keeps_its_skin(value: int):
     image, mask = example()
     patch = torch.full((3, 20, 20), 200.0)
-    changed = put_on_skin(np.random.default_rng(0), image.float(), torch.full_like(mask, value), patch)
+    changed = put_on_skin(np.random.default_rng(0), image.float(), torch.full(mask.shape, value == 1), patch)
     assert torch.equal(changed, image.float())
 
 
@@ -211,15 +216,15 @@ def test_mixed_amplitudes(shape: tuple[int, int]):
 
 
 def test_wild_transforms_mix_with_other_images():
-    """Their amplitudes and their skin; the mask does not change, and a seed repeats the choices."""
+    """Their amplitudes and their skin; the shares do not change, and a seed repeats the choices."""
     still = replace(ONLY_MOVED, scale=(1, 1), degrees=0, shift=0, black_border=0, skin=0)
-    image, mask = example()
+    image, shares = example_with_shares()
     for changes in ({"other_skin": 1, "other_amplitudes": 0}, {"other_skin": 0, "other_amplitudes": 1}):
         results = []
-        for others in ((), [other()], [other()]):
+        for others in ((), [example(8)], [example(8)]):
             torch.manual_seed(0)
-            results.append(replace(still, others=others, **changes)(image, mask))
-        (alone, _), (mixed, mixed_mask), (again, _) = results
+            results.append(replace(still, others=others, **changes)(image, shares))
+        (alone, _), (mixed, mixed_shares), (again, _) = results
         assert torch.equal(mixed, again)
-        assert mixed_mask.sum() == mask.sum()
+        assert mixed_shares.sum() == pytest.approx(shares.sum())
         assert (mixed.float() - alone.float()).abs().mean() > 1

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tests.conftest import lively_network
 from unet import draw_dropout_masks
+from utils.data.class_shares import class_shares
 from utils.runtime.recording import RecordedCall
 from utils.training.batch_loss import BatchLoss
 
@@ -33,7 +34,7 @@ class Recorder:
 def make_batch(network: torch.nn.Module, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return images, (images[:, 0] > 128).to(torch.uint8), draw_dropout_masks(network, n, seed)
+    return images, class_shares((images[:, 0] > 128).byte(), 2), draw_dropout_masks(network, n, seed)
 
 
 def test_second_batch_of_a_size_is_recorded():

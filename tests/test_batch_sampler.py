@@ -27,9 +27,9 @@ from utils.data_loading import (
 def numbered_dataset(n: int, transform=None) -> SegmentationDataset:
     """A dataset whose image i is filled with the value i."""
     images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 4, 6, 3))
-    masks = np.zeros((n, 4, 6), dtype=np.uint16)
+    masks, fine_masks = np.zeros((n, 4, 6), dtype=np.uint16), np.zeros((n, 8, 12), dtype=np.uint16)
     pairs = [Pair(Path(f"{i}.jpg"), (Path(f"{i}.png"),)) for i in range(n)]
-    decoded = DecodedPairs(pairs, images, masks, [ValueCounts(*np.array([[0], [24], [8]]))] * n)
+    decoded = DecodedPairs(pairs, images, masks, fine_masks, [ValueCounts(*np.array([[0], [24], [8]]))] * n)
     return dataset_of(decoded, range(n), [0, 255], transform)
 
 
@@ -67,8 +67,8 @@ def test_share_of_each_process(monkeypatch: pytest.MonkeyPatch):
     for i, batch in enumerate(whole):
         assert sorted(chain(*(share[i] for share in shares))) == sorted(batch)
     assert [len(share[2]) for share in shares] == [1, 1, 1, 0]  # the last process has the batch without any image
-    images, masks = collate([], (6, 4))
-    assert (images.shape, masks.shape) == ((0, 3, 4, 6), (0, 4, 6))
+    images, target = collate([], (2, 4, 6))
+    assert (images.shape, target.shape) == ((0, 3, 4, 6), (0, 2, 4, 6))
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")

@@ -13,7 +13,8 @@ from PIL import Image
 from tests.conftest import dataset_of, make_folders
 from utils.data import fitting
 from utils.data.cache import decode_pairs
-from utils.data.mask_classes import MaskOptions
+from utils.data.class_shares import class_shares
+from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.masks import read_mask
 from utils.data.pairing import pair_files
 from utils.data.wild_transforms import WildTransforms
@@ -115,12 +116,14 @@ def test_cached_dataset_is_pickled_without_its_arrays(tmp_path: Path, cached: bo
     plain = dataset_of(decoded, range(12), [0, 255])
     dataset = plain.with_transform(WildTransforms(others=plain, other_skin=1, other_amplitudes=1))
     content = pickle.dumps(dataset)
-    assert (len(content) < 100_000) == cached  # the images are 590 kB
-    assert len(content) < 1_000_000  # and there once
+    assert (len(content) < 100_000) == cached  # the arrays are 2.6 MB
+    assert len(content) < 3_000_000  # and there once
     copy = pickle.loads(content)
-    for a, b, unchanged in zip(copy[(5, 1)], dataset[(5, 1)], plain[5], strict=True):
-        assert torch.equal(a, b)
-        assert not torch.equal(a, unchanged)
+    (image, shares), (expected_image, expected_shares), (unchanged, mask) = copy[(5, 1)], dataset[(5, 1)], plain[5]
+    assert torch.equal(image, expected_image)
+    assert torch.equal(shares, expected_shares)
+    assert not torch.equal(image, unchanged)
+    assert not torch.equal(shares, class_shares(mask, 2))
 
 
 def small_lesions(folder: Path) -> tuple[Path, Path]:
@@ -153,6 +156,24 @@ def test_a_lesion_keeps_the_pixel_with_its_largest_share(tmp_path: Path, cached:
     assert np.array_equal(masks[3], decoded.masks[0])  # a mask that keeps its lesion is not changed
     other = dataset_of(decoded, [0, 2], [0, 1, 2])
     assert (other.n_without_lesion, other.kept) == (1, {})
+    shares = [dataset.with_transform(lambda image, shares: (image, shares))[i][1] for i in range(3)]
+    for mask, (_, *of_classes) in zip(masks[:3], shares, strict=True):  # the whole pixel, for the network, too
+        assert [np.argwhere(values.numpy() == 1).tolist() for values in of_classes] == [
+            np.argwhere(mask == k).tolist() for k in (1, 2)
+        ]
+
+
+def test_training_sees_the_shares_of_the_classes(tmp_path: Path):
+    """Of four pixels: a lesion covers three quarters of two of them, and half of another one is ignored."""
+    for name in ("imgs", "masks"):
+        (tmp_path / name).mkdir()
+    drawn = np.array([[0, 1, 1, 1], [1, 1, 1, 0], [255, 255, 0, 0], [0, 0, 0, 0]], np.uint8)
+    Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).save(tmp_path / "imgs" / "a.png")
+    Image.fromarray(drawn).save(tmp_path / "masks" / "a.png")
+    decoded = decode_pairs(pair_files(tmp_path / "imgs", tmp_path / "masks"), (2, 2), None)
+    dataset = SegmentationDataset(decoded, [0], MaskClasses((0, 1), ignored=255))
+    _, shares = dataset.with_transform(lambda image, shares: (image, shares))[0]
+    assert shares.tolist() == [[[0, 0], [0.5, 0]], [[0.75, 0.75], [0, 0]]]
 
 
 def test_kept_pixels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.conftest import lively_network
 from unet import BayesianUNet, class_logits
 from utils import IGNORED_CLASS
+from utils.data.class_shares import class_shares
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.runtime.errors import InputError
@@ -17,10 +18,13 @@ from utils.training.state import TrainingState, new_training_state
 
 
 class SeededTensorDataset(TensorDataset):
-    """Images and masks, addressed by their number, or by number and seed."""
+    """Images and masks by their number; by number and seed images and the shares of the classes."""
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        return super().__getitem__(key[0] if isinstance(key, tuple) else key)
+        if not isinstance(key, tuple):
+            return super().__getitem__(key)
+        image, mask = super().__getitem__(key[0])
+        return image, class_shares(mask, 2)
 
 
 def make_batches(n: int = 4, batch_size: int = 2, size: int = 32) -> DataLoader:
@@ -29,6 +33,11 @@ def make_batches(n: int = 4, batch_size: int = 2, size: int = 32) -> DataLoader:
     masks[:, 8:20, 6:22] = 1
     images = (220 - 140 * masks[:, None] + torch.randint(0, 30, (n, 3, size, size))).to(torch.uint8)
     return DataLoader(SeededTensorDataset(images, masks), batch_sampler=SeededBatchSampler(n, batch_size, seed=0))
+
+
+def make_held_out() -> DataLoader:
+    """The same images with their classes."""
+    return DataLoader(make_batches().dataset, 2)
 
 
 def new_state(
@@ -59,7 +68,7 @@ def test_training_learns():
     for _ in range(39):
         last = train(state, make_batches())
     assert last < first / 2
-    scores = evaluate(state, make_batches())
+    scores = evaluate(state, make_held_out())
     assert scores["dice"] > 0.9
     assert scores["accuracy"] > scores["accuracy_all_background"] + 0.1
 
@@ -134,7 +143,7 @@ def test_dropout_in_training_only():
     seen = []
     state.network.up4.register_forward_hook(lambda module, *_: seen.append(module.training))
     train_one_epoch(state, make_batches())
-    evaluate(state, make_batches())
+    evaluate(state, make_held_out())
     assert seen == [True, True, False, False]
 
 
@@ -162,7 +171,7 @@ def test_out_of_memory_propagates(attempt: Callable):
 
     state.network.outc.register_forward_hook(exhaust_memory)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        attempt(state, make_batches())
+        attempt(state, make_batches() if attempt is train_one_epoch else make_held_out())
     assert (state.step, state.images_seen) == (0, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
 

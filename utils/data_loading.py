@@ -17,7 +17,8 @@ import torch.utils.data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils.data.decoding import DecodedPairs
+from utils.data.class_shares import class_shares
+from utils.data.decoding import ARRAY_NAMES, DecodedPairs
 from utils.data.lesions import keep_lesions, pixels_per_class
 from utils.data.mask_classes import MaskClasses
 from utils.data.pairing import Pair
@@ -99,13 +100,13 @@ def _draw_groups(sizes: Mapping[str, int], n_validation: int, generator: torch.G
 
 
 class SegmentationDataset(Dataset):
-    """Some of the decoded pairs, as uint8 image and class indices.
+    """Some of the decoded pairs, as uint8 image and class indices, or, with a transform, the classes' shares in pixels.
 
     Args:
         decoded: all pairs.
         indices: which of them.
         mask_classes: what the mask values mean, from `DecodedPairs.mask_classes`.
-        transform: takes and returns an image (3, h, w) uint8 and a mask (h, w) uint8, both as tensors.
+        transform: takes and returns an image (3, h, w) uint8 and the `class_shares` of its mask (C, h, w), as tensors.
         groups: of all pairs, such as patients, if there are any.
 
     An item is addressed by its number, or by `(number, seed)` to make the transform's random numbers reproducible.
@@ -127,7 +128,7 @@ class SegmentationDataset(Dataset):
         transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         groups: Sequence[str] | None = None,
     ) -> None:
-        self.images, self.masks = decoded.images, decoded.masks
+        self.images, self.masks, self.fine_masks = decoded.images, decoded.masks, decoded.fine_masks
         self.indices, self.transform = indices, transform
         self.groups = [groups[i] for i in indices] if groups else None
         self.mask_classes, self.white = mask_classes, decoded.white
@@ -147,13 +148,13 @@ class SegmentationDataset(Dataset):
     def __getstate__(self) -> dict:
         """For worker processes, which memory-map the cache again in place of receiving a copy of it."""
         state = dict(self.__dict__)
-        for name in ("images", "masks"):
+        for name in ARRAY_NAMES:
             if isinstance(state[name], np.memmap):
                 state[name] = Path(state[name].filename)
         return state
 
     def __setstate__(self, state: dict) -> None:
-        for name in ("images", "masks"):
+        for name in ARRAY_NAMES:
             if isinstance(state[name], Path):
                 state[name] = np.load(state[name], mmap_mode="r")
         self.__dict__.update(state)
@@ -165,16 +166,19 @@ class SegmentationDataset(Dataset):
         number, seed = key if isinstance(key, tuple) else (key, None)
         i = self.indices[number]
         image = torch.from_numpy(np.array(self.images[i])).permute(2, 0, 1)  # (3, h, w) uint8
-        classes = self.tables[i][self.masks[i]]
-        for pixel, k in self.kept.get(i, ()):
-            classes.flat[pixel] = k
-        mask = torch.from_numpy(classes)  # (h, w) uint8 classes, or IGNORED_CLASS
+        table, kept = self.tables[i], self.kept.get(i, ())
         if self.transform is None:
+            mask = torch.from_numpy(table[self.masks[i]])  # (h, w) uint8 classes, or IGNORED_CLASS
+            for pixel, k in kept:
+                mask.flatten()[pixel] = k
             return image, mask
+        shares = class_shares(torch.from_numpy(table[self.fine_masks[i]]), len(self.mask_classes.values), side=2)
+        for pixel, k in kept:
+            shares.flatten(1)[:, pixel] = torch.arange(len(shares)) == k
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            return self.transform(image, mask)
+            return self.transform(image, shares)
 
 
 class SeededBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -218,18 +222,17 @@ class SeededBatchSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
         return derived_seed(self.seed, f"{self.epoch}:{batch}")
 
 
-def collate(items: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A batch of (N, 3, h, w) images and (N, h, w) masks; N is 0 where a process has no share of a batch.
+def collate(items: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """A batch of (N, 3, h, w) images and (N, C, h, w) shares; N is 0 where a process has none of the images of a batch.
 
     Args:
-        items: images and masks.
-        size: their width and height.
+        items: images and the shares of their classes.
+        shape: (C, h, w) of the latter.
     """
     if not items:
-        width, height = size
-        return torch.empty(0, 3, height, width, dtype=torch.uint8), torch.empty(0, height, width, dtype=torch.uint8)
-    images, masks = zip(*items, strict=True)
-    return torch.stack(images), torch.stack(masks)
+        return torch.empty(0, 3, *shape[1:], dtype=torch.uint8), torch.empty(0, *shape)
+    images, shares = zip(*items, strict=True)
+    return torch.stack(images), torch.stack(shares)
 
 
 def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader:
@@ -241,14 +244,14 @@ def training_batches(dataset: SegmentationDataset, batch_size: int, seed: int, w
         seed: seed of the order and the transforms.
         workers: processes that load ahead; with 0 the main process loads.
     """
-    height, width = dataset.masks.shape[1:]
+    shape = (len(dataset.mask_classes.values), *dataset.masks.shape[1:])
     return DataLoader(
         dataset,
         batch_sampler=SeededBatchSampler(len(dataset), batch_size, seed),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=leave_signal_group,
-        collate_fn=partial(collate, size=(width, height)),
+        collate_fn=partial(collate, shape=shape),
     )
 
 

@@ -20,6 +20,7 @@ from tests.benchmarks.gpu_speed import epoch_lines
 from tests.benchmarks.measuring import WrongResult, make_folders, run_logged
 from unet import BayesianUNet
 from utils.checkpoint import read_checkpoint
+from utils.data.class_shares import class_shares
 from utils.data_loading import SeededBatchSampler
 from utils.runtime.device import choose_device
 from utils.training.batch_loss import BatchLoss
@@ -113,10 +114,11 @@ def steps(setting: Setting) -> None:
 
 
 class Numbered(TensorDataset):
-    """Images and masks by number and seed."""
+    """Images and the shares of their classes by number and seed."""
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        return super().__getitem__(key[0])
+        image, mask = super().__getitem__(key[0])
+        return image, class_shares(mask, 2)
 
 
 def step_losses(device: torch.device, recorded: bool) -> list[float]:

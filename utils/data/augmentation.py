@@ -1,4 +1,4 @@
-"""The training transforms: random transforms of an image and its mask together."""
+"""The training transforms: random transforms of an image and the shares of its classes together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ STRENGTHS = {
 
 
 class TrainingTransforms:
-    """Random transforms of a dermoscopy image and its mask; the geometric ones are the same for both.
+    """Random transforms of a dermoscopy image and its `class_shares`; the geometric ones are the same for both.
 
     Photometric, for different devices and lighting: brightness, contrast, and each colour channel on its own.
     Geometric, since a lesion has no orientation and no fixed distance: flips, quarter turns, rotation, scale and
@@ -50,10 +50,11 @@ class TrainingTransforms:
 
     def __init__(self, strength: str = "light") -> None:
         s = STRENGTHS[strength]
-        self.transforms = v2.Compose(
+        self.photometric = v2.Compose(
+            [v2.ColorJitter(brightness=s.brightness, contrast=s.contrast), RandomChannelGain(s.channel_gain)]
+        )
+        self.geometric = v2.Compose(
             [
-                v2.ColorJitter(brightness=s.brightness, contrast=s.contrast),
-                RandomChannelGain(s.channel_gain),
                 v2.RandomHorizontalFlip(),
                 v2.RandomVerticalFlip(),
                 RandomQuarterTurn(),  # with the flips: all symmetries of the square
@@ -66,10 +67,10 @@ class TrainingTransforms:
             ]
         )
 
-    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform an image (3, h, w) uint8 and a mask (h, w) uint8; areas from outside are black and background."""
-        image, mask = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+    def __call__(self, image: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform an image (3, h, w) uint8 and shares (C, h, w); areas from outside are black and background."""
+        image, shares = self.geometric(self.photometric(tv_tensors.Image(image)), tv_tensors.Image(shares))
+        return image.as_subclass(Tensor), shares.as_subclass(Tensor)
 
 
 def training_transforms(
@@ -91,8 +92,8 @@ class RandomQuarterTurn(v2.RandomApply):
     def __init__(self) -> None:
         super().__init__([v2.RandomRotation((90, 90))], p=0.5)
 
-    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return super().forward(image, mask) if mask.shape[-2] == mask.shape[-1] else (image, mask)
+    def forward(self, image: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(image, shares) if shares.shape[-2] == shares.shape[-1] else (image, shares)
 
 
 class RandomChannelGain(v2.Transform):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.data.decoding import DecodedPairs, PairDecoder, array_layout
+from utils.data.decoding import ARRAY_NAMES, DecodedPairs, PairDecoder, array_layout
 from utils.data.fitting import log_resized
 from utils.data.images import find_white
 from utils.data.mask_values import ValueCounts
@@ -29,7 +29,7 @@ from utils.runtime.seeds import json_digest
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_DIR = Path(__file__).resolve().parents[2] / "data" / ".cache"
-_VERSION = 4  # to be incremented when the cached arrays change
+_VERSION = 5  # to be incremented when the cached arrays change
 _ABANDONED_AFTER = 86400  # seconds, after which an unfinished folder counts as abandoned
 
 
@@ -200,7 +200,7 @@ def _new_arrays(n: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def _memory_map(folder: Path, mode: str) -> dict[str, np.ndarray]:
-    return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in array_layout(0, (0, 0))}
+    return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ARRAY_NAMES}
 
 
 def _write_index(folder: Path, pairs: Sequence[Pair], fingerprints: list[list], decoded: DecodedPairs) -> None:

@@ -32,6 +32,7 @@ class DecodedPairs:
         pairs: the N files.
         images: (N, h, w, 3) uint8, in memory or memory-mapped from the cache.
         masks: (N, h, w) uint16 indices into the mask's own values.
+        fine_masks: (N, 2 h, 2 w), the same at twice the resolution.
         counts: for each mask its values, each with its number of pixels at the mask's own size.
         white: the value of white in 16-bit images; None if there are none.
         resized: for each pair a line about each mask that had another size than its image.
@@ -40,6 +41,7 @@ class DecodedPairs:
     pairs: list[Pair]
     images: np.ndarray
     masks: np.ndarray
+    fine_masks: np.ndarray
     counts: list[ValueCounts] = field(default_factory=list)
     white: float | None = None
     resized: list[list[str]] = field(default_factory=list)
@@ -55,7 +57,14 @@ class DecodedPairs:
 def array_layout(n: int, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of the arrays of `DecodedPairs`, by name, for n pairs and an input size of width and height."""
     width, height = size
-    return {"images": ((n, height, width, 3), np.uint8), "masks": ((n, height, width), np.uint16)}
+    return {
+        "images": ((n, height, width, 3), np.uint8),
+        "masks": ((n, height, width), np.uint16),
+        "fine_masks": ((n, 2 * height, 2 * width), np.uint16),
+    }
+
+
+ARRAY_NAMES = tuple(array_layout(0, (0, 0)))
 
 
 class PairDecoder:
@@ -81,7 +90,7 @@ class PairDecoder:
 
     def reuse(self, i: int, source: DecodedPairs, row: int) -> None:
         """Copy pair i from row `row` of an earlier result."""
-        for name in ("images", "masks", "counts", "resized"):
+        for name in (*ARRAY_NAMES, "counts", "resized"):
             getattr(self.decoded, name)[i] = getattr(source, name)[row]
 
     def decode(self, i: int) -> InputError | None:
@@ -97,8 +106,11 @@ class PairDecoder:
                 raise InputError(f"{pair.mask} has {len(counts.values)} distinct values: is it a mask?")
         except InputError as error:
             return InputError(f"{pair.image.name}, {pair.mask.name}: {error}", *error.options)
-        resized = mask.values[Image.fromarray(mask.codes).resize((width, height), Image.Resampling.NEAREST)]
-        target.masks[i] = np.searchsorted(counts.values, resized)
+        codes = Image.fromarray(mask.codes)
+        for masks in (target.masks, target.fine_masks):
+            height, width = masks.shape[1:]
+            resized = mask.values[codes.resize((width, height), Image.Resampling.NEAREST)]
+            masks[i] = np.searchsorted(counts.values, resized)
         target.resized[i] = fitter.resized
         return None
 
@@ -126,7 +138,7 @@ class PairDecoder:
         decoded = self.decoded
         for name in ("pairs", "counts", "resized"):
             setattr(decoded, name, [getattr(decoded, name)[i] for i in usable])
-        for name in array_layout(0, (0, 0)):
+        for name in ARRAY_NAMES:
             array = getattr(decoded, name)
             for row, i in enumerate(usable):
                 array[row] = array[i]

@@ -16,7 +16,7 @@ def lesion_free_patch(rng: np.random.Generator, image: Tensor, mask: Tensor) -> 
     Args:
         rng: random numbers.
         image: (3, h, w) float in [0, 255].
-        mask: (h, w) classes.
+        mask: (h, w) classes, or where there is a lesion.
     """
     height, width = mask.shape
     for part in (0.4, 0.3, 0.22, 0.15):
@@ -37,7 +37,7 @@ def spread_skin(patch: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(skin, size=list(shape), mode="bilinear", align_corners=False)[0]
 
 
-def put_on_skin(rng: np.random.Generator, image: Tensor, mask: Tensor, patch: Tensor) -> Tensor:
+def put_on_skin(rng: np.random.Generator, image: Tensor, lesion: Tensor, patch: Tensor) -> Tensor:
     """An image whose lesion, with some of what is around it, lies on other skin (Ghiasi et al., CVPR 2021).
 
     The skin's colour is drawn towards that around the lesion, by a random fraction. An image that is lesion everywhere
@@ -46,15 +46,15 @@ def put_on_skin(rng: np.random.Generator, image: Tensor, mask: Tensor, patch: Te
     Args:
         rng: random numbers.
         image: (3, h, w) float in [0, 255].
-        mask: (h, w) classes.
+        lesion: (h, w) bool.
         patch: from `lesion_free_patch` of another image.
     """
     margin = int(rng.integers(2, 9))
-    lesion = (mask[None] > 0).float()
+    lesion = lesion[None].float()
     ring = (grown(lesion, margin + _RING) > lesion)[0]
     if not lesion.any() or not ring.any():
         return image
-    skin = spread_skin(patch, mask.shape)
+    skin = spread_skin(patch, lesion.shape[1:])
     shift = image[:, ring].mean(dim=1) - skin.mean(dim=(1, 2))
     skin = skin + rng.uniform(0.2, 1.0) * shift[:, None, None]
     opacity = blurred(grown(lesion, margin).expand(3, -1, -1), max(0.6, margin / 2.5))

@@ -56,16 +56,16 @@ class WildTransforms:
     other_skin: float = 0.35
     other_amplitudes: float = 0.5
 
-    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform an image (3, h, w) uint8 and a mask (h, w) uint8."""
+    def __call__(self, image: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform an image (3, h, w) uint8 and its `class_shares` (C, h, w)."""
         rng = np.random.default_rng(torch.randint(2**62, ()).item())
         image = image.float()
         if self.others and rng.random() < self.other_amplitudes:
             other, _ = self._draw_other(rng)
             image = mix_amplitudes(image, other, rng.uniform(0, 0.7))
-        changed, mask = self._move(rng, image, mask)
+        changed, shares = self._move(rng, image, shares)
         if self.others and rng.random() < self.other_skin:
-            changed = self._change_skin(rng, changed, mask)
+            changed = self._change_skin(rng, changed, _is_covered(shares))
         picture = Image.fromarray(self._recolour(rng, changed.permute(1, 2, 0).numpy()))
         picture = self._draw(rng, picture)
         pixels = np.asarray(picture)
@@ -76,27 +76,28 @@ class WildTransforms:
             pixels = pixels + rng.normal(0, rng.uniform(1, 8), shape)
         result = torch.from_numpy(np.clip(np.round(pixels), 0, 255).astype(np.uint8)).permute(2, 0, 1)
         if rng.random() < self.black_border:
-            return _on_black(result, mask, rng.uniform(0.7, 0.95))
-        return result, mask
+            return _on_black(result, shares, rng.uniform(0.7, 0.95))
+        return result, shares
 
     # -- geometry ------------------------------------------------------------------------------------------------------
 
-    def _move(self, rng: np.random.Generator, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _move(self, rng: np.random.Generator, image: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         scale = math.exp(rng.uniform(*map(math.log, self.scale)))
         angle = math.radians(rng.uniform(-self.degrees, self.degrees)) + rng.integers(4) * math.pi / 2
         flip = rng.choice([-1.0, 1.0])
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         shift = rng.uniform(-2, 2, 2) * self.shift  # a side is 2 long
         inverse = torch.tensor([[[cos * flip, -sin * flip, shift[0]], [sin, cos, shift[1]]]], dtype=torch.float32)
-        grid = F.affine_grid(inverse, [1, 1, *mask.shape], align_corners=False)
+        grid = F.affine_grid(inverse, [1, *shares.shape], align_corners=False)
         if scale < 0.8:
             image = blurred(image, 0.45 / scale - 0.4)  # no aliasing
-        options = {"padding_mode": "reflection", "align_corners": False}
-        moved = F.grid_sample(image[None], grid, mode="bilinear", **options)[0]
-        moved_mask = F.grid_sample(mask[None, None].float(), grid, mode="nearest", **options)[0, 0].to(torch.uint8)
+        options = {"mode": "bilinear", "padding_mode": "reflection", "align_corners": False}
+        moved, moved_shares = (F.grid_sample(values[None], grid, **options)[0] for values in (image, shares))
         if scale < 0.9 and rng.random() < self.skin:
-            return _on_skin(rng, image, mask, moved, moved_mask, grid)
-        return moved, moved_mask
+            patch = lesion_free_patch(rng, image, _is_covered(shares))
+            if patch is not None:
+                return _on_skin(patch, moved, moved_shares, grid)
+        return moved, moved_shares
 
     # -- other images --------------------------------------------------------------------------------------------------
 
@@ -104,11 +105,11 @@ class WildTransforms:
         image, mask = self.others[int(rng.integers(len(self.others)))]
         return image.float(), mask
 
-    def _change_skin(self, rng: np.random.Generator, image: Tensor, mask: Tensor) -> Tensor:
-        if (mask > 0).float().mean() < 0.5:  # otherwise hardly any of its skin is to be seen
+    def _change_skin(self, rng: np.random.Generator, image: Tensor, lesion: Tensor) -> Tensor:
+        if lesion.float().mean() < 0.5:  # otherwise hardly any of its skin is to be seen
             for _ in range(4):
                 if (patch := lesion_free_patch(rng, *self._draw_other(rng))) is not None:
-                    return put_on_skin(rng, image, mask, patch)
+                    return put_on_skin(rng, image, lesion, patch)
         return image
 
     # -- colour --------------------------------------------------------------------------------------------------------
@@ -157,26 +158,29 @@ def _blotches(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return smooth.exp().permute(1, 2, 0).numpy()
 
 
-def _on_skin(
-    rng: np.random.Generator, image: Tensor, mask: Tensor, moved: Tensor, moved_mask: Tensor, grid: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A moved image with its own pixels only, on skin made of a part of the image without lesion."""
-    patch = lesion_free_patch(rng, image, mask)
-    if patch is None:
-        return moved, moved_mask
-    skin = spread_skin(patch, mask.shape)
+def _is_covered(shares: Tensor) -> Tensor:
+    """(h, w) bool, the pixels that are not background alone."""
+    return shares.any(dim=0)
+
+
+def _on_skin(patch: Tensor, moved: Tensor, moved_shares: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """A moved image with its own pixels only, on skin made of a patch of it without lesion."""
+    skin = spread_skin(patch, moved.shape[1:])
     outside = grid[0].abs().amax(dim=-1)  # 1 at the border of the image
     opacity = ((1 - outside) / 0.15).clamp(0, 1)
-    lesion = grown((moved_mask[None] > 0).float(), 2)[0] * (outside < 1)  # no seam through the lesion
+    lesion = grown(_is_covered(moved_shares)[None].float(), 2)[0] * (outside < 1)  # no seam through the lesion
     opacity = torch.maximum(opacity, lesion)
-    return skin + (moved - skin) * opacity, torch.where(outside < 1, moved_mask, 0)
+    return skin + (moved - skin) * opacity, moved_shares * (outside < 1)
 
 
-def _on_black(image: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """An image and its mask, downscaled and zero-padded, as the views of test-time augmentation are."""
-    size = [round(length * scale) for length in mask.shape]
-    small = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
-    small_mask = F.interpolate(mask[None, None], size=size, mode="nearest-exact")[0, 0]
-    top, left = ((length - part) // 2 for length, part in zip(mask.shape, size, strict=True))
-    padding = [left, mask.shape[1] - size[1] - left, top, mask.shape[0] - size[0] - top]
-    return F.pad(small, padding), F.pad(small_mask, padding)
+def _on_black(image: Tensor, shares: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """An image and its shares, downscaled and zero-padded, as the views of test-time augmentation are."""
+    height, width = image.shape[1:]
+    rows, columns = round(height * scale), round(width * scale)
+    small, small_shares = (
+        F.interpolate(values[None].float(), size=[rows, columns], mode="bilinear", antialias=True)[0]
+        for values in (image, shares)
+    )
+    top, left = (height - rows) // 2, (width - columns) // 2
+    padding = [left, width - columns - left, top, height - rows - top]
+    return F.pad(small.round().to(torch.uint8), padding), F.pad(small_shares, padding)

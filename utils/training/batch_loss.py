@@ -26,7 +26,7 @@ class BatchLoss(nn.Module):
 
         Args:
             images: (N, 3, h, w) uint8, on the network's device.
-            target: (N, h, w) uint8 classes.
+            target: (N, C, h, w) `class_shares`.
             dropout: (N, D) dropout masks.
         """
         x = to_network_input(images, images.device)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unet import class_logits, draw_dropout_masks
 from utils import IGNORED_CLASS
+from utils.data.class_shares import class_shares
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.dice_score import dice_coefficient, segmentation_loss
@@ -33,7 +34,7 @@ def train_one_epoch(
 
     Args:
         state: is updated; its `loss` is the mean over the epoch so far.
-        batches: of (N, 3, h, w) uint8 images and (N, h, w) uint8 classes, with a `SeededBatchSampler`.
+        batches: of (N, 3, h, w) uint8 images and their (N, C, h, w) `class_shares`, with a `SeededBatchSampler`.
         on_step: is called with the loss of each step.
         stop: is called after each step; if it returns True in any of several processes, all stop.
 
@@ -67,7 +68,7 @@ def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Te
     Args:
         state: gets the gradients of the mean loss over the images of all processes, and an optimizer step.
         images: (N, 3, h, w) uint8, of this process.
-        target: (N, h, w) uint8 classes.
+        target: (N, C, h, w) `class_shares`.
         dropout: the dropout masks of the images of all processes.
         share: of this process in the images of all processes.
 
@@ -147,7 +148,7 @@ def evaluate(state: TrainingState, batches: DataLoader) -> dict[str, float | Non
         with state.autocast():
             logits = class_logits(state.network(to_network_input(images, state.device)))
         target = to_device(target, state.device)
-        loss = segmentation_loss(logits, target) * len(images)
+        loss = segmentation_loss(logits, class_shares(target, logits.shape[1])) * len(images)
         sums.append(torch.stack([loss, *_prediction_sums(logits.argmax(dim=1), target, logits.shape[1])]))
     totals = distributed.sum_over_processes(torch.stack(sums).cpu().double().sum(dim=0)).tolist()
     loss, accuracy, all_background, dice, n_lesions, false_alarms, n_scored = totals
