@@ -163,6 +163,19 @@ def test_a_lesion_keeps_the_pixel_with_its_largest_share(tmp_path: Path, cached:
         ]
 
 
+def test_a_lesion_that_only_half_of_the_resolution_shows_keeps_a_pixel(tmp_path: Path):
+    """Of 1 pixel, in the middle of one of 20x10 pixels, but of none of 40x20, of which training sees the shares."""
+    imgs, masks = small_lesions(tmp_path)
+    drawn = np.zeros((100, 200), np.uint8)
+    drawn[55, 125] = 1
+    Image.fromarray(drawn).save(masks / "1.png")
+    dataset = dataset_of(decode_pairs(pair_files(imgs, masks), (20, 10), None), [1], [0, 1, 2])
+    _, (_, *of_classes) = dataset.with_transform(lambda image, shares: (image, shares))[0]
+    for k, share in enumerate(of_classes, start=1):
+        assert np.array_equal(share.numpy() == 1, dataset[0][1].numpy() == k)
+        assert share.sum() == (k == 1)
+
+
 def test_training_sees_the_shares_of_the_classes(tmp_path: Path):
     """Of four pixels: a lesion covers three quarters of two of them, and half of another one is ignored."""
     for name in ("imgs", "masks"):

@@ -29,7 +29,7 @@ def pixels_per_class(decoded: DecodedPairs, tables: Sequence[np.ndarray], n_clas
 def keep_lesions(
     decoded: DecodedPairs, indices: Sequence[int], mask_classes: MaskClasses, tables: Sequence[np.ndarray]
 ) -> dict[int, KeptPixels]:
-    """The pixels to add to masks that have lost a class but the background at the network's input size.
+    """The pixels to add to masks that have lost a class but the background at the network's input size, or twice that.
 
     Args:
         decoded: all pairs.
@@ -42,11 +42,11 @@ def keep_lesions(
     """
     n_classes = len(mask_classes.values)
     at_own_size = pixels_per_class(decoded, tables, n_classes) > 0
+    resized = (decoded.masks, decoded.fine_masks)
     lost: dict[int, list[int]] = {}
     for i in indices:
-        shown = np.zeros(256, dtype=bool)
-        shown[tables[i][decoded.masks[i]]] = True
-        vanished = [k for k in range(1, n_classes) if at_own_size[i, k] and not shown[k]]
+        shown = [tables[i][np.bincount(masks[i].ravel(), minlength=len(tables[i])) > 0] for masks in resized]
+        vanished = [k for k in range(1, n_classes) if at_own_size[i, k] and not all(k in classes for classes in shown)]
         if vanished:
             lost[i] = vanished
 
@@ -86,7 +86,7 @@ def largest_shares(classes: np.ndarray, downscaled: np.ndarray, lost: Sequence[i
     Args:
         classes: (H, W) classes.
         downscaled: (h, w) the same, downscaled.
-        lost: classes that occur in `classes` only.
+        lost: classes that hardly occur in it, or in `classes` only.
     """
     (height, width), (h, w) = classes.shape, downscaled.shape
     candidates = {}
@@ -98,7 +98,7 @@ def largest_shares(classes: np.ndarray, downscaled: np.ndarray, lost: Sequence[i
     flat, kept = downscaled.flatten(), []
     for k in sorted(lost, key=lambda k: len(candidates[k])):  # those with the least choice first
         for pixel in candidates[k]:
-            if flat[pixel] == 0 or np.count_nonzero(flat == flat[pixel]) > 1:
+            if flat[pixel] in (0, k) or np.count_nonzero(flat == flat[pixel]) > 1:
                 flat[pixel] = k
                 kept.append((pixel, k))
                 break
