@@ -95,12 +95,15 @@ def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
     assert not (tmp_path / "d").exists()
 
 
-def test_comparison_is_not_written_among_the_images(project: Path):
+def test_comparison_is_not_written_among_images_or_masks(project: Path, tmp_path: Path):
+    """Nor in a sub-folder of the masks that an image has, too."""
     folders = ["--imgs-dir", project / "imgs", "--masks-dir", project / "masks"]
-    before = sorted((project / "imgs").iterdir())
-    result = run_module("utils.compare", project / "direct", *folders, "--output-dir", project / "imgs")
-    assert_one_clear_line(result, "the output folder is the input folder")
-    assert sorted((project / "imgs").iterdir()) == before
+    deep = shutil.copytree(project / "direct", tmp_path / "deep")
+    (deep / "summary.csv").write_text((deep / "summary.csv").read_text().replace("SKIN", "s/SKIN"))
+    for results, out, what in (("direct", "imgs", "input"), ("direct", "masks", "mask"), (deep, "masks/s", "mask")):
+        result = run_module("utils.compare", project / results, *folders, "--output-dir", project / out)
+        assert_one_clear_line(result, f"the output folder is the {what} folder")
+        assert not (project / out / "comparison.md").exists()
 
 
 def test_summary_of_another_run(project: Path, tmp_path: Path):

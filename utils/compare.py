@@ -81,7 +81,8 @@ def main(args: argparse.Namespace) -> None:
     summary = args.results[0] / "summary.csv"
     ranked = read_names(summary)
     items = [Item(args.imgs_dir / name, PurePosixPath(name)) for name in ranked]
-    check_output_folders([args.output_dir], [item.path for item in items], args.masks_dir)
+    below = {item.name.parent for item in items}
+    check_output_folders([args.output_dir], [item.path for item in items], args.masks_dir, below)
     run = next(iter(results.values()))["run"]
     recorded = MaskClasses(run["mask_values"])
     ground_truth = GroundTruth(items, args.masks_dir, recorded, run["ignore_value"], args.mask_suffix)

@@ -159,7 +159,7 @@ def find_items(
                 "select one of their file extensions"
             )
     folders = [output_dir, *(path.parent for path in outputs)]
-    check_output_folders(folders, images, mask_dir, {path.relative_to(input_dir).parent for path in images})
+    check_output_folders(folders, images, mask_dir, {item.name.parent for item in items})
     return items
 
 
