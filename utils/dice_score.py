@@ -27,9 +27,9 @@ def dice_coefficient(prediction: Tensor, target: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """1 - soft Dice coefficient: of each image the mean over the classes but the background that it shows, or 0.
 
-    The coefficient is (sum p + sum t - sum |p - t|) / (sum p + sum t), which for shares t of 0 and 1 is 2 sum(p t) /
-    (sum p + sum t), and for all shares has its maximum at p = t (Wang et al., "Dice Semimetric Losses", MICCAI 2023).
-    A class that an image does not show has a coefficient of 0, and hardly any gradient, whatever is predicted.
+    The coefficient is 2 sum min(p, t) / (sum p + sum t), which for shares t of 0 and 1 is 2 sum p t / (sum p + sum t),
+    and for all shares has its maximum at p = t (Wang et al., "Dice Semimetric Losses", MICCAI 2023). A class that an
+    image does not show has a coefficient of 0, and hardly any gradient, whatever is predicted.
 
     Args:
         logits: (N, C, H, W), C >= 2.
@@ -41,7 +41,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     probs = logits.float().softmax(dim=1)[:, 1:] * (1 - target[:, :1])  # (N, C - 1, H, W)
     shares = target[:, 1:]
     total = probs.sum((2, 3)) + shares.sum((2, 3))
-    dice = (total - (probs - shares).abs().sum((2, 3))) / total.clamp(min=1e-12)
+    dice = 2 * torch.minimum(probs, shares).sum((2, 3)) / total.clamp(min=1e-12)
     shown = shares.flatten(2).any(dim=2)  # (N, C - 1)
     n_shown = shown.sum(dim=1)
     return 1 - torch.where(n_shown > 0, (dice * shown).sum(dim=1) / n_shown.clamp(min=1), 1.0).mean()
