@@ -81,6 +81,22 @@ def test_image_and_mask_on_black_match():
     assert min(overlaps) == 1
 
 
+def test_shares_of_a_smaller_lesion_are_areas():
+    """Those of a disc, against one drawn at eight times the resolution, and not those of its nearest pixels."""
+
+    def disc(radius: float, side: int) -> torch.Tensor:
+        rows, columns = np.mgrid[: 128 * side, : 128 * side] - 64 * side + 0.5
+        return class_shares(torch.from_numpy((np.hypot(rows, columns) < radius * side).astype(np.uint8)), 2, side)
+
+    transform = replace(ONLY_MOVED, scale=(0.4, 0.4), degrees=0, shift=0, skin=0, black_border=0)
+    _, (_, share) = transform(torch.full((3, 128, 128), 150, dtype=torch.uint8), disc(20, 2))
+    expected = disc(8, 8)[1]
+    middle = slice(48, 80)  # beyond are reflections of the disc
+    errors = (share - expected)[middle, middle].abs()
+    assert errors.max() < 0.12
+    assert errors[expected[middle, middle] > 0].mean() < 0.013
+
+
 def test_wide_images_keep_their_ends():
     image, shares = torch.full((3, 32, 128), 200, dtype=torch.uint8), torch.zeros(2, 32, 128)
     for seed in range(20):

@@ -70,13 +70,14 @@ def grown(mask: Tensor, pixels: int) -> Tensor:
 
 
 def blurred(image: Tensor, sigma: float) -> Tensor:
-    """A (3, h, w) image after a Gaussian blur of `sigma` pixels."""
+    """A (C, h, w) image after a Gaussian blur of `sigma` pixels."""
     radius = math.ceil(2 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    channels = len(image)
+    kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
     padded = F.pad(image[None], [radius] * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel[:, :, None], groups=3)
-    return F.conv2d(rows, kernel[..., None], groups=3)[0]
+    rows = F.conv2d(padded, kernel[:, :, None], groups=channels)
+    return F.conv2d(rows, kernel[..., None], groups=channels)[0]
 
 
 def mix_amplitudes(image: Tensor, other: Tensor, fraction: float) -> Tensor:

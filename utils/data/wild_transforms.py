@@ -89,8 +89,8 @@ class WildTransforms:
         shift = rng.uniform(-2, 2, 2) * self.shift  # a side is 2 long
         inverse = torch.tensor([[[cos * flip, -sin * flip, shift[0]], [sin, cos, shift[1]]]], dtype=torch.float32)
         grid = F.affine_grid(inverse, [1, *shares.shape], align_corners=False)
-        if scale < 0.8:
-            image = blurred(image, 0.45 / scale - 0.4)  # no aliasing
+        if scale < 0.8:  # no aliasing
+            image, shares = (blurred(values, 0.45 / scale - 0.4) for values in (image, shares))
         options = {"mode": "bilinear", "padding_mode": "reflection", "align_corners": False}
         moved, moved_shares = (F.grid_sample(values[None], grid, **options)[0] for values in (image, shares))
         if scale < 0.9 and rng.random() < self.skin:
