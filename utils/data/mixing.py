@@ -57,7 +57,7 @@ def put_on_skin(rng: np.random.Generator, image: Tensor, lesion: Tensor, patch: 
     skin = spread_skin(patch, lesion.shape[1:])
     shift = image[:, ring].mean(dim=1) - skin.mean(dim=(1, 2))
     skin = skin + rng.uniform(0.2, 1.0) * shift[:, None, None]
-    opacity = blurred(grown(lesion, margin).expand(3, -1, -1), max(0.6, margin / 2.5))
+    opacity = blurred(grown(lesion, margin), max(0.6, margin / 2.5))
     opacity = torch.maximum(opacity, lesion)  # no seam through the lesion
     return (skin + (image - skin) * opacity).clamp(0, 255)
 
