@@ -15,7 +15,7 @@ from utils.data.artefacts import draw_sticker
 from utils.data.augmentation import STRENGTHS, RandomChannelGain, training_transforms
 from utils.data.class_shares import class_shares
 from utils.data.mixing import grown, lesion_free_patch, mix_amplitudes, put_on_skin
-from utils.data.wild_transforms import WildTransforms, _on_black
+from utils.data.wild_transforms import WildTransforms
 
 
 def example(seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,18 +67,24 @@ def test_mask_moves_with_the_image(transform: Callable):
     assert n_moved >= 15
 
 
-def test_image_and_mask_on_black_match():
-    """A disc and its mask: where the image is dark, after as before."""
+STILL = replace(ONLY_MOVED, scale=(1, 1), degrees=0, shift=0, black_border=0, skin=0)
+
+
+@pytest.mark.parametrize(
+    "transform", [replace(ONLY_MOVED, skin=0, black_border=0), replace(STILL, black_border=1)], ids=["moved", "black"]
+)
+def test_pixels_and_shares_of_a_disc_match(transform: WildTransforms):
+    """Where the image is dark, after as before."""
     rows, columns = np.mgrid[:128, :128]
-    overlaps = []
     for seed in range(20):
         mask = torch.from_numpy((np.hypot(rows - 50 - seed, columns - 70 + seed) < 15 + seed).astype(np.uint8))
-        image = (255 - 155 * mask).expand(3, -1, -1)
-        changed, (_, share) = _on_black(image, class_shares(mask, 2), 0.7 + seed / 80)
+        image, shares = (255 - 155 * mask).expand(3, -1, -1), class_shares(mask, 2)
+        torch.manual_seed(seed)
+        changed, (_, share) = transform(image, shares)
+        assert not torch.equal(changed, image)
         inside = changed[0] > 50
-        assert (255 - 155 * share - changed[0])[inside & (share > 0)].abs().max() < 2
-        overlaps.append(((share > 0.5) & inside).sum() / (share > 0.5).sum())
-    assert min(overlaps) == 1
+        assert (255 - 155 * share - changed[0])[inside].abs().max() < 2
+        assert share[~inside].sum() == 0
 
 
 def test_shares_of_a_smaller_lesion_are_areas():
@@ -95,6 +101,24 @@ def test_shares_of_a_smaller_lesion_are_areas():
     errors = (share - expected)[middle, middle].abs()
     assert errors.max() < 0.12
     assert errors[expected[middle, middle] > 0].mean() < 0.013
+
+
+def test_wild_leaves_half_of_the_images_to_light_transforms(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def record(transforms: WildTransforms, image: torch.Tensor, shares: torch.Tensor) -> tuple:
+        seen.append(transforms.others)
+        return image, shares
+
+    monkeypatch.setattr(WildTransforms, "__call__", record)
+    image, shares = torch.full((3, 32, 32), 150, dtype=torch.uint8), torch.zeros(2, 32, 32)
+    others = [example(8)]
+    transform = training_transforms("wild", others)
+    torch.manual_seed(0)
+    pixels = torch.stack([transform(image, shares)[0][:, 16, 16] for _ in range(200)])
+    assert 70 < len(seen) < 130
+    assert all(one is others for one in seen)
+    assert 150 * 0.9 * 0.95 - 1 <= pixels.min() < 150 < pixels.max() <= 150 * 1.1 * 1.05 + 1  # light ones
 
 
 def test_wide_images_keep_their_ends():
@@ -161,7 +185,7 @@ def test_sticker_has_one_colour_and_leaves_the_rest():
 
 
 def test_blotches_change_neither_the_mask_nor_a_black_image():
-    transform = replace(ONLY_MOVED, scale=(1, 1), degrees=0, shift=0, black_border=0, blotches=1)
+    transform = replace(STILL, blotches=1)
     _, shares = example_with_shares()
     for value, is_changed in ((0, False), (120, True)):
         image = torch.full((3, 128, 128), value, dtype=torch.uint8)
@@ -233,13 +257,12 @@ def test_mixed_amplitudes(shape: tuple[int, int]):
 
 def test_wild_transforms_mix_with_other_images():
     """Their amplitudes and their skin; the shares do not change, and a seed repeats the choices."""
-    still = replace(ONLY_MOVED, scale=(1, 1), degrees=0, shift=0, black_border=0, skin=0)
     image, shares = example_with_shares()
     for changes in ({"other_skin": 1, "other_amplitudes": 0}, {"other_skin": 0, "other_amplitudes": 1}):
         results = []
         for others in ((), [example(8)], [example(8)]):
             torch.manual_seed(0)
-            results.append(replace(still, others=others, **changes)(image, shares))
+            results.append(replace(STILL, others=others, **changes)(image, shares))
         (alone, _), (mixed, mixed_shares), (again, _) = results
         assert torch.equal(mixed, again)
         assert mixed_shares.sum() == pytest.approx(shares.sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -77,7 +77,10 @@ def test_8_bit_modes_become_rgb(tmp_path: Path, mode: str):
     np.testing.assert_allclose(np.asarray(read), np.asarray(image.convert("RGB")), atol=1)
 
 
-@pytest.mark.parametrize(("largest", "white"), [(200, 255), (1023, 1023), (1024, 4095), (4080, 4095), (40000, 65535)])
+@pytest.mark.parametrize(
+    ("largest", "white"),
+    [(200, 255), (1023, 1023), (1024, 4095), (4080, 4095), (4096, 16383), (40000, 65535)],
+)
 def test_white_is_that_of_the_bit_depth_of_all_images(
     tmp_path: Path, largest: int, white: int, caplog: pytest.LogCaptureFixture
 ):
@@ -202,23 +205,6 @@ def test_unreadable_files_raise_input_error(tmp_path: Path):
         read_image(tmp_path / "missing.png")
     with pytest.raises(InputError):
         read_image(tmp_path)
-
-
-@settings(max_examples=150)
-@given(st.integers(0, 2000), st.binary(min_size=1, max_size=20), st.sampled_from(["PNG", "JPEG", "TIFF", "BMP"]))
-def test_damaged_files_never_crash(tmp_path_factory: pytest.TempPathFactory, at: int, noise: bytes, kind: str):
-    buffer = io.BytesIO()
-    Image.fromarray(COLOURS.repeat(9, axis=0).repeat(9, axis=1)).save(buffer, kind)
-    content = bytearray(buffer.getvalue())
-    at %= len(content)
-    content[at : at + len(noise)] = noise
-    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
-    path.write_bytes(content)
-    for read in (read_image, read_mask, image_size):
-        try:
-            read(path)
-        except InputError as error:
-            assert "damaged" in str(error)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import csv
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -20,6 +21,7 @@ from utils.pipeline.items import find_images
 from utils.pipeline.report import Report
 from utils.pipeline.summary import read_summary
 from utils.review_page.runs import read_run
+from utils.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -267,6 +269,23 @@ def test_weights_are_hashed_for_a_journal_only(images: tuple[Path, Path], model_
     for flags in (("-o", tmp_path / "x.png"), ("--output-dir", tmp_path / "o")):
         with pytest.raises(AssertionError, match="hashed"):
             run(*flags)
+
+
+def test_room_for_the_float32_maps_is_checked(
+    images: tuple[Path, Path], model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of three passes, and of all statistics, of two classes."""
+    out = tmp_path / "o"
+    words = ["-i", images[0], "--output-dir", out, "--mc", 3, "--save-prob", "--save-npy", "-m", model_file]
+    args = predict_bayesian.get_args_parser().parse_args([str(word) for word in words])
+    needed = 3 * 150 * 110 * (3 * 2 + 2 + 2 + 3) * 4
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    with pytest.raises(InputError, match="o has room for"):
+        predict_bayesian.main(args)
+    assert not out.exists()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed))
+    assert predict_bayesian.main(args) == 0
+    assert sum(path.stat().st_size - 128 for path in out.glob("*.npy")) == needed  # but for their headers
 
 
 def test_mask_of_another_size_fails_but_not_its_image(model_file: Path, images: tuple[Path, Path], tmp_path: Path):

@@ -1,6 +1,7 @@
 """A folder in, probability maps out."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,20 @@ def test_class_index(tmp_path: Path, model: TrainedModel):
     assert abs(pixels[0] + pixels[1] - 255).max() <= 1
     with pytest.raises(InputError, match="classes 0 to 1"):
         predict_probabilities(model, Softmax(), items, tmp_path, ProbabilityMapOptions(class_index=2))
+
+
+def test_room_for_the_float32_maps_is_checked(tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch):
+    imgs, _ = make_folders(tmp_path, 2, (50, 40))
+    out = tmp_path / "out"
+    items, options = find_items(imgs, out, IMAGE_EXTENSIONS), ProbabilityMapOptions(save_npy=True)
+    needed = 2 * 50 * 40 * (2 + 2 + 3) * 4
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    with pytest.raises(InputError, match="out has room for"):
+        predict_probabilities(model, Softmax(), items, out, options)
+    assert not out.exists()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed))
+    assert not predict_probabilities(model, Softmax(), items, out, options).failures
+    assert sum(path.stat().st_size - 128 for path in out.glob("*.npy")) == needed  # but for their headers
 
 
 def test_impossible_method_leaves_the_earlier_run_resumable(tmp_path: Path):

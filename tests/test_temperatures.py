@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.conftest import lively_network, make_image
 from unet import BayesianUNet
@@ -38,6 +39,17 @@ def test_known_temperature_is_recovered(temperature: float, n_classes: int):
     losses = nll_by_temperature(StackUpsampler([LogitSamples(logits)], 128, 128), target)
     assert losses.shape == TEMPERATURES.shape
     assert minimising_temperature(losses) == pytest.approx(temperature, rel=0.05)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_probabilities_of_several_samples_are_averaged(n_classes: int):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, n_classes, 8, 8, generator=generator)
+    target = torch.randint(n_classes, (8, 8), generator=generator)
+    probs = [(logits.double() / temperature).softmax(dim=1).mean(dim=0) for temperature in TEMPERATURES]
+    expected = [F.nll_loss(p.log()[None], target[None]).item() for p in probs]
+    losses = nll_by_temperature(StackUpsampler([LogitSamples(logits)], 8, 8), target)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_minimum_between_the_temperatures():

@@ -13,7 +13,7 @@ from utils.data.class_shares import class_shares
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.runtime.errors import InputError
-from utils.training.loop import evaluate, predict_examples, train_one_epoch
+from utils.training.loop import MAX_GRAD_NORM, evaluate, predict_examples, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
 
 
@@ -86,18 +86,20 @@ def test_evaluate_by_hand():
     state.network = UpperHalf(1, 1)
     masks = torch.zeros(3, 4, 4, dtype=torch.uint8)
     masks[0, :2] = 1  # Dice 1
-    masks[1, :, :2] = 1  # overlap of 4 pixels: Dice 8 / 16
+    masks[1, :, :2] = 1  # overlap of 4 pixels: Dice 8 / 16; the cross-entropy of each wrong pixel is 20
     batches = DataLoader(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), masks), 2)
     scores = evaluate(state, batches)  # the third image has no lesion: no Dice, but a false alarm
     assert scores["dice"] == pytest.approx((1 + 0.5) / 2)
     assert (scores["false_alarm_rate"], scores["images_without_lesion"]) == (1, 1)
     assert scores["accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert scores["accuracy_all_background"] == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert scores["loss"] == pytest.approx((0 + 8 / 16 * 20 + (1 - 0.5) + 8 / 16 * 20) / 3)  # no Dice of the third
     masks[1, :2, 2:] = IGNORED_CLASS  # the false positives
     scores = evaluate(state, batches)
     assert scores["dice"] == pytest.approx((1 + 8 / 12) / 2)
     assert scores["accuracy"] == pytest.approx((1 + 8 / 12 + 0.5) / 3)
     assert scores["accuracy_all_background"] == pytest.approx((0.5 + 4 / 12 + 1) / 3)
+    assert scores["loss"] == pytest.approx((0 + 4 / 12 * 20 + (1 - 8 / 12) + 8 / 16 * 20) / 3)
 
 
 class CopiesTheImage(torch.nn.Linear):
@@ -153,12 +155,26 @@ def test_network_without_dropout_is_trained():
 
 
 def test_on_step_and_stop():
+    """The loss of an epoch is the mean over its images, of which the last step has fewer."""
     state, losses = new_state(), []
-    assert not train_one_epoch(state, make_batches(), on_step=losses.append, stop=lambda: True)
+    assert not train_one_epoch(state, make_batches(n=3), on_step=losses.append, stop=lambda: True)
     assert (state.step, state.images_seen) == (1, 2)
-    assert train_one_epoch(state, make_batches(), on_step=losses.append)  # the rest of the epoch
-    assert (state.step, state.images_seen) == (2, 4)
-    assert state.loss == pytest.approx(sum(losses) / 2)
+    assert train_one_epoch(state, make_batches(n=3), on_step=losses.append)  # the rest of the epoch
+    assert (state.step, state.images_seen) == (2, 3)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert state.loss == pytest.approx((2 * losses[0] + losses[1]) / 3)
+
+
+def test_gradients_are_clipped():
+    state, norms = new_state(), []
+
+    def record(*_: object) -> None:
+        norms.append(torch.cat([weight.grad.flatten() for weight in state.network.parameters()]).norm().item())
+
+    state.network.outc.conv.weight.register_hook(lambda gradient: 1000 * gradient)
+    state.optimizer.register_step_pre_hook(record)
+    train_one_epoch(state, make_batches())
+    assert norms == pytest.approx([MAX_GRAD_NORM] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("attempt", [train_one_epoch, evaluate])

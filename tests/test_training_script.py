@@ -6,18 +6,21 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import train_bayesian
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script, start_script
 from tests.test_guarantees import dataset
 from tests.test_prediction_scripts import pixels
-from train_bayesian import calibrate_best_epoch
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.runtime.errors import InputError
+from utils.training.checkpoint_files import checkpoint_bytes
 from utils.training.state import new_training_state
 
 
@@ -128,6 +131,18 @@ def test_load(tmp_path: Path):
     for name, value in network.state_dict().items():
         if name.endswith(("conv.weight", "up.weight")):
             torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+
+
+def test_room_for_the_checkpoints_is_checked(
+    tmp_path: Path, small: list[object], lively_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = [*training_flags(tmp_path, n=4), "--epochs", 2, *small]
+    args = train_bayesian.get_args_parser().parse_args([str(word) for word in words])
+    needed = checkpoint_bytes(load_model(lively_file).network, epochs=2, continues=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    with pytest.raises(InputError, match="checkpoints has room for"):
+        train_bayesian.main(args)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_log_in_a_file(tmp_path: Path, small: list[object]):
@@ -302,7 +317,7 @@ def test_network_that_predicts_nothing(tmp_path: Path, dice: float | None, caplo
     save_checkpoint(path, TrainedModel(lively_network(), (32, 32), settings=settings))
     state = new_training_state(lively_network(), 1e-3, total_steps=1)
     state.history = [{"val_dice": dice, "val_loss": 1.0}]
-    calibrate_best_epoch(path, state, Validation(dataset(2)))
+    train_bayesian.calibrate_best_epoch(path, state, Validation(dataset(2)))
     warnings = [record.message for record in caplog.records if "My prediction is black" in record.message]
     assert len(warnings) == (dice == 0)
 
@@ -490,5 +505,5 @@ def test_loaded_model_of_another_split_is_warned_of(tmp_path: Path):
 def test_best_epoch_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     state = new_training_state(lively_network(), 1e-3, total_steps=1)
     state.history = [{"epoch": 3, "val_dice": 0.5, "val_loss": 1.0}]
-    calibrate_best_epoch(tmp_path / "best.pth", state, dataset(2))
+    train_bayesian.calibrate_best_epoch(tmp_path / "best.pth", state, dataset(2))
     assert "The best epoch is 3, after which this run was resumed without its file" in caplog.text

@@ -71,9 +71,9 @@ def equal(a: object, b: object) -> bool:
 
 
 def same_files(folder: Path, one: str, other: str) -> bool:
-    names = [path.name for path in (folder / one).iterdir()]
+    names, others = ({path.name for path in (folder / name).iterdir()} for name in (one, other))
     assert names
-    return all(
+    return names == others and all(
         (folder / one / name).read_bytes() == (folder / other / name).read_bytes()
         if name.endswith(".csv")
         else equal(read_checkpoint(folder / one / name), read_checkpoint(folder / other / name))
