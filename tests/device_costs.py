@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.pretended_device import NAME, PretendedDevice, format_counts, on_pretended_device
+from tests.random_data import SeededTensorDataset
 from unet import BayesianUNet
 from utils.checkpoint import TrainedModel
-from utils.data.class_shares import class_shares
 from utils.data_loading import SeededBatchSampler
 from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, predict_full_size
@@ -35,14 +35,6 @@ SIDE = 32  # of the network's input
 BLOCK_VALUES = 32 * (4 + 3) * 64  # at full size: 32 rows of 64 pixels of 4 samples, and their statistics
 
 
-class _Images(TensorDataset):
-    """Images and the shares of their classes, addressed by number and seed."""
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        image, mask = super().__getitem__(key[0])
-        return image, class_shares(mask, 2)
-
-
 def _network() -> BayesianUNet:
     torch.manual_seed(0)
     return BayesianUNet(base_channels=4).to(NAME, memory_format=torch.channels_last)
@@ -53,7 +45,7 @@ def train_steps(n: int) -> None:
     state = new_training_state(_network(), 1e-3, n)
     images = torch.randint(0, 256, (2 * n, 3, SIDE, SIDE), dtype=torch.uint8)
     masks = (images[:, 0] > 100).to(torch.uint8)
-    batches = DataLoader(_Images(images, masks), batch_sampler=SeededBatchSampler(2 * n, 2, seed=0))
+    batches = DataLoader(SeededTensorDataset(images, masks), batch_sampler=SeededBatchSampler(2 * n, 2, seed=0))
     assert train_one_epoch(state, batches)
 
 

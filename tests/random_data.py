@@ -1,8 +1,10 @@
-"""Random logits, probabilities and ground truth."""
+"""Random logits, probabilities and ground truth; images and masks in memory."""
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
+from utils.data.class_shares import class_shares
 from utils.inference.upsampling import LogitSamples
 from utils.metrics.pixel_counter import count_pixels
 from utils.metrics.pixel_counts import PixelCounts
@@ -22,6 +24,16 @@ def random_maps(seed: int, n_classes: int = 2, size: tuple[int, int] = (16, 20))
     logits = 4 * torch.randn(n_classes, *size, generator=generator)
     target = (logits + 6 * torch.randn(n_classes, *size, generator=generator)).argmax(dim=0)
     return logits.softmax(dim=0), target
+
+
+class SeededTensorDataset(TensorDataset):
+    """Images and masks by their number; by number and seed images and the shares of the classes."""
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, ...]:
+        if not isinstance(key, tuple):
+            return super().__getitem__(key)
+        image, mask = super().__getitem__(key[0])
+        return image, class_shares(mask, 2)
 
 
 def counts_of(probs: Tensor, target: Tensor, **options: int) -> PixelCounts:

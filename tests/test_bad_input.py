@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ENVIRONMENT, ROOT, make_folders, make_image, run_module, run_script
+from tests.conftest import ENVIRONMENT, ROOT, make_folders, make_image, run_script
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -147,12 +147,3 @@ def test_folders_without_permission(mode: int, words: str, tmp_path: Path, model
     assert str(locked) in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(out.iterdir())
-
-
-def test_model_file_runs_no_code(tmp_path: Path):
-    marker = tmp_path / "executed"
-    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch \"%s\"'\ntR." % str(marker).encode())
-    result = run_module("utils.calibration", "-m", tmp_path / "evil.pth")
-    assert result.returncode == 2
-    assert "could run code" in result.stderr
-    assert not marker.exists()

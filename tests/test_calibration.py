@@ -168,15 +168,6 @@ def test_training_images_as_validation_images(caplog: pytest.LogCaptureFixture):
     assert "validated on its training images" in caplog.text
 
 
-def test_calibrated_requires_temperatures(tmp_path: Path):
-    imgs, _ = make_folders(tmp_path, 1, (48, 40))
-    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32)))
-    common = ["--input-dir", imgs, "--output-dir", tmp_path / "o", "-m", tmp_path / "m.pth", "--calibrated"]
-    result = run_script("predict_prob_tta.py", *common)
-    assert result.returncode == 2
-    assert "no temperature for test-time augmentation" in result.stderr
-
-
 def test_file_of_another_project_is_not_changed(tmp_path: Path):
     """Its readers would not know a calibration in it, and neither would this project."""
     imgs, masks = make_folders(tmp_path, 2, (48, 40))

@@ -130,8 +130,13 @@ def test_convolutions_with_bias(tmp_path: Path):
         torch.testing.assert_close(load_model(tmp_path / "o").network(image), network(image), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "net."])
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        *((None, prefix) for prefix in ("", "module.", "_orig_mod.", "_orig_mod.module.", "net.")),
+        *((wrap, "module.") for wrap in ("state_dict", "model_state_dict")),
+    ],
+)
 def test_wrapped_and_prefixed_weights(tmp_path: Path, wrap: str | None, prefix: str):
     network = filters_file(tmp_path / "o.pth", 4, wrap, prefix, n_classes=3)
     model = load_model(tmp_path / "o.pth")
@@ -197,6 +202,9 @@ def test_files_that_are_not_checkpoints(tmp_path: Path, monkeypatch: pytest.Monk
     torch.save(torch.nn.Linear(2, 2).state_dict(), "linear.pth")
     for name in ("empty", "text", "truncated", "flipped", "evil", "evil2", "list", "other", "linear", "missing"):
         with pytest.raises(InputError, match=rf"{name}\.pth"):
+            load_model(f"{name}.pth")
+    for name in ("evil", "evil2"):
+        with pytest.raises(InputError, match="could run code"):
             load_model(f"{name}.pth")
     assert not Path("evil-was-here").exists()
     with pytest.raises(InputError, match=r"is a folder, a model file was expected: it has empty\.pth, evil\.pth, "):

@@ -71,7 +71,7 @@ def test_network_to_train(tmp_path: Path):
     new = model_flags.initial_model_from_args(training_flags("--classes", 3, "--bilinear"))
     assert new.network.architecture == BayesianUNet(n_classes=3, bilinear=True).architecture
     assert model_flags.initial_model_from_args(training_flags()).network.architecture == BayesianUNet().architecture
-    network = lively_network(n_classes=3)
+    network = lively_network(n_classes=3, bilinear=True)
     save_checkpoint(tmp_path / "m.pth", TrainedModel(network, mask_values=[0, 1, 2]))
     loaded = model_flags.initial_model_from_args(training_flags("--load", tmp_path / "m.pth"))
     assert loaded.network.architecture == network.architecture

@@ -4,7 +4,6 @@ import io
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -91,20 +90,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[Server]:
+@pytest.fixture
+def server() -> Iterator[Server]:
     """A server that runs in a thread."""
     with Server() as server:
-        server.files = files
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # shutdown waits as long
         yield server
         server.shutdown()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving({}) as server:
-        yield server
 
 
 def names(folder: Path) -> list[str]:

@@ -164,7 +164,7 @@ def test_prediction_figure(size: tuple[int, int]):
     np.testing.assert_allclose(images[3].get_array(), maps.predictive_entropy[::step, ::step], atol=1e-6)
 
 
-@pytest.mark.parametrize("n_classes", [2, 3, 4])
+@pytest.mark.parametrize("n_classes", [2, 3])
 def test_maps_have_fixed_limits(n_classes: int):
     images = images_of(draw_comparison([random_row(n_classes, METHODS)] * 2))
     maps = [image for image in images if np.asarray(image.get_array()).ndim == 2]
@@ -286,7 +286,7 @@ def test_captions_are_below_their_rows():
             assert caption.y0 >= max(box_of(bar).y1 for bar in colour_bars_of(figure))
 
 
-@pytest.mark.parametrize("methods", [METHODS[:1], METHODS[:2], METHODS])
+@pytest.mark.parametrize("methods", [METHODS[:1], METHODS])
 def test_one_colour_bar_per_kind_of_map(methods: Sequence[str]):
     figure = draw_comparison([random_row(methods=methods)] * 2)
     panels = [box_of(panel) for panel in panels_of(figure)]

@@ -25,7 +25,7 @@ def files(folder: Path) -> dict[str, bytes]:
     [
         ("predict.py", [], [9]),
         ("predict_prob_direct.py", ["--save-npy"], [1, 9, 16]),
-        ("predict_bayesian.py", ["--mc", "2"], [9]),
+        ("predict_bayesian.py", ["--mc", "2", "--save-prob", "--save-mean-std"], [13]),
     ],
 )
 def test_resume_after_a_kill(script: str, more: list[str], kills: list[int], tmp_path: Path, model_file: Path):
@@ -35,6 +35,7 @@ def test_resume_after_a_kill(script: str, more: list[str], kills: list[int], tmp
     common = ["-i" if single else "--input-dir", imgs, "--mask-dir", masks, "-m", model_file, *more]
     uninterrupted = run_script(script, *common, "--output-dir", tmp_path / "uninterrupted")
     assert uninterrupted.returncode == 0, uninterrupted.stderr
+    expected = files(tmp_path / "uninterrupted")
     out = tmp_path / "out"
     arguments = [*common, "--output-dir", out, "--skip-existing"]
     for n_files in kills:
@@ -43,15 +44,15 @@ def test_resume_after_a_kill(script: str, more: list[str], kills: list[int], tmp
                 time.sleep(0.001)
             process.kill()
         done = files(out)
-        assert 0 < len([name for name in done if name.endswith(".png")]) < (7 if single else 1) * count
-        assert all(content == files(tmp_path / "uninterrupted")[name] for name, content in done.items())
+        assert 0 < len([name for name in done if name.endswith(".png")]) < (11 if single else 1) * count
+        assert all(content == expected[name] for name, content in done.items())
     last = run_script(script, *arguments)
     assert last.returncode == 0, last.stderr
-    assert files(out) == files(tmp_path / "uninterrupted")
+    assert files(out) == expected
     assert last.stdout == uninterrupted.stdout
     again = run_script(script, *arguments)  # nothing remains to be done
     assert f"{count} of {count} images are already done" in again.stderr
-    assert files(out) == files(tmp_path / "uninterrupted")
+    assert files(out) == expected
 
 
 def test_resume_restores_missing_files_and_refuses_other_settings(tmp_path: Path, model_file: Path):

@@ -35,6 +35,12 @@ def test_unusable_folders(tmp_path: Path):
     assert len(find_items(tmp_path, tmp_path / "out", [".png"])) == 1
 
 
+def test_single_images_of_a_folder_require_an_output_folder(tmp_path: Path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(InputError, match="requires an output folder"):
+        find_single_images([tmp_path])
+
+
 def test_no_image_outside_the_output_folder(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_OUT.png").touch()

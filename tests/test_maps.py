@@ -19,8 +19,7 @@ from utils.inference.maps import (
     split_samples,
     to_greyscale,
 )
-from utils.inference.upsampling import LogitSamples, StackUpsampler
-from utils.pipeline.report import Report
+from utils.inference.upsampling import LogitSamples
 
 
 @settings(max_examples=40)
@@ -94,17 +93,6 @@ def test_only_requested_statistics_are_computed():
 def test_entropy_of_certain_predictions_is_finite():
     maps = full_size_maps([LogitSamples(torch.tensor([[-500.0, 500.0]]).view(1, 2, 1, 1))], (3, 3))
     assert torch.isfinite(maps.predictive_entropy).all()
-
-
-def test_out_of_memory_at_full_size_fails_the_image_alone(monkeypatch: pytest.MonkeyPatch):
-    def out_of_memory(*_: object) -> None:
-        raise torch.OutOfMemoryError
-
-    report = Report()
-    monkeypatch.setattr(StackUpsampler, "probs", out_of_memory)
-    with report.isolating("a.jpg"):
-        full_size_maps(random_samples(), (23, 19))
-    assert report.failures == [("a.jpg", "out of memory")]
 
 
 # -- single samples, masks, greyscale maps

@@ -2,8 +2,6 @@
 
 import re
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -14,21 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import ENVIRONMENT, ROOT
+from tests.conftest import ROOT, forked
+from tests.test_images import COLOURS, saved
 from utils import RGB_OFFSET
 from utils.data.images import image_size, save_png
 from utils.data.mask_values import PALETTE_OFFSET, read_palettes
 from utils.data.masks import RawMask, mask_to_image, read_mask
 from utils.runtime.errors import InputError
 
-COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 80, 70]]], dtype=np.uint8)
 GREY = np.array([[0, 1, 7], [128, 254, 255]], dtype=np.uint8)
 RED = RGB_OFFSET + 0xFF0000
-
-
-def saved(image: Image.Image, path: Path) -> Path:
-    image.save(path)
-    return path
 
 
 def values_of(path: Path) -> list[list[int]]:
@@ -205,8 +198,8 @@ def test_masks_of_every_mode_become_two_classes_as_the_document_says(tmp_path: P
     document = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     program = re.search(r'mkdir lesions && python -c "\n(.*?)"\n', document, re.DOTALL)[1]
     (tmp_path / "lesions").mkdir()
-    command, environment = [sys.executable, "-c", program], ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=tmp_path, check=True, env=environment)
+    result = forked(["-c"], tmp_path, lambda: exec(program, {"__name__": "__main__"}))
+    assert result.returncode == 0, result.stderr
     written = sorted((tmp_path / "lesions").iterdir())
     assert [path.stem for path in written] == ["deep", "grey", "la", "p", "rgb", "rgba"]
     for path in written:

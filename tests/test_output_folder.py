@@ -4,6 +4,8 @@ import errno
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,36 +24,37 @@ def hold(folder: Path, held, release) -> None:
         release.wait(30)
 
 
-@pytest.fixture
-def other_run(tmp_path: Path):
-    """A process that uses a folder `o`, and the event that ends it."""
+@contextmanager
+def run_in(folder: Path) -> Iterator[tuple]:
+    """A process that uses a folder, and the event that ends it."""
     held, release = fork.Event(), fork.Event()
-    process = fork.Process(target=hold, args=(tmp_path / "o", held, release))
+    process = fork.Process(target=hold, args=(folder, held, release))
     process.start()
-    assert held.wait(30)
-    yield process, release
-    process.kill()
-    process.join()
+    try:
+        assert held.wait(30)
+        yield process, release
+    finally:
+        process.kill()
+        process.join()
 
 
 @needs_fork
-def test_one_run_at_a_time(tmp_path: Path, other_run):
-    process, release = other_run
-    expected = rf"o is being written by another run \(process {process.pid} on .+\): wait for its end"
-    for patience in (0, 0.1):
-        with pytest.raises(InputError, match=expected), output_folder(tmp_path / "o", patience):
-            pass
-    release.set()
-    with output_folder(tmp_path / "o", patience=30):
-        (tmp_path / "o" / "result").touch()
+def test_one_run_at_a_time(tmp_path: Path):
+    with run_in(tmp_path / "o") as (process, release):
+        expected = rf"o is being written by another run \(process {process.pid} on .+\): wait for its end"
+        for patience in (0, 0.1):
+            with pytest.raises(InputError, match=expected), output_folder(tmp_path / "o", patience):
+                pass
+        release.set()
+        with output_folder(tmp_path / "o", patience=30):
+            (tmp_path / "o" / "result").touch()
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["result"]
 
 
 @needs_fork
-def test_killed_run_leaves_no_lock(tmp_path: Path, other_run):
-    process, _ = other_run
-    process.kill()
-    process.join()
+def test_killed_run_leaves_no_lock(tmp_path: Path):
+    with run_in(tmp_path / "o"):
+        pass  # it is killed
     assert (tmp_path / "o" / ".lock").exists()
     with output_folder(tmp_path / "o"):
         assert f"process {os.getpid()} on" in (tmp_path / "o" / ".lock").read_text()

@@ -165,10 +165,9 @@ def test_metrics_of_a_training_are_not_removed(model_file: Path, images: tuple[P
     assert metrics.read_text() == "epoch,train_loss\n1,0.5\n"
 
 
-@pytest.mark.parametrize("script", PROB_SCRIPTS)
-def test_probabilities_with_ground_truth(script: str, model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+def test_probabilities_with_ground_truth(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     common = ("--input-dir", images[0], "--output-dir", tmp_path / "o", "--mask-dir", images[1], "-m", model_file)
-    result = run_script(script, *common, *(["--mc", 5] if "bayes" in script else []))
+    result = run_script("predict_prob_tta.py", *common)
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "o" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -185,28 +184,18 @@ def test_probability_maps(script: str, model_file: Path, images: tuple[Path, Pat
     (images[0] / "sub").mkdir()
     make_image(77, (64, 200))[0].convert("L").save(images[0] / "sub" / "SKIN_000.png")
     common = ("--input-dir", images[0], "-m", model_file, "--recursive", *(["--mc", 5] if "bayes" in script else []))
-    for out, more in (("a", []), ("b", ["--batch-size", 3]), ("c", ["--seed", 1])):
+    for out, more in (("a", []), ("b", ["--batch-size", 3, "--seed", 1])):
         result = run_script(script, *common, "--output-dir", tmp_path / out, *more)
         assert result.returncode == 0, result.stderr
     names = sorted(p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.png"))
     assert names == [*(f"SKIN_00{i}_OUT.png" for i in range(4)), "sub/SKIN_000_OUT.png"]
     assert pixels(tmp_path / "a" / "sub" / "SKIN_000_OUT.png").shape == (200, 64)
     for name in names:
-        a, b, c = (pixels(tmp_path / out / name) for out in "abc")
-        assert np.array_equal(a, b)
+        a, b = (pixels(tmp_path / out / name) for out in "ab")
         if script == "predict_prob_bayesian.py":
-            assert abs(a - c).max() > 2
+            assert abs(a - b).max() > 2
         else:
-            assert np.array_equal(a, c)
-
-
-def test_direct_maps_against_pillow_and_torch(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
-    run_script(PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
-    network = load_model(model_file).network
-    for path in images[0].iterdir():
-        with Image.open(path) as image:
-            expected = 255 * network_probability(network, image).numpy()
-        assert abs(pixels(tmp_path / "o" / f"{path.stem}_OUT.png") - expected).max() <= 1
+            assert np.array_equal(a, b)
 
 
 def test_network_of_another_project(images: tuple[Path, Path], tmp_path: Path):
@@ -231,15 +220,6 @@ def test_network_of_another_project(images: tuple[Path, Path], tmp_path: Path):
     for script, arguments in (("predict_prob_bayesian.py", folder), ("predict_bayesian.py", single)):
         assert_one_clear_line(run_script(script, *arguments), "no dropout layers", "would be equal")
     assert run_script("predict_bayesian.py", *single, "--mc", 1).returncode == 0
-
-
-def test_broken_image_fails_alone(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
-    (images[0] / "SKIN_001.jpg").write_bytes(b"broken")
-    result = run_script(PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "o", "-m", model_file)
-    assert result.returncode == 1
-    assert "1 failed:\n  SKIN_001.jpg: " in result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(list((tmp_path / "o").glob("*_OUT.png"))) == 3
 
 
 @pytest.mark.parametrize("script", PROB_SCRIPTS)

@@ -71,7 +71,8 @@ def test_class_index(tmp_path: Path, model: TrainedModel):
             pixels.append(np.asarray(image).astype(int))
     assert abs(pixels[0] + pixels[1] - 255).max() <= 1
     with pytest.raises(InputError, match="classes 0 to 1"):
-        predict_probabilities(model, Softmax(), items, tmp_path, ProbabilityMapOptions(class_index=2))
+        predict_probabilities(model, Softmax(), items, tmp_path / "2", ProbabilityMapOptions(class_index=2))
+    assert not (tmp_path / "2").exists()
 
 
 def test_room_for_the_float32_maps_is_checked(tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,6 @@ from PIL import Image
 
 from tests.conftest import ENVIRONMENT, FORKS, ROOT, make_folders, run_module, run_script
 from tests.fresh_processes import run_fresh
-from tests.test_download_isic import archives, serving
 from utils.checkpoint import load_model, save_checkpoint
 
 FOLDERS = (".", "data", "diagram/isic2016", "utils", "tests/benchmarks")
@@ -54,6 +53,7 @@ def test_no_command_is_forgotten():
     of_blocks = [c for block in IN_BLOCKS for c in block]
     single = [QUICK_START, PREDICTIONS, TRAININGS, DOWNLOADS, PASSES, SHIFTS, CALIBRATIONS, SAMPLES]
     assert sorted([*of_blocks, *(c for commands in single for c in commands)]) == sorted(COMMANDS)
+    assert DOWNLOADS == ["python -m utils.download_isic"]  # see test_download_isic.py
 
 
 def test_quick_start():
@@ -172,14 +172,6 @@ def test_own_data_of_three_classes(project: Path):
     assert "dice_c2" in (project / "my_data" / "probs" / "metrics.csv").read_text()
     assert len(list((project / "my_data" / "uq").glob("SKIN_00?_prob_c2.png"))) == 4
     shutil.rmtree(project / "my_data" / "checkpoints")  # a checkpoint is 31 MB
-
-
-def test_download(project: Path, tmp_path: Path):
-    """From a server on this machine, since no test may access the network."""
-    (command,) = DOWNLOADS
-    with serving(archives(900, 379)) as server:
-        run(f"{command} --data-dir {tmp_path} --url {server.url}", project)
-    assert len(list((tmp_path / "imgs").iterdir())) == 900
 
 
 def test_synthetic_images(project: Path):

@@ -5,8 +5,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from PIL import Image
 
 from tests.conftest import ROOT, assert_one_clear_line, make_folders, run_module, run_script
 from tests.review_runs import SAMPLE_NAMES, SAMPLES, sample_probabilities, sample_run, write_run
+from tests.test_output_folder import needs_fork, run_in
 from utils.data.images import save_png
 from utils.data.mask_values import RGB_OFFSET
 from utils.data.masks import mask_to_image
@@ -318,19 +317,15 @@ def test_pictures_of_an_earlier_page_are_removed(tmp_path: Path):
     assert data_of(page) == second
 
 
+@needs_fork
 def test_one_page_is_written_by_one_run_at_a_time(tmp_path: Path):
     """Both would write into the same folder of pictures."""
     imgs = images_of(tmp_path / "imgs", "a.png")
     run = write_run(tmp_path / "run", {"a.png": np.full((6, 8), 200, np.uint8)})
-    hold = "import sys; from pathlib import Path; from utils.runtime.output_folder import output_folder\n"
-    hold += "with output_folder(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold, run / "review_files"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
+    with run_in(run / "review_files"):
         with pytest.raises(InputError, match=r"review_files is being written by another run"):
             write_review([run], imgs)
         write_review([run], imgs, ReviewOptions(output=tmp_path / "another.html"))
-        other.communicate()
     page, _ = write_review([run], imgs)
     assert [path.name for path in (run / "review_files").iterdir()] == [Path(data_of(page)["folder"]).name]
 

@@ -110,19 +110,6 @@ def test_out_of_memory_halves_the_batch(trained: TrainedModel, monkeypatch: pyte
     assert batch_sizes == [2, 2, 2, 2]  # 7 passes, padded to two batches of 4
 
 
-def test_out_of_memory_with_a_single_input_is_an_error(trained: TrainedModel, monkeypatch: pytest.MonkeyPatch):
-    batch_sizes = []
-
-    def failing_forward(x: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        batch_sizes.append(len(x))
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(trained.network, "forward", failing_forward)
-    with pytest.raises(torch.OutOfMemoryError):
-        predict(trained, make_image(3, (60, 50))[0], MCDropout(num_samples=7))
-    assert batch_sizes == [4, 2, 1]
-
-
 def test_mixed_precision_is_close(trained: TrainedModel):
     image = make_image(4, (300, 200))[0]
     for kind in (Softmax, MCDropout, TestTimeAugmentation):

@@ -101,20 +101,6 @@ def test_shipped_model_from_another_folder(images: tuple[Path, Path], tmp_path: 
     assert len(list((tmp_path / "o").glob("*.png"))) == 4
 
 
-def test_flags_that_contradict_the_model(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
-    for flags, word in (
-        (["--classes", 3], "contradicts --classes 3"),
-        (["--bilinear"], "contradicts --bilinear"),
-        (["--newW", 64], "contradicts --newW 64"),
-        (["--class-index", 2], "class index 2: the model has classes 0 to 1"),
-    ):
-        result = run_script(
-            PROB_SCRIPTS[0], "--input-dir", images[0], "--output-dir", tmp_path / "out", "-m", model_file, *flags
-        )
-        assert_one_clear_line(result, word)
-    assert not (tmp_path / "out").exists()
-
-
 def test_threshold_is_for_two_classes(images: tuple[Path, Path], tmp_path: Path):
     save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(n_classes=3), mask_values=[0, 1, 2]))
     common = ("-m", tmp_path / "m.pth", "-t", 0.3, "--output-dir", tmp_path / "out")

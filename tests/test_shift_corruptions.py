@@ -164,7 +164,7 @@ def test_noise_is_as_coarse_at_every_size():
     assert differences[1] < 0.7 * differences[0]
 
 
-@pytest.mark.parametrize("size", [(256, 256), (257, 300), (300, 400), (384, 512), (1000, 700), (90, 60)])
+@pytest.mark.parametrize("size", [(257, 300), (300, 400), (384, 512), (1000, 700), (90, 60)])
 def test_noise_has_its_standard_deviation_at_every_size(size: tuple[int, int]):
     image, n = np.full((*size, 3), 1.0, dtype=np.float32), 10 if size[0] == 1000 else 40
     noise = np.stack([sensor_noise(image, image[..., 0], 0.01, np.random.default_rng(i))[0] - 1 for i in range(n)])

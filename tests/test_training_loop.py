@@ -7,24 +7,14 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import lively_network
+from tests.random_data import SeededTensorDataset
 from unet import BayesianUNet, class_logits
 from utils import IGNORED_CLASS
-from utils.data.class_shares import class_shares
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
 from utils.runtime.errors import InputError
 from utils.training.loop import MAX_GRAD_NORM, evaluate, predict_examples, train_one_epoch
 from utils.training.state import TrainingState, new_training_state
-
-
-class SeededTensorDataset(TensorDataset):
-    """Images and masks by their number; by number and seed images and the shares of the classes."""
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        if not isinstance(key, tuple):
-            return super().__getitem__(key)
-        image, mask = super().__getitem__(key[0])
-        return image, class_shares(mask, 2)
 
 
 def make_batches(n: int = 4, batch_size: int = 2, size: int = 32) -> DataLoader:

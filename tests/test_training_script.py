@@ -97,15 +97,14 @@ def test_resume_after_a_kill_is_exact(tmp_path: Path, small: list[object]):
     assert {path.name: path.read_bytes() for path in (out / "earlier-1").iterdir()} == finished
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_training(tmp_path: Path, signum: int, code: int, small: list[object]):
+def test_interrupted_training(tmp_path: Path, small: list[object]):
     flags = [*training_flags(tmp_path, n=5), "--epochs", 50, *small]
     with start_script("train_bayesian.py", *flags) as process:
         for line in process.stderr:
             assert "Traceback" not in line
             if "Epoch 1/50" in line:
-                process.send_signal(signum)
-    assert process.returncode == code
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
     assert read_checkpoint(tmp_path / "checkpoints" / "last.pth")["epoch"] >= 1
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
@@ -119,18 +118,8 @@ def test_stop_after_the_last_epoch(tmp_path: Path, small: list[object]):
     assert process.returncode == 130
     assert not load_model(tmp_path / "checkpoints" / "best.pth").temperatures
     out = train(tmp_path, "--epochs", 1, "--resume")
-    assert load_model(out / "best.pth").temperatures
-
-
-def test_load(tmp_path: Path):
-    torch.manual_seed(1)
-    network = lively_network(bilinear=True, n_classes=1)  # read from the file, without flags
-    save_checkpoint(tmp_path / "m.pth", TrainedModel(network))
-    out = train(tmp_path, "--epochs", 1, "--learning-rate", 1e-9, "--load", tmp_path / "m.pth", n=3)
-    weights = load_model(out / "last.pth").network.state_dict()
-    for name, value in network.state_dict().items():
-        if name.endswith(("conv.weight", "up.weight")):
-            torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=0)
+    model = load_model(out / "best.pth")
+    assert set(model.temperatures) == set(model.risk_curves) == {"softmax", "mc_dropout", "tta"}
 
 
 def test_room_for_the_checkpoints_is_checked(
@@ -424,12 +413,6 @@ def test_small_and_missing_lesions(tmp_path: Path):
     assert text.index("Warning: No validation image has a lesion") < text.index("Epoch 1/1: loss ")
     assert "; validation loss " in text
     assert "Best validation loss " in text
-
-
-def test_temperatures(tmp_path: Path, small: list[object]):
-    out = train(tmp_path, "--epochs", 1, "--batch-size", 4, *small, n=6)
-    model = load_model(out / "best.pth")
-    assert set(model.temperatures) == set(model.risk_curves) == {"softmax", "mc_dropout", "tta"}
 
 
 def test_loaded_model_keeps_its_classes_void_and_white(tmp_path: Path):

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from tests.benchmarks.gpu_setting import Setting, copy_some
 from tests.benchmarks.gpu_speed import epoch_lines
 from tests.benchmarks.measuring import WrongResult, make_folders, run_logged
+from tests.random_data import SeededTensorDataset
 from unet import BayesianUNet
 from utils.checkpoint import read_checkpoint
-from utils.data.class_shares import class_shares
 from utils.data_loading import SeededBatchSampler
 from utils.runtime.device import choose_device
 from utils.training.batch_loss import BatchLoss
@@ -113,14 +113,6 @@ def steps(setting: Setting) -> None:
         raise WrongResult(f"recorded steps have the losses {losses['recorded']}, ordinary ones {losses['ordinary']}")
 
 
-class Numbered(TensorDataset):
-    """Images and the shares of their classes by number and seed."""
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        image, mask = super().__getitem__(key[0])
-        return image, class_shares(mask, 2)
-
-
 def step_losses(device: torch.device, recorded: bool) -> list[float]:
     """The losses of some training steps in single precision; the last batch is smaller."""
     torch.manual_seed(0)
@@ -133,7 +125,7 @@ def step_losses(device: torch.device, recorded: bool) -> list[float]:
     images[:, :, 30:90, 40:100] //= 3
     masks = torch.zeros(n, 128, 128, dtype=torch.uint8)
     masks[:, 30:90, 40:100] = 1
-    batches = DataLoader(Numbered(images, masks), batch_sampler=SeededBatchSampler(n, BATCH, seed=0))
+    batches = DataLoader(SeededTensorDataset(images, masks), batch_sampler=SeededBatchSampler(n, BATCH, seed=0))
     losses: list[float] = []
     train_one_epoch(state, batches, on_step=losses.append)
     return losses
@@ -199,7 +191,6 @@ LEFT_OUT = {
     "equal bits, also for other batches and in another run, which CUDA does not guarantee": (
         "test_interruptions.py::test_resume_after_a_kill",
         "test_interruptions.py::test_resume_restores_missing_files_and_refuses_other_settings",
-        "test_predict_bayesian.py::test_repeated_run_writes_the_same_bytes",
         "test_prediction_scripts.py::test_probability_maps",
         "test_training_script.py::test_resume_after_a_kill_is_exact",
     ),
@@ -211,7 +202,6 @@ LEFT_OUT = {
     ),
     "a user without privileges, who may not use the GPU": ("test_bad_input.py::test_folders_without_permission",),
     "a server, wandb, or nothing that depends on the device": (
-        "test_readme.py::test_download",
         "test_readme.py::test_nothing_is_left_to_write",
         "test_readme.py::test_relative_links",
         "test_scripts.py::test_help",
