@@ -226,13 +226,12 @@ def test_figure_that_fails_loses_nothing_else(tmp_path: Path, model: TrainedMode
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "reason"), InputError("reason")])
 def test_unwritable_summary_on_the_way_is_no_failure_of_an_image(
-    error: Exception, tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch, caplog
+    error: Exception, tmp_path: Path, model: TrainedModel, caplog: pytest.LogCaptureFixture
 ):
     def write_rows(rows: object) -> None:
         raise error
 
-    monkeypatch.setattr("utils.pipeline.batch._SUMMARY_INTERVAL", -1)
-    batch = Batch(make_items(tmp_path, 2), write_rows=write_rows)
+    batch = Batch(make_items(tmp_path, 2), write_rows=write_rows, summary_interval=-1)
     report = FolderPredictor(model, Softmax(), save_nothing).run(batch)
     assert (done(report), report.failures) == (names(0, 1), [])
     assert "The summary of the images so far could not be written" in caplog.text

@@ -339,7 +339,6 @@ def test_nothing_is_left_to_write(document: Path):
 
 def test_tree():
     files = {path.as_posix() for path in source_files() if path.name != "__init__.py"}
-    assert len({Path(file).name for file in files}) == len(files)  # names are unique
     (tree,) = [block for block in code_blocks("") if "unet/" in block]
     listed, folders = [], []
     for line in tree.splitlines():

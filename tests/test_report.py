@@ -4,15 +4,20 @@ import errno
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from utils.data.fitting import MaskFitter
 from utils.metrics.segmentation import CHALLENGE_SCORES
-from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.report import Report, check_tables
 from utils.runtime.errors import InputError
+
+
+def make_ground_truth() -> SimpleNamespace:
+    """What a report asks a `GroundTruth` for."""
+    return SimpleNamespace(mask_dir=Path("masks"), fitter=MaskFitter())
 
 
 @pytest.mark.parametrize(
@@ -73,11 +78,9 @@ def test_unwritable_summary_is_a_failure(tmp_path: Path):
 
 
 def test_image_without_a_score_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys):
-    ground_truth = GroundTruth.__new__(GroundTruth)
-    ground_truth.mask_dir, ground_truth.fitter = Path("masks"), MaskFitter()
     rows = [{"image": f"{i}.jpg", **dict.fromkeys(CHALLENGE_SCORES, dice)} for i, dice in enumerate((0.5, math.nan))]
     common = {"soft_dice_confidence": 0.5, "pairwise_dice": None, "mean_entropy": 0.1}
-    Report([row | common for row in rows]).write(tmp_path, ground_truth)
+    Report([row | common for row in rows]).write(tmp_path, make_ground_truth())
     assert "1 of 2 masks have no pixel that counts" in caplog.text
     assert "1 of 2 images compared" in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.json").read_text())["segmentation"]["dice"]["value"] == 0.5
@@ -115,9 +118,7 @@ def test_tables_of_others_are_not_overwritten(name: str, content: str, tmp_path:
 
 def test_tables_of_an_earlier_run_may_be_overwritten(tmp_path: Path):
     check_tables(tmp_path / "new")
-    ground_truth = GroundTruth.__new__(GroundTruth)
-    ground_truth.mask_dir, ground_truth.fitter = Path("masks"), MaskFitter()
     common = {"soft_dice_confidence": 0.5, "pairwise_dice": None, "mean_entropy": 0.1}
-    Report([{"image": "a.jpg", **dict.fromkeys(CHALLENGE_SCORES, 0.5), **common}]).write(tmp_path, ground_truth)
+    Report([{"image": "a.jpg", **dict.fromkeys(CHALLENGE_SCORES, 0.5), **common}]).write(tmp_path, make_ground_truth())
     assert {path.name for path in tmp_path.iterdir()} == {"summary.csv", "metrics.csv", "metrics.json"}
     check_tables(tmp_path)

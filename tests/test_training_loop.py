@@ -235,6 +235,8 @@ def test_examples():
     outputs = []
     state.network.register_forward_hook(lambda network, inputs, output: outputs.append(output))
     images, masks, predicted = predict_examples(state, dataset, count=3)
+    assert [output.shape[0] for output in outputs] == [1, 1, 1]  # no more memory than a single image takes
+    assert {output.dtype for output in outputs} == {torch.bfloat16}
     assert len(images) == len(masks) == len(predicted) == 3
     assert images[0].shape == (32, 32, 3)
     assert masks[0].shape == predicted[0].shape == (32, 32)
@@ -242,7 +244,5 @@ def test_examples():
     inputs = to_network_input(torch.stack([dataset[i][0] for i in range(3)]), state.device)
     with torch.inference_mode(), state.autocast():
         expected = class_logits(state.network(inputs))
-    assert [output.shape[0] for output in outputs] == [1, 1, 1, 3]  # no more memory than a single image takes
-    assert {output.dtype for output in outputs} == {torch.bfloat16}
     for prediction, logits in zip(predicted, expected, strict=True):
         assert (prediction == logits.argmax(dim=0).numpy()).mean() > 0.99

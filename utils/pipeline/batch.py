@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 RowWriter = Callable[[Sequence[Mapping[str, Any]]], None]
 
-_SUMMARY_INTERVAL = 30.0  # seconds between summaries, and twenty times as long as writing one takes
-
 
 @dataclass
 class Batch:
@@ -39,6 +37,7 @@ class Batch:
         journal: images that it has are not predicted again; finished ones are added to it.
         write_rows: writes the scores of the images that are finished; called on the way, when the run is stopped and
             when it fails, but not at its end.
+        summary_interval: seconds between its calls on the way, or twenty times as long as one takes if that is longer.
         report: the failures so far.
     """
 
@@ -46,6 +45,7 @@ class Batch:
     ground_truth: GroundTruth | None = None
     journal: Journal | SharedJournal | None = None
     write_rows: RowWriter = lambda rows: None
+    summary_interval: float = 30.0
     report: Report = field(init=False, default_factory=Report)
     _rows: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
     _packed: dict[str, bytes] = field(init=False, default_factory=dict)
@@ -64,7 +64,7 @@ class Batch:
         if self._rows:
             logger.info("%d of %d images are already done", len(self.items) - len(remaining), len(self.items))
         share = remaining[distributed.rank() :: distributed.world_size()]
-        self._next_rows = time.monotonic() + _SUMMARY_INTERVAL
+        self._next_rows = time.monotonic() + self.summary_interval
         try:
             with GracefulStop() as stop, progress(total=len(share), unit="image") as bar:
 
@@ -110,7 +110,7 @@ class Batch:
             if distributed.is_main() and time.monotonic() > self._next_rows:
                 started = time.monotonic()
                 self._write_rows_so_far()
-                self._next_rows = time.monotonic() + max(_SUMMARY_INTERVAL, 20 * (time.monotonic() - started))
+                self._next_rows = time.monotonic() + max(self.summary_interval, 20 * (time.monotonic() - started))
 
     def _write_rows_so_far(self) -> None:
         """Write the scores of the images that are finished; a failure is not that of the image that was just added."""
