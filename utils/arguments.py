@@ -55,7 +55,7 @@ def _add_compute_flags(parent: argparse.ArgumentParser) -> argparse._ArgumentGro
 def model_parent() -> argparse.ArgumentParser:
     """--model and its properties, --batch-size, and the flags of `compute_parent`; see `model_from_args`."""
     parent = _parent()
-    group = parent.add_argument_group("model (its file records the rest; a contradicting flag is an error)")
+    group = parent.add_argument_group("model (its file says what is not given; a contradicting flag is an error)")
     group.add_argument("--model", "-m", nargs="+", type=Path, default=[DEFAULT_MODEL], metavar="FILE", help=_MODEL_HELP)
     group.add_argument("--bilinear", action="store_true", default=None, help="bilinear upsampling")
     group.add_argument("--classes", "-c", type=integer(1, 255), metavar="N", help="number of classes")
@@ -250,8 +250,13 @@ def training_folders_parent() -> argparse.ArgumentParser:
     add_pairing_flags(folders)
     folders.add_argument("--val-imgs-dir", type=Path, metavar="DIR", help="images to validate on, in place of a split")
     folders.add_argument("--val-masks-dir", type=Path, metavar="DIR", help="their masks")
-    held_together = "CSV file of image and group: a split keeps a group on one side, a guarantee is for new groups"
-    folders.add_argument("--groups", type=Path, metavar="FILE", help=held_together)
+    folders.add_argument(
+        "--groups",
+        type=Path,
+        metavar="FILE",
+        help="CSV file with the columns image and group, such as the patient: a split keeps a group on one side, a "
+        "guarantee is for new groups",
+    )
     folders.add_argument(
         "--cache-dir",
         type=Path,

@@ -14,10 +14,10 @@ def add_result_flags(parser: argparse._ActionsContainer) -> None:
         "--guarantee",
         type=guarantee_level,
         metavar="LEVEL",
-        help="such as 0.95: also save an outer mask, in which at least 95 %% of the lesion lie, and an inner mask, of "
-        "which at least 95 %% are lesion, as NAME_outer.png and NAME_inner.png beside the result NAME.png. On average "
-        "over images like those of the calibration: not for each image, and not for other sources without labelled "
-        "images of theirs (python -m utils.calibration)",
+        help="such as 0.95: also save an outer mask, in which at least 95 %% of the lesion lies, and an inner mask, of "
+        "which at least 95 %% is lesion, as NAME_outer.png and NAME_inner.png beside the result NAME.png. Both hold on "
+        "average over images like those of the calibration: not for each image, and for other sources only after a "
+        "calibration on labelled images of theirs (python -m utils.calibration)",
     )
     parser.add_argument("--review", action="store_true", help="also write review.html, a page to review the results on")
     add_compile(parser)

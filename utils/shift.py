@@ -1,8 +1,8 @@
-"""Which uncertainty still tells the truth when the images get worse: metrics under shift (Ovadia et al. 2019).
+"""How reliable the uncertainty of each method remains as images get worse: metrics under shift (Ovadia et al. 2019).
 
 `python -m utils.shift -m MODEL --imgs-dir … --masks-dir … --output-dir …` predicts labelled images as they are and with
-thirteen corruptions in five strengths, such as blur, noise, another lamp, hair, a rotated or more distant camera, and
-writes the metrics of each method as tables (shift.md), numbers (shift.json) and a figure (shift.png).
+thirteen corruptions in five strengths, such as blur, noise, another colour temperature, hair, a rotated or more distant
+camera, and writes the metrics of each method as tables (shift.md), numbers (shift.json) and a figure (shift.png).
 """
 
 import argparse
