@@ -175,8 +175,8 @@ def table(results: dict[tuple[str, str], Results]) -> str:
         pixels = {key: (PIXEL_METRICS["nll"](c), PIXEL_METRICS["ece_top_label"](c)) for key, c in one.counts.items()}
         nll, ece = pixels[True]
         lines.append(
-            f"{model}, {method}: mean Dice {one.corrupted:.4f} over all corruptions and strengths, NLL {nll:.3f}, "
-            f"ECE {ece:.3f}; clean {one.clean:.4f}, {pixels[False][0]:.3f}, {pixels[False][1]:.3f}"
+            f"{model}, {method}: mean Dice {one.corrupted:.4f} over all corruptions and strengths, NLL {nll:.4f}, "
+            f"ECE {ece:.4f}; clean {one.clean:.4f}, {pixels[False][0]:.4f}, {pixels[False][1]:.4f}"
         )
     return "\n".join(lines)
 
