@@ -63,7 +63,7 @@ LAYOUTS = {
         **numbered(BUSI + "/normal/normal ({}).png", BUSI + "/normal/normal ({})_mask.png", 1, 10),
     },
     "Carvana": numbered("train/0cdf5b5d0ce1_{}.jpg", "train_masks/0cdf5b5d0ce1_{}_mask.gif", "01", "02", "16"),
-    "nnU-Net": numbered(
+    "nnU-Net (PNG or TIFF)": numbered(
         "Dataset001_NAME/imagesTr/case_{}_0000.png", "Dataset001_NAME/labelsTr/case_{}.png", "000", "001", "010"
     ),
 }
