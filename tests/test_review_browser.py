@@ -440,6 +440,8 @@ def test_decisions_by_keyboard_are_kept_saved_and_loaded(samples: Path, opened: 
     context = page.context
     page.close()
     page = opened(samples, context=context)  # closed and opened again
+    page.wait_for_function("() => localStorage.length")  # another process of the browser keeps it
+    page.reload()
     assert badges(page) == expected
     assert page.locator("#progress-text").text_content() == left
     saved = {button: downloaded(page, button).read_text(encoding="utf-8") for button in ("#save-csv", "#save-json")}
