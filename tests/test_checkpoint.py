@@ -74,6 +74,14 @@ def test_shipped_model_names_its_training_images():
     assert {*names} & {*settings["trained_names"]} == {*names[:3]}  # the last one is a test image
 
 
+def test_a_model_can_be_printed():
+    """What fills pages is left out: the weights, the losses of the calibration, the names of the training images."""
+    text = repr(load_model(ROOT / "pretrained_model.pth"))
+    assert len(text) < 1000
+    for known in ("input_size=(128, 128)", "mask_values=[0, 255]", "'mc_dropout': RiskCurves(images=37"):
+        assert known in text
+
+
 def test_half_precision_file_loads_in_single_precision(tmp_path: Path):
     save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network().half()))
     assert {p.dtype for p in load_model(tmp_path / "m.pth").network.parameters()} == {torch.float32}

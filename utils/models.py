@@ -34,12 +34,12 @@ class TrainedModel:
         compiled: computes `forward`, if the network is compiled, see `utils.inference.compiled`.
     """
 
-    network: BayesianUNet
+    network: BayesianUNet = field(repr=False)
     input_size: tuple[int, int] = DEFAULT_INPUT_SIZE
     mask_values: list[int] = field(default_factory=lambda: [0, 255])
     epoch: int = 0
     validation: dict[str, float | None] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
     temperatures: dict[str, float] = field(default_factory=dict)
     ignore_value: int | None = None
     white: float | None = None

@@ -54,8 +54,8 @@ class RiskCurves:
     """
 
     images: int
-    outer: np.ndarray
-    inner: np.ndarray
+    outer: np.ndarray = field(repr=False)
+    inner: np.ndarray = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: int | None = None
 
