@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -90,7 +90,7 @@ class Batch:
         return [item for item in self.items if item.reported not in self._rows]
 
     def finish(
-        self, item: Item, scores: Mapping[str, Any], files: Collection[Path], counts: PixelCounts | None = None
+        self, item: Item, scores: Mapping[str, Any], files: Sequence[Path], counts: PixelCounts | None = None
     ) -> None:
         """Record a finished image; may be called in threads.
 

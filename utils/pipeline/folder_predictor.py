@@ -1,7 +1,7 @@
 """Predict the images of a batch: read ahead, predict, write behind, and isolate failures."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class FolderPredictor:
 
     model: TrainedModel
     sampler: Sampler
-    save: Callable[[Item, Prediction], Collection[Path]]
+    save: Callable[[Item, Prediction], Sequence[Path]]
     options: MapOptions = field(default_factory=MapOptions)
     show: Callable[[Item, Prediction, np.ndarray | None], None] | None = None
     compile: bool = False

@@ -87,7 +87,7 @@ def one_torch_thread(device: torch.device) -> Iterator[int]:
 
 def map_ahead(
     function: Callable[[Element], Any], items: Iterable[Element], threads: int, ahead: int
-) -> Iterator[tuple[Element, Future]]:
+) -> Generator[tuple[Element, Future], None, None]:
     """Each item with the future of `function(item)`, in order, computed in threads.
 
     Args:
@@ -112,7 +112,7 @@ def map_ahead(
         pool.shutdown(wait=False)
 
 
-def in_groups(items: Generator[Element, None, None], size: int) -> Iterator[list[Element]]:
+def in_groups(items: Generator[Element, None, None], size: int) -> Generator[list[Element], None, None]:
     """Consecutive items in lists of `size`; the last list may be shorter. Closes the generator `items` at the end."""
     with closing(items):
         while group := list(islice(items, size)):
