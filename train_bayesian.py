@@ -27,6 +27,7 @@ from utils.data_loading import (
 )
 from utils.runtime import distributed
 from utils.runtime.console import format_duration, progress
+from utils.runtime.device import memory_format
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_room
 from utils.runtime.seeds import json_digest
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     # The model, and its data: decode, split, batch
     resumed = args.checkpoint_dir / "last.pth" if args.resume == Path() else args.resume
     loaded = model_flags.initial_model_from_args(args, resumed)
-    network = loaded.network.to(device, memory_format=torch.channels_last)
+    network = loaded.network.to(device, memory_format=memory_format(device))
     training_set, validation_set, data_settings, validation_names = load_datasets(args, loaded)
     workers = min(8, cores_per_process()) if device.type == "cuda" else 0  # on a CPU, training needs all cores
     batches = training_batches(training_set, args.batch_size, args.seed, workers)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.runtime.atomic_files import atomic_file, atomic_npy_file, remove_partial_files, write_csv
+from utils.runtime import atomic_files
+from utils.runtime.atomic_files import atomic_file, atomic_npy_file, check_replaceable, remove_partial_files, write_csv
+from utils.runtime.errors import InputError
 
 
 def test_failed_write_leaves_nothing(tmp_path: Path):
@@ -34,6 +36,47 @@ def test_only_partial_files_are_removed(tmp_path: Path):
         remove_partial_files([tmp_path])  # as if the process had been killed before
         assert set(tmp_path.iterdir()) == kept
     assert set(tmp_path.iterdir()) == kept
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that another program has open: each of them is refused once, as on Windows."""
+    files, replace = [], os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target in files:
+            files.remove(target)
+            raise PermissionError(errno.EACCES, "The file is being used by another process", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", refuse)
+    return files
+
+
+def test_a_file_that_another_program_has_open_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list[Path]
+):
+    path = tmp_path / "x.csv"
+    monkeypatch.setattr(atomic_files, "_RENAMING", 3)
+    monkeypatch.setattr(atomic_files, "_PAUSE", 0)
+    opened[:] = [path, path]
+    write_csv(path, [{"a": 1}])
+    opened[:] = [path, path, path]
+    with pytest.raises(PermissionError, match=r"x\.csv"):
+        write_csv(path, [{"a": 2}])
+    assert path.read_text() == "a\n1\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_another_program_has_open(tmp_path: Path, opened: list[Path]):
+    path = tmp_path / "x.csv"
+    check_replaceable(path)
+    path.write_text("a")
+    check_replaceable(path)
+    opened.append(path)
+    with pytest.raises(InputError, match=r"x\.csv cannot be replaced \(The file is .*\): close it in other programs"):
+        check_replaceable(path)
+    assert path.read_text() == "a"
 
 
 def test_npy_in_blocks(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_folders, make_image
-from utils.data import decoding, fitting
+from utils.data import cache, decoding, fitting
 from utils.data.cache import decode_pairs
 from utils.data.decoding import DecodedPairs
 from utils.data.images import limit_image_size
@@ -160,6 +161,35 @@ def test_another_process_finishes_while_its_folder_is_looked_at(tmp_path: Path, 
     (tmp_path / "cache" / f".{cache.name}.gone.part").symlink_to(tmp_path / "nothing")  # listed, but not to be found
     os.utime(pairs[0].image)
     assert len(decode_pairs(pairs, (32, 32), tmp_path / "cache").pairs) == 2
+
+
+def test_nothing_is_mapped_when_a_cache_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Windows renames no folder with files that are mapped."""
+    mapped, rename = [], cache.rename
+
+    def look(path: Path, target: Path) -> None:
+        mapped.append([line for line in Path("/proc/self/maps").read_text().splitlines() if path.name in line])
+        rename(path, target)
+
+    monkeypatch.setattr(cache, "rename", look)
+    decoded = decode_pairs(pair_files(*make_folders(tmp_path, 2)), (32, 32), tmp_path / "cache")
+    assert isinstance(decoded.images, np.memmap)
+    assert mapped == [[]]
+
+
+def test_a_cache_that_cannot_get_its_name_or_is_removed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs = pair_files(*make_folders(tmp_path, 2))
+    expected = decode_pairs(pairs, (32, 32), cache_dir=None)
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError
+
+    for rename in (refuse, lambda path, target: shutil.rmtree(path)):
+        monkeypatch.setattr(cache, "rename", rename)
+        decoded = decode_pairs(pairs, (32, 32), tmp_path / "cache")
+        assert (decoded.pairs, decoded.resized) == (pairs, expected.resized)
+        np.testing.assert_array_equal(decoded.images, expected.images)
+        np.testing.assert_array_equal(decoded.fine_masks, expected.fine_masks)
 
 
 def test_abandoned_folders_are_removed_after_a_day(tmp_path: Path):

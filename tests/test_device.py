@@ -9,21 +9,32 @@ import torch
 from torch.cuda._utils import _get_device_index
 
 from utils.runtime import device
-from utils.runtime.device import amp_dtype, choose_device, in_batches, precision_name
+from utils.runtime.device import amp_dtype, choose_device, in_batches, memory_format, precision_name
 from utils.runtime.errors import InputError
 
 # -- device ------------------------------------------------------------------------------------------------------------
 
 
+GPU_IS_FULL = torch.OutOfMemoryError("CUDA out of memory")
 FIRST_TENSOR = SimpleNamespace(device=torch.device("cuda:0"), tolist=list)
 
 
 def test_choose_device():
     assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device().type in ("cuda", "mps", "cpu")
+    assert choose_device().type in ("cuda", "cpu")
     for name in ("toaster", "cuda:99"):
         with pytest.raises(InputError, match=f"device {name} is not available; available: .*cpu"):
             choose_device(name)
+
+
+def test_mps_has_to_be_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert choose_device() == torch.device("cpu")
+    with pytest.raises(InputError, match=r"available: .*mps, cpu"):
+        choose_device("toaster")
+    assert memory_format(torch.device("cpu")) == memory_format(torch.device("cuda")) == torch.channels_last
+    assert memory_format(torch.device("mps")) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("name", [None, "cuda", "cuda:0"])
@@ -103,16 +114,16 @@ def test_mixed_precision_on_cuda(monkeypatch: pytest.MonkeyPatch):
 class LimitedMemory:
     """Squares its inputs as long as there are at most `limit` of them, and records how many were tried."""
 
-    def __init__(self, n: int, limit: int) -> None:
+    def __init__(self, n: int, limit: int, error: RuntimeError = GPU_IS_FULL) -> None:
         self.inputs = torch.arange(2.0 * n).view(n, 2)
-        self.limit = limit
+        self.limit, self.error = limit, error
         self.tried: list[int] = []
 
     def __call__(self, part: slice) -> torch.Tensor:
         inputs = self.inputs[part]
         self.tried.append(len(inputs))
         if len(inputs) > self.limit:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return inputs**2
 
 
@@ -146,6 +157,19 @@ def test_memory_runs_out_halfway():
 
     assert torch.equal(in_batches(shrinking, 10, 4), compute.inputs**2)
     assert compute.tried == [4, 4, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("message", "sizes"), [("MPS backend out of memory (MPS allocated: 1 GB)", [4, 2, 2]), ("view size", [4])]
+)
+def test_errors_without_a_type_of_their_own(message: str, sizes: list[int]):
+    compute = LimitedMemory(4, 2, RuntimeError(message))
+    if len(sizes) > 1:
+        assert torch.equal(in_batches(compute, 4, 4), compute.inputs**2)
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            in_batches(compute, 4, 4)
+    assert compute.tried == sizes
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (8, [8, 4, 2, 1])])

@@ -1,7 +1,9 @@
 """The download of the challenge's images, from a server that serves files, breaks connections, and lies."""
 
 import io
+import ssl
 import threading
+import urllib.error
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -261,3 +263,17 @@ def test_archives_are_those_of_the_challenge():
     assert Archive("ISBI2016_ISIC_Part1_Training_Data.zip", "imgs", 900) in ARCHIVES
     assert [archive.count for archive in ARCHIVES] == [900, 900, 379, 379]
     assert download_isic.URL == "https://isic-challenge-data.s3.amazonaws.com/2016"
+
+
+def test_certificate_that_cannot_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A second attempt would not change it."""
+    attempts = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        attempts.append(arguments)
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("unable to get local issuer certificate"))
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(InputError, match="unable to get local issuer certificate"):
+        download_file("https://example.org/a.zip", tmp_path / "a.zip", retry_delay=0)
+    assert len(attempts) == 1

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from utils.data.images import IMAGE_EXTENSIONS
-from utils.pipeline.items import check_replaced, find_images, find_items, sibling
+from utils.pipeline import items
+from utils.pipeline.items import check_output_folders, check_replaced, find_images, find_items, sibling
 from utils.pipeline.single_images import find_single_images
 from utils.runtime.errors import InputError
 
@@ -102,6 +103,25 @@ def test_results_are_not_written_among_images_or_masks(tmp_path: Path):
     check_replaced([masks / "a.png"], [masks / "a_mask.png", imgs / "a.png"])
     touch(imgs, "a_OUT.png", "a_OUT_prob.png")  # by default, results are beside an image, and replaced
     assert find_single_images([image], masks=(imgs, None))
+
+
+def test_names_of_one_file_where_case_makes_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    imgs = tmp_path / "imgs"
+    photo, *_ = touch(tmp_path, "imgs/a.png", "imgs/A.jpg")
+    others = {"output_dir": tmp_path / "IMGS"}, {"outputs": [imgs / "A.png"]}, {"outputs": [imgs / "A.PNG"]}
+    for other in others:
+        assert find_single_images([photo], **other)
+    assert len(find_items(imgs, tmp_path / "out", ("png", "jpg"))) == 2
+    monkeypatch.setattr(items, "_IGNORES_CASE", True)
+    for other in others:
+        with pytest.raises(InputError, match=r"is the input folder|would overwrite"):
+            find_single_images([photo], **other)
+    with pytest.raises(InputError, match="is the mask folder"):
+        check_output_folders([tmp_path / "MASKS"], [photo], tmp_path / "masks")
+    with pytest.raises(InputError, match=r"A\.jpg and a\.png would both be written to"):
+        find_items(imgs, tmp_path / "out", ("png", "jpg"))
+    with pytest.raises(InputError, match="two images would have the same mask file"):
+        find_single_images([imgs], output_dir=tmp_path / "out")
 
 
 def test_siblings_keep_other_dots():

@@ -58,6 +58,19 @@ def test_login_in_environment_and_netrc(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not has_login()
 
 
+@pytest.mark.parametrize("name", [".netrc", "_netrc"])
+def test_login_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str):
+    """`wandb login` writes _netrc on Windows."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("NETRC")
+    assert not has_login()
+    (tmp_path / "home" / name).write_text("machine api.wandb.ai login user password key\n")
+    assert has_login()
+    monkeypatch.setenv("NETRC", f"~/{name}")
+    assert has_login()
+
+
 def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     modes = []
 

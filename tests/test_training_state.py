@@ -1,6 +1,7 @@
 """The state of a training: its files, and how a training is resumed."""
 
 import csv
+import errno
 import multiprocessing
 import os
 import random
@@ -203,6 +204,36 @@ def test_best_epoch(tmp_path: Path, scores: list, best: int):
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["val_dice"] for row in rows] == ["" if dice is None else str(dice) for dice, _ in scores]
+
+
+def test_a_table_that_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As on Windows, where another program has it open: known before the training, or else no reason to lose it."""
+    replace, opened = os.replace, []
+
+    def refuse(source: Path, target: Path) -> None:
+        if target in opened:
+            raise PermissionError(errno.EACCES, "it is open", str(source))
+        replace(source, target)
+
+    def save(n: int) -> None:
+        state = scored_state(*[(0.5, 0.5)] * n)
+        with CheckpointWriter(tmp_path, continues=n > 1) as writer:
+            opened.extend([tmp_path / "metrics.csv"] * (n == 2))
+            writer.save_epoch(TrainedModel(state.network, epoch=n), state)
+
+    monkeypatch.setattr("os.replace", refuse)
+    save(1)
+    save(2)
+    assert read_checkpoint(tmp_path / "last.pth")["training"]["epoch"] == 2
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
+    assert f"{tmp_path / 'metrics.csv'} could not be written (it is open)" in caplog.text
+    with pytest.raises(InputError, match=r"metrics.csv cannot be replaced \(it is open\)"):
+        save(3)
+    opened.clear()
+    save(3)
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
 
 
 def test_log_line():

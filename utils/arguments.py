@@ -39,7 +39,7 @@ def compute_parent() -> argparse.ArgumentParser:
 
 def _add_compute_flags(parent: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parent.add_argument_group("computation")
-    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the first available)")
+    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu or mps (default: cuda or, without it, cpu)")
     group.add_argument("--amp", action="store_true", help="mixed precision, faster on devices with bfloat16")
     add_with_default(
         group,

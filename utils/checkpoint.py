@@ -37,7 +37,7 @@ from utils import RGB_OFFSET
 from utils.metrics.risk_control import RISK_THRESHOLDS, RiskCurves
 from utils.models import DEFAULT_INPUT_SIZE, TrainedModel, combine_models
 from utils.runtime.atomic_files import write_file
-from utils.runtime.device import copy_to_cpu
+from utils.runtime.device import copy_to_cpu, memory_format
 from utils.runtime.errors import InputError
 
 _MIN_SIDE = 16  # pixels of the network's input, of which four poolings leave one
@@ -121,7 +121,7 @@ def load_model(
     """
     model = model_from_checkpoint(read_checkpoint(path), path, default_input_size)
     for network in model.networks:
-        network.to(device, memory_format=torch.channels_last)  # the fastest layout for convolutions
+        network.to(device, memory_format=memory_format(torch.device(device)))
     return model
 
 

@@ -149,12 +149,14 @@ def download_file(url: str, path: Path, retry_delay: float = RETRY_DELAY) -> Non
                 _download_rest(url, part, bar)
                 break
             except _UNRELIABLE as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                reason = getattr(error, "reason", error)
+                refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+                if refused or isinstance(reason, ssl.SSLCertVerificationError):
                     raise _not_available(url, error) from error
                 failures = 1 if part.stat().st_size > before else failures + 1
                 if failures == _ATTEMPTS:
                     raise _not_available(url, error) from error
-                logger.info("%s: %s; retrying", path.name, getattr(error, "reason", error))
+                logger.info("%s: %s; retrying", path.name, reason)
                 time.sleep(retry_delay * 2 ** (failures - 1))
     part.rename(path)
 

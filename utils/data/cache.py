@@ -23,7 +23,7 @@ from utils.data.images import find_white
 from utils.data.mask_values import ValueCounts
 from utils.data.pairing import Pair
 from utils.runtime import distributed
-from utils.runtime.atomic_files import allocate
+from utils.runtime.atomic_files import allocate, rename
 from utils.runtime.seeds import json_digest
 
 logger = logging.getLogger(__name__)
@@ -77,32 +77,48 @@ def decode_pairs(
     arrays = _new_arrays(len(pairs), size) if building is None else _memory_map(building, "r+")
     try:
         decoded = _decode(pairs, fingerprints, arrays, earlier[0] if earlier else None, values, skip_unusable)
-        if building is None:
-            return decoded
-        try:
-            for array in arrays.values():
-                array.flush()
-            _write_index(building, pairs, fingerprints, decoded)
-        except OSError as error:
-            _give_up(building, error)
+        if building is None or not _complete(building, arrays, pairs, fingerprints, decoded):
             return decoded
     except BaseException:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
         raise
 
-    _move_into_place(building, folder, replaced=[*earlier, *_abandoned(cache_dir, dataset)])
-    return _load(folder, pairs) or decoded
+    del arrays, decoded  # Windows renames no folder with files that are mapped
+    cached = _load(_move_into_place(building, folder, [*earlier, *_abandoned(cache_dir, dataset)]), pairs)
+    # It is missing if another process has removed it, which decodes other files of the same folders.
+    return cached or _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, values, skip_unusable)
 
 
-def _move_into_place(building: Path, folder: Path, replaced: Sequence[Path]) -> None:
-    """Give a finished cache its name, and remove those that it replaces."""
+def _complete(
+    building: Path,
+    arrays: dict[str, np.ndarray],
+    pairs: Sequence[Pair],
+    fingerprints: list[list],
+    decoded: DecodedPairs,
+) -> bool:
+    """Write what has not been written of a new cache; returns False, with a warning, if it cannot be written."""
     try:
-        building.rename(folder)
-    except OSError:  # another process has meanwhile built the same one
-        shutil.rmtree(building, ignore_errors=True)
+        for array in arrays.values():
+            array.flush()
+        _write_index(building, pairs, fingerprints, decoded)
+    except OSError as error:
+        _give_up(building, error)
+        return False
+    return True
+
+
+def _move_into_place(building: Path, folder: Path, replaced: Sequence[Path]) -> Path:
+    """Give a finished cache its name, and remove those that it replaces; returns where it is."""
+    try:
+        rename(building, folder)
+    except OSError:
+        if _load(folder) is None:
+            return building
+        shutil.rmtree(building, ignore_errors=True)  # another process has meanwhile built the same one
     for path in replaced:
         shutil.rmtree(path, ignore_errors=True)
+    return folder
 
 
 def _log_cached(cached: DecodedPairs, n_pairs: int, white: float | None) -> None:
@@ -155,7 +171,10 @@ def _fingerprint(path: Path) -> list:
 
 def _common_folder(fingerprints: list[list], i: int) -> str:
     """The folder with the i-th file of every pair in it or in its sub-folders."""
-    return os.path.commonpath([os.path.dirname(files[i][0]) for files in fingerprints])
+    folders = {os.path.dirname(files[i][0]) for files in fingerprints}
+    with suppress(ValueError):  # on Windows they may be on several drives
+        return os.path.commonpath(folders)
+    return min(folders)
 
 
 def _abandoned(cache_dir: Path, dataset: str) -> list[Path]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from utils.runtime.device import to_device
+from utils.runtime.device import memory_format, to_device
 
 
 def preprocess(image: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -32,9 +32,9 @@ def to_network_input(images: Tensor, device: torch.device) -> Tensor:
         device: device of the network.
 
     Returns:
-        (N, 3, h, w) float32 in [0, 1], channels last.
+        (N, 3, h, w) float32 in [0, 1], in its `memory_format`.
     """
-    return to_device(images, device).to(memory_format=torch.channels_last).float().div_(255)
+    return to_device(images, device).to(memory_format=memory_format(device)).float().div_(255)
 
 
 def downscale_and_pad(image: Image.Image, size: tuple[int, int], scale: float) -> Tensor:

@@ -10,7 +10,7 @@ import sys
 from functools import cache, lru_cache
 
 _DEFAULT_FAMILY = "DejaVu Sans"  # comes with matplotlib
-_PLACEHOLDERS = "Last Resort"  # begins the name of fonts whose characters are boxes
+_PLACEHOLDERS = ("Last Resort", "LastResort", ".")  # begin the names of fonts whose characters may be boxes
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # of a character that no font has, and of bytes that are no text
 
 

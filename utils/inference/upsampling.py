@@ -186,10 +186,8 @@ class StackUpsampler:
 
     def logits(self, rows: slice) -> Tensor:
         """(rows, T, 1 or C, W) logits."""
-        values = torch.empty(rows.stop - rows.start, self.columns, device=self.device)
-        blocks = values.split([stack.n_columns for stack in self.stacks], dim=1)
-        for stack, block in zip(self.stacks, blocks, strict=True):
-            torch.mm(*stack.factors(rows), out=block)
+        blocks = [torch.mm(*stack.factors(rows)) for stack in self.stacks]
+        values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
         return values.view(len(values), self.n_samples, self.channels, self.width)
 
     def probs(self, rows: slice, temperature: float = 1.0) -> Tensor:

@@ -1,7 +1,9 @@
 """The images of an input folder, and where their results go."""
 
 import logging
+import os
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from utils.runtime.output_folder import folders_below, journal_files, recorded_r
 
 logger = logging.getLogger(__name__)
 
+_IGNORES_CASE = os.name == "nt" or sys.platform == "darwin"  # whether A.png and a.png are usually one file
 _RESULT_OF = re.compile(r"(.+)_OUT(_[a-z0-9_]+)?", re.DOTALL)  # the stem of a result, after that of its image
 
 # The names of the results beside the mask or probability map NAME.png: NAME, and then this.
@@ -152,18 +155,30 @@ def find_items(
     logger.info("%d image%s in %s", len(items), "s" if len(items) > 1 else "", input_dir)
     outputs: dict[Path, Item] = {}
     for item in items:
-        other = outputs.setdefault(item.output(output_dir), item)
+        other = outputs.setdefault(_in_one_case(item.output(output_dir)), item)
         if other is not item:
             raise InputError(
                 f"{other.name} and {item.name} would both be written to {item.output(output_dir)}: rename one, or "
                 "select one of their file extensions"
             )
-    folders = [output_dir, *(path.parent for path in outputs)]
+    folders = [output_dir, *(item.output(output_dir).parent for item in items)]
     check_output_folders(folders, images, mask_dir, {item.name.parent for item in items})
     return items
 
 
 # -- what no result may replace ----------------------------------------------------------------------------------------
+
+
+def identity(path: Path) -> Path:
+    """What two paths of the same file share: its name in its real folder, in lower case where case makes no difference.
+
+    A link to a file is another file than the one to which it points.
+    """
+    return _in_one_case(path.parent.resolve() / path.name)
+
+
+def _in_one_case(path: Path) -> Path:
+    return Path(str(path).casefold()) if _IGNORES_CASE else path
 
 
 def check_output_folders(
@@ -180,12 +195,12 @@ def check_output_folders(
     Raises:
         InputError: they are.
     """
-    of_images = {folder.resolve() for folder in {path.parent for path in images}}
-    of_masks = {(mask_dir / folder).resolve() for folder in (PurePath(), *below)} if mask_dir else ()
+    of_images = {identity(folder.resolve()) for folder in {path.parent for path in images}}
+    of_masks = {identity((mask_dir / folder).resolve()) for folder in (PurePath(), *below)} if mask_dir else ()
     for folder in dict.fromkeys(folders):
-        if folder.resolve() in of_images:
+        if identity(folder.resolve()) in of_images:
             what = "input folder"
-        elif folder.resolve() in of_masks:
+        elif identity(folder.resolve()) in of_masks:
             what = "mask folder"
         else:
             continue
@@ -208,16 +223,17 @@ def check_replaced(outputs: Iterable[Path], others: Iterable[Path]) -> None:
     names: dict[Path, Counter[str]] = defaultdict(Counter)  # by folder
     of_stems: dict[tuple[Path, str], Path] = {}  # outputs by folder and stem
     for path in outputs:
-        of_stems[path.parent.resolve(), path.stem] = path
-        names[path.parent.resolve()][path.name] += 1
-    for path in others:
-        names[path.parent.resolve()][path.name] += 1
+        output = identity(path)
+        of_stems[output.parent, output.stem] = path
+        names[output.parent][output.name] += 1
+    for path in map(identity, others):
+        names[path.parent][path.name] += 1
     for folder, name in ((folder, name) for folder, in_folder in names.items() for name in in_folder):
         for end in (match.start() for match in re.finditer(r"[._]", name)):  # of the stem whose result it may be
             path, suffix = of_stems.get((folder, name[:end])), name[end:]
-            if path is None or not (suffix == path.suffix or re.fullmatch(_RESULT, suffix)):
+            if path is None or not (suffix == identity(path).suffix or re.fullmatch(_RESULT, suffix)):
                 continue
-            if name != path.name or names[folder][name] > 1:
+            if name != identity(path).name or names[folder][name] > 1:
                 raise InputError(
                     f"output {path}: one of its results would overwrite {path.with_name(name)}; choose another name "
                     "or folder"

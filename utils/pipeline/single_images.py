@@ -16,9 +16,10 @@ from utils.inference.maps import STATISTICS
 from utils.inference.predictor import MapOptions, Prediction, draw_samples, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
-from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, sibling
+from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, identity, sibling
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
 from utils.pipeline.summary import read_earlier_summary
+from utils.runtime.atomic_files import check_replaceable
 from utils.runtime.errors import InputError
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
 
@@ -73,7 +74,7 @@ def _check_figure(figure: Path | None, inputs: Sequence[Path], outputs: Sequence
         return
     if figure.suffix.lower() != ".png" or figure.is_dir():
         raise InputError(f"figure {figure}: a file name that ends with .png was expected")
-    if figure.resolve() in [path.resolve() for path in (*inputs, *outputs)]:
+    if identity(figure.resolve()) in [identity(path.resolve()) for path in (*inputs, *outputs)]:
         raise InputError(f"the figure {figure} would overwrite an image or its mask: choose another name or folder")
     if len(inputs) > MAX_FIGURE_ROWS:
         raise InputError(
@@ -85,9 +86,10 @@ def _check_outputs(outputs: Sequence[Path]) -> None:
     """Check that each image has a mask file of its own, and that no folder has another summary."""
     for folder in {path.parent for path in outputs}:
         read_earlier_summary(folder / "summary.csv")  # raises if the file is something else
-    known: set[tuple[Path, str]] = set()  # folders and stems
+        check_replaceable(folder / "summary.csv")
+    known: set[Path] = set()
     for path in outputs:
-        key = path.parent.resolve(), path.stem
+        key = identity(path).with_suffix("")
         if key in known:
             raise InputError(f"two images would have the same mask file {path}: rename one of them")
         known.add(key)

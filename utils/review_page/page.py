@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +35,7 @@ from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
 from utils.review_page.pictures import SIDES, SMALL_SIDES, ImagePictures, PictureMaker
 from utils.review_page.runs import PredictionRun, fingerprint, mask_values_of, read_runs
-from utils.runtime.atomic_files import write_file
+from utils.runtime.atomic_files import rename, write_file
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import check_writable, output_folder
@@ -114,7 +115,7 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
     if not report.rows:
         reason = report.failures[0][1]
         raise InputError(f"none of the {len(items)} images in {imgs_dir} can be shown: {items[0].key}: {reason}")
-    failed = [(name, reason.replace(f"{imgs_dir}/", "")) for name, reason in report.failures if name in names]
+    failed = [(name, reason.replace(f"{imgs_dir}{os.sep}", "")) for name, reason in report.failures if name in names]
     page.write([*failed, *_without_result(runs, imgs_dir, options, [*folders, page.files])])
     return report
 
@@ -251,7 +252,7 @@ class _Page:
             digest = json_digest(content)
             content["folder"] = f"{self.files.name}/{digest}"
             shutil.rmtree(self.files / digest, ignore_errors=True)
-            self._partial.rename(self.files / digest)
+            rename(self._partial, self.files / digest)
         write_file(self.path, render(content, self.single_file).encode())
         if not self.single_file:
             for folder in self.files.iterdir():

@@ -180,7 +180,7 @@ def _name_within(image: str, imgs_dir: Path) -> str | None:
     """
     path = Path(image)
     if (imgs_dir / path).exists() and not path.is_absolute() and ".." not in path.parts:
-        return image
+        return path.as_posix()
     given, resolved = Path(os.path.abspath(path)), path.parent.resolve() / path.name
     for inner, folder in ((given, Path(os.path.abspath(imgs_dir))), (resolved, imgs_dir.resolve())):
         if inner.is_relative_to(folder):

@@ -7,16 +7,21 @@ import math
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from utils.runtime.errors import InputError
+
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.part")
+_RENAMING = 20 if os.name == "nt" else 1  # attempts
+_PAUSE = 0.1  # seconds between them
 
 
 @contextmanager
@@ -34,12 +39,41 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     try:
         with open(partial, "xb") as file:
             yield file
-        os.replace(partial, path)
+        rename(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(partial), partial):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file, replacing another one, or a folder.
+
+    Windows refuses while another program reads one of them: it is tried for two seconds, as long as a virus scanner or
+    an index of the system may take.
+    """
+    for attempt in range(1, _RENAMING + 1):
+        try:
+            os.replace(path, target)
+            return
+        except PermissionError:
+            if attempt == _RENAMING:
+                raise
+            time.sleep(_PAUSE)
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a file, if there is one, can be replaced: Windows refuses while another program has it open.
+
+    Raises:
+        InputError: it cannot be replaced.
+    """
+    with suppress(FileNotFoundError):
+        try:
+            os.replace(path, path)
+        except PermissionError as error:
+            raise InputError(f"{path} cannot be replaced ({error.strerror}): close it in other programs") from error
 
 
 def write_file(path: Path | str, content: bytes | memoryview) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,16 @@ import torch
 from torch import Tensor
 
 from utils.runtime import distributed
-from utils.runtime.errors import InputError, first_line, is_gpu_error
+from utils.runtime.errors import InputError, first_line, is_gpu_error, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name, with its index; by default the first available one of CUDA, MPS and the CPU.
+    """The device of that name, with its index; by default a CUDA GPU, or else the CPU.
 
-    With a GPU, PyTorch then uses a single thread of the CPU.
+    MPS, on which nothing of this has been tried, has to be named. With a GPU, PyTorch then uses a single thread of the
+    CPU.
 
     Raises:
         InputError: the device is not available, or several processes are to share one GPU. (One that was not named is
@@ -31,7 +31,7 @@ def choose_device(name: str | None = None) -> torch.device:
         )
     if name in (None, "cuda") and distributed.world_size() > 1 and torch.cuda.is_available():
         name = f"cuda:{distributed.local_rank()}"
-    chosen = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         first = torch.zeros(1, device=chosen)
         device = first.device  # with its index, which set_device requires
@@ -100,6 +100,14 @@ def precision_name(dtype: torch.dtype | None, device: torch.device) -> str:
     return f"mixed precision ({str(dtype).removeprefix('torch.')})"
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of weights and inputs with which convolutions are fastest.
+
+    Not on MPS, where the gradients of batch norm are wrong in channels last (PyTorch issue 175189).
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; a GPU copies it from pinned memory and does not have the caller wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -155,14 +163,17 @@ def in_batches(compute: Callable[[slice], Tensor], n: int, batch_size: int) -> T
     A slice has `batch_size` inputs; each time the device runs out of memory, the batch size is halved.
 
     Raises:
-        torch.OutOfMemoryError: there is not even enough memory for a single input.
+        RuntimeError: there is not even enough memory for a single input.
     """
     results: list[Tensor] = []
     start, size = 0, min(batch_size, n)
     while start < n:
         result = None
-        with suppress(torch.OutOfMemoryError) if size > 1 else nullcontext():
+        try:
             result = compute(slice(start, min(start + size, n)))
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
         if result is not None:
             results.append(result)
             start += size

@@ -58,7 +58,7 @@ def process_group() -> Iterator[None]:
     if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:

@@ -4,6 +4,7 @@ import torch
 
 # How PyTorch's errors of a GPU begin, of which only some have a type of their own, and only in newer versions.
 _GPU_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDA out of memory", "MPS backend", "NCCL error")
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 _GPU_STATUS = ("CUBLAS_STATUS", "CUDNN_STATUS", "CUSOLVER_STATUS", "CUFFT_STATUS", "no kernel image is available")
 
 
@@ -21,9 +22,9 @@ class InputError(ValueError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU or of the host did not suffice; for that of the host PyTorch has no type of error."""
-    of_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return of_host or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Whether the memory of a device or of the host did not suffice; PyTorch has a type of error for CUDA only."""
+    others = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    return others or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def is_gpu_error(error: BaseException) -> bool:

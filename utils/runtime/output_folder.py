@@ -163,7 +163,8 @@ def _lock(folder: Path, deadline: float) -> BinaryIO:
                     f"{folder} is being written by another run ({holder}): wait for its end, or choose another folder"
                 ) from error
         try:
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            # Windows neither removes nor renames an open file, and some of its file systems have no stable numbers.
+            if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 file.flush()

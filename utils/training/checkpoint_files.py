@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from utils.checkpoint import TrainedModel, checkpoint_content, read_checkpoint, write_checkpoint
-from utils.runtime.atomic_files import remove_partial_files, write_csv
+from utils.runtime.atomic_files import check_replaceable, remove_partial_files, rename, write_csv
 from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
 from utils.runtime.threads import torch_thread_pool
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _DIGESTS = {"image_names": "training images", "validation_image_names": "validation images"}
 _DIGESTS |= {"mask_names": "training masks", "validation_mask_names": "validation masks"}
 _DIGESTS |= {"trained_names": "training images"}
-_FILES = ("checkpoint_epoch*.pth", "best.pth", "last.pth", "metrics.csv")
+_FILES = ("metrics.csv", "checkpoint_epoch*.pth", "best.pth", "last.pth")  # first what another program may have open
 
 
 def archive_earlier_run(folder: Path) -> None:
@@ -35,7 +35,7 @@ def archive_earlier_run(folder: Path) -> None:
         target = folder / f"earlier-{max(numbers, default=0) + 1}"
         target.mkdir()
         for path in files:
-            path.rename(target / path.name)
+            rename(path, target / path.name)
         logger.info("The files of the earlier run have been moved to %s", target)
 
 
@@ -63,10 +63,14 @@ class CheckpointWriter:
         folder: output folder.
         continues: whether the run was interrupted in this folder and is resumed. Any other, also if it was resumed from
             another folder, replaces an earlier run, whose files are archived as soon as there are new ones.
+
+    Raises:
+        InputError: the table of an earlier run cannot be replaced.
     """
 
     def __init__(self, folder: Path, continues: bool = False) -> None:
         self.folder = folder
+        check_replaceable(folder / "metrics.csv")
         self._begun, self._continues = False, continues
         self._pool = torch_thread_pool(1)
         self._writing: Future | None = None
@@ -121,7 +125,10 @@ class CheckpointWriter:
         for name in names:
             write_checkpoint(self.folder / name, content)
         if training["history"]:
-            write_csv(self.folder / "metrics.csv", training["history"])
+            try:
+                write_csv(self.folder / "metrics.csv", training["history"])
+            except PermissionError as error:  # on Windows a table that is open in another program: last.pth has it, too
+                logger.warning("%s could not be written (%s)", error.filename, error.strerror)
         write_checkpoint(self.folder / "last.pth", {**content, "training": training})
 
     def _submit(self, names: list[str], model: TrainedModel, state: TrainingState) -> None:

@@ -5,6 +5,7 @@ import netrc
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ def has_login() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]  # the latter on Windows
+    for file in map(Path, map(os.path.expanduser, files)):
+        with suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(file).authenticators(host or "") is not None:
+                return True
+    return False
 
 
 def panel_name(name: str) -> str:
