@@ -6,7 +6,7 @@ from torch.utils.data import TensorDataset
 
 from utils.data.class_shares import class_shares
 from utils.inference.upsampling import LogitSamples
-from utils.metrics.pixel_counter import count_pixels
+from utils.metrics.pixel_counter import PixelCounter
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.uncertainty import entropy
@@ -38,7 +38,9 @@ class SeededTensorDataset(TensorDataset):
 
 def counts_of(probs: Tensor, target: Tensor, **options: int) -> PixelCounts:
     """The pixel counts of a single image."""
-    return count_pixels(probs, entropy(probs), target, **options)
+    counter = PixelCounter(**options)
+    counter.add(probs, entropy(probs), target)
+    return counter.read()
 
 
 def pixel_metrics(counts: PixelCounts) -> dict[str, float]:

@@ -74,6 +74,12 @@ def test_shipped_model_names_its_training_images():
     assert {*names} & {*settings["trained_names"]} == {*names[:3]}  # the last one is a test image
 
 
+def test_a_model_without_a_value_for_each_class(tmp_path: Path):
+    with pytest.raises(ValueError, match="the model has 2 mask values for 3 classes"):
+        save_checkpoint(tmp_path / "m.pth", TrainedModel(BayesianUNet(n_classes=3, base_channels=2)))
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_model_can_be_printed():
     """What fills pages is left out: the weights, the losses of the calibration, the names of the training images."""
     text = repr(load_model(ROOT / "pretrained_model.pth"))

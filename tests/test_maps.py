@@ -90,6 +90,11 @@ def test_only_requested_statistics_are_computed():
     assert maps.std is not None
 
 
+def test_unknown_statistic():
+    with pytest.raises(ValueError, match="there is no statistic mutual_information: predictive_entropy, "):
+        full_size_maps(random_samples(2, 2), (30, 20), ["mutual_information", "std"])
+
+
 def test_entropy_of_certain_predictions_is_finite():
     maps = full_size_maps([LogitSamples(torch.tensor([[-500.0, 500.0]]).view(1, 2, 1, 1))], (3, 3))
     assert torch.isfinite(maps.predictive_entropy).all()

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from tests.random_data import counts_of, pixel_metrics, random_maps
 from utils import IGNORED_CLASS
+from utils.metrics.pixel_counter import count_pixels
 from utils.metrics.pixel_counts import MIN_PROBABILITY
+from utils.metrics.pixel_metrics import error_auroc
+from utils.metrics.uncertainty import entropy
 
 
 def test_pixel_metrics_by_hand():
@@ -89,6 +92,27 @@ def test_fine_histograms_against_sorted_pixels(seed: int, n_classes: int):
         sklearn.metrics.average_precision_score(errors, uncertainty), abs=2e-4
     )
     assert metrics["adaptive_ece"] == pytest.approx(adaptive_ece(confidence.flatten().numpy(), ~errors), abs=1e-4)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_any_uncertainty_as_a_detector_of_errors(n_classes: int):
+    """Not only the entropy of the probabilities, which determine it."""
+    probs, target = random_maps(7, n_classes, size=(250, 240))
+    probs = (8 * probs).softmax(dim=0)  # most of them certain
+    samples = (probs + torch.rand(6, *probs.shape, generator=torch.Generator().manual_seed(0))).softmax(dim=1)
+    uncertainty = entropy(samples.mean(dim=0)) - entropy(samples).mean(dim=0)
+    counts, errors = count_pixels(probs, uncertainty, target), probs.argmax(dim=0) != target
+    expected = sklearn.metrics.roc_auc_score(errors.flatten(), uncertainty.flatten())
+    assert error_auroc(counts.by_entropy) == pytest.approx(expected, abs=1e-3)
+    assert abs(expected - error_auroc(counts_of(probs, target).by_entropy)) > 0.05
+    assert pixel_metrics(counts)["nll"] == pytest.approx(pixel_metrics(counts_of(probs, target))["nll"], abs=1e-6)
+
+
+def test_maps_of_different_sizes():
+    probs, target = random_maps(0, 2, size=(6, 4))
+    for maps in ((entropy(probs), target.T), (entropy(probs).T, target), (entropy(probs)[:, :3], target)):
+        with pytest.raises(ValueError, match=r"the sizes of \(2, \d, \d\) probabilities, .* differ"):
+            count_pixels(probs, *maps)
 
 
 def adaptive_ece(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:

@@ -1,5 +1,6 @@
 """The three samplers, against naive reference implementations and for what they promise."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -150,3 +151,13 @@ def test_tta_without_shrinking_sees_the_same_image_twice():
     sampler = TestTimeAugmentation(shrink=1.0)
     plain, padded = sampler.preprocess_image(make_image(6, (200, 100))[0], (128, 128))
     assert torch.equal(plain, padded)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_settings_out_of_their_range(value: float):
+    with pytest.raises(ValueError, match="a temperature above 0 was expected"):
+        Softmax(temperature=value)
+    with pytest.raises(ValueError, match="a size above 0, at most 1 was expected"):
+        TestTimeAugmentation(shrink=value)
+    with pytest.raises(ValueError, match="at least one pass was expected"):
+        MCDropout(num_samples=0)

@@ -104,3 +104,19 @@ def test_ignored_pixels_are_not_scored():
     assert segmentation_scores(predicted, target) == pytest.approx(
         {"dice": 2 / 4, "jaccard": 1 / 3, "sensitivity": 1 / 2, "specificity": 3 / 4, "accuracy": 4 / 6}
     )
+
+
+@pytest.mark.parametrize(
+    ("predicted", "target", "n_classes"),
+    [
+        (np.zeros((4, 6)), np.zeros((6, 4)), 2),
+        (np.zeros((1, 1)), np.zeros((6, 4)), 2),
+        (np.zeros((700, 900)), np.zeros((600, 900)), 2),  # alike in the first pixels
+        (np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), 2),
+        (np.array([[0, 1, 2]]), np.array([[0, 1, 1]]), 2),
+        (np.array([[0, 1, 255]]), np.array([[0, 1, 1]]), 3),
+    ],
+)
+def test_what_cannot_be_compared(predicted: np.ndarray, target: np.ndarray, n_classes: int):
+    with pytest.raises(ValueError, match=r"its ground truth of size|class indices from 0 to \d were expected"):
+        segmentation_scores(predicted, target, n_classes)

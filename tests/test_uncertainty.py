@@ -49,6 +49,19 @@ def test_entropy_against_scipy(seed: int, n_classes: int):
 # -- soft Dice confidence
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_entropy_of_certain_pixels(dtype: torch.dtype):
+    """0 ln 0 is 0 in any precision, and where numbers below the smallest normal one count as 0."""
+    probs = torch.tensor([0, 0.5, 1], dtype=dtype)[None, None]
+    expected = [0, pytest.approx(math.log(2), rel=4e-3), 0]
+    assert entropy(probs)[0].tolist() == expected
+    torch.set_flush_denormal(True)
+    try:
+        assert entropy(torch.cat([probs, 1 - probs]))[0].tolist() == expected
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_soft_dice_confidence_by_hand():
     probs = two_classes([[0.9, 0.6, 0.2, 0.1]])
     assert soft_dice_confidence(probs, torch.tensor([[1, 1, 0, 0]])) == pytest.approx(2 * 1.5 / (1.8 + 2))

@@ -63,7 +63,13 @@ def save_checkpoint(path: Path | str, model: TrainedModel) -> None:
 
 
 def checkpoint_content(model: TrainedModel) -> dict[str, Any]:
-    """The content of a checkpoint, with copies of the weights."""
+    """The content of a checkpoint, with copies of the weights.
+
+    Raises:
+        ValueError: it has not one mask value for each class.
+    """
+    if model.n_classes != max(model.network.n_classes, 2):
+        raise ValueError(f"the model has {model.n_classes} mask values for {model.network.n_classes} classes")
     if model.members:
         networks = {"members": [checkpoint_content(member) for member in model.members]}
     else:

@@ -20,7 +20,7 @@ from utils.inference.maps import full_size_maps, predict_classes
 from utils.inference.predictor import draw_samples
 from utils.inference.samplers import MCDropout
 from utils.inference.upsampling import LogitSamples
-from utils.metrics.pixel_counter import count_pixels
+from utils.metrics.pixel_counter import PixelCounter
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.pixel_metrics import PIXEL_METRICS
 from utils.metrics.segmentation import segmentation_scores, where_shown
@@ -118,9 +118,10 @@ def evaluate_passes(
             mean = total / t
             entropy_of_mean, classes, scores = entropy(mean), predict_classes(mean), ImageScores()
             scores.add(mean, entropy_of_mean, classes)
-            counts = count_pixels(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device)).coarse()
+            counter = PixelCounter()
+            counter.add(mean, entropy_of_mean, torch.from_numpy(target).to(mean.device))
             dice = where_shown(segmentation_scores(classes.cpu().numpy(), target, len(mean)))["dice"]
-            points.append(PassesPoint(counts, dice, scores.soft_dice_confidence))
+            points.append(PassesPoint(counter.read().coarse(), dice, scores.soft_dice_confidence))
     return points
 
 

@@ -87,7 +87,12 @@ def full_size_blocks(
 
     Yields:
         The rows, and their maps, on the samples' device.
+
+    Raises:
+        ValueError: there is no such statistic.
     """
+    if unknown := {*statistics} - {*STATISTICS}:
+        raise ValueError(f"there is no statistic {min(unknown)}: {', '.join(STATISTICS)} were expected")
     moments = partial(_moments, statistics=statistics)
     n_classes = samples[0].logits.shape[1]
     n_variances = n_channels(n_classes) * ("std" in statistics)

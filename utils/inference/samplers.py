@@ -38,6 +38,9 @@ class Sampler(ABC):
             as have that number of pixels, so that its maps do not depend on the batch size.
         dtype: dtype of mixed precision; None for single precision.
         temperature: divisor of the logits (Guo et al., ICML 2017).
+
+    Raises:
+        ValueError: an attribute is out of its range.
     """
 
     method: ClassVar[str]  # its name in a checkpoint's `temperatures`
@@ -45,6 +48,10 @@ class Sampler(ABC):
     batch_size: int = DEFAULT_BATCH_SIZE
     dtype: torch.dtype | None = None
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"a temperature above 0 was expected, not {self.temperature}")
 
     @property
     def passes_per_image(self) -> int:
@@ -189,6 +196,11 @@ class MCDropout(Sampler):
     num_samples: int = 20
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_samples < 1:
+            raise ValueError(f"at least one pass was expected, not {self.num_samples}")
+
     def __str__(self) -> str:
         return f"MC dropout, {self.num_samples} passes" + self._calibrated()
 
@@ -230,6 +242,11 @@ class TestTimeAugmentation(Sampler):
     method = "tta"
 
     shrink: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.shrink <= 1:
+            raise ValueError(f"a size above 0, at most 1 was expected, not {self.shrink}")
 
     def __str__(self) -> str:
         return "test-time augmentation" + self._calibrated()

@@ -27,12 +27,15 @@ _SURE_LOSS = 1 / 16  # 1 - the probability of the true class, below which that i
 _COPIES = 64  # of the bins of a histogram on a GPU
 
 
-def count_pixels(
-    probs: Tensor, predictive_entropy: Tensor, target: Tensor, block_size: int | None = None
-) -> PixelCounts:
-    """The counts of the pixels of a whole image; arguments as for `PixelCounter` and its `add`."""
-    counter = PixelCounter(block_size)
-    counter.add(probs, predictive_entropy, target)
+def count_pixels(probs: Tensor, uncertainty: Tensor, target: Tensor, block_size: int | None = None) -> PixelCounts:
+    """The counts of the pixels of a whole image, with any uncertainty in place of the entropy.
+
+    Args:
+        uncertainty: (H, W) float32 in [0, ln C], by which errors are to be detected, such as the mutual information.
+        probs, target, block_size: as for `PixelCounter` and its `add`.
+    """
+    counter = PixelCounter(block_size, of_entropy=False)
+    counter.add(probs, uncertainty, target)
     return counter.read()
 
 
@@ -41,10 +44,11 @@ class PixelCounter:
 
     Args:
         block_size: number of pixels that are counted at a time; None for the default of the device.
+        of_entropy: whether the uncertainty of a pixel is the entropy of its probabilities, which saves a CPU much time.
     """
 
-    def __init__(self, block_size: int | None = None) -> None:
-        self._block_size = block_size
+    def __init__(self, block_size: int | None = None, of_entropy: bool = True) -> None:
+        self._block_size, self._of_entropy = block_size, of_entropy
         self._total: PixelCounts | None = None
         self._sure = _SurePixels()
         self._unsure: list[tuple[Tensor, Tensor, Tensor]] = []  # few, which are counted together
@@ -53,11 +57,17 @@ class PixelCounter:
         """Count the pixels of some rows.
 
         Args:
-            probs: (C, H, W) float32.
-            predictive_entropy: (H, W) float32 in nats.
+            probs: (C, H, W) float32, C >= 2.
+            predictive_entropy: (H, W) float32 in nats, the entropy of these probabilities.
             target: (H, W) integer class indices of the ground truth, on the same device; pixels of `IGNORED_CLASS` are
                 not counted.
+
+        Raises:
+            ValueError: their sizes differ.
         """
+        if not probs.shape[1:] == predictive_entropy.shape == target.shape:
+            shapes = [tuple(values.shape) for values in (probs, predictive_entropy, target)]
+            raise ValueError(f"the sizes of {shapes[0]} probabilities, {shapes[1]} and {shapes[2]} maps differ")
         if probs.device.type == "mps":  # does not support double precision
             probs, predictive_entropy, target = probs.cpu(), predictive_entropy.cpu(), target.cpu()
         block_size = self._block_size or (_CPU_BLOCK_SIZE if probs.is_cpu else _GPU_BLOCK_SIZE)
@@ -67,7 +77,7 @@ class PixelCounter:
             target.flatten().split(block_size),
             strict=True,
         ):
-            if probs.is_cpu and len(probs) == 2:
+            if self._of_entropy and probs.is_cpu and len(probs) == 2:
                 self._unsure.append(self._sure.take(*block))
                 if sum(len(values) for _, _, values in self._unsure) >= block_size:
                     self._count_unsure()

@@ -26,7 +26,12 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
         if no pixel counts. With more than two classes the scores are means, of the specificity over all classes, of the
         others over those that occur, or all if none does; those of each class follow (`dice_c1`, ...). The accuracy
         is that of all classes.
+
+    Raises:
+        ValueError: their sizes differ, or there are other classes among the pixels that count.
     """
+    if predicted.shape != target.shape:
+        raise ValueError(f"the prediction is of size {predicted.shape}, its ground truth of size {target.shape}")
     counts = _count_classes(predicted.ravel(), target.ravel(), n_classes)
     total, correct = counts[:, 1].sum(), counts[:, 0].sum()
     by_class = []
@@ -73,14 +78,20 @@ def _count_classes(predicted: np.ndarray, target: np.ndarray, n_classes: int) ->
     """(C, 3): by class the true positives, the positives and the predicted positives among the (n,) pixels that count.
 
     A block of pixels stays in the processor's cache, where comparisons are much faster than a histogram.
+
+    Raises:
+        ValueError: there are other classes among them.
     """
-    counts = np.zeros((n_classes, 3), np.int64)
+    counts, total = np.zeros((n_classes, 3), np.int64), 0
     for start in range(0, len(target), _BLOCK_SIZE):
         predicted_classes, classes = predicted[start : start + _BLOCK_SIZE], target[start : start + _BLOCK_SIZE]
         counted = classes != IGNORED_CLASS
+        total += np.count_nonzero(counted)
         for k in range(n_classes):
             is_class, is_predicted = classes == k, (predicted_classes == k) & counted
             counts[k] += [np.count_nonzero(mask) for mask in (is_class & is_predicted, is_class, is_predicted)]
+    if (counts[:, 1:].sum(axis=0) != total).any():
+        raise ValueError(f"class indices from 0 to {n_classes - 1} were expected")
     return counts
 
 

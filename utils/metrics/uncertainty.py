@@ -10,7 +10,6 @@ from torch import Tensor
 CONFIDENCE_SIGNS = {"soft_dice_confidence": 1, "pairwise_dice": 1, "mean_entropy": -1, "area_variation": -1}
 
 
-_TINY = 1e-38  # at which probabilities are clamped, so that 0 ln 0 is 0
 _MAX_PROBABILITY = 1 - 1e-7  # at which probabilities are clamped, so that ln(1 - p) is finite
 
 
@@ -23,7 +22,7 @@ def entropy(probs: Tensor) -> Tensor:
     """Entropy in nats (Shannon 1948) of probabilities.
 
     Args:
-        probs: (..., C, H, W), without gradients; with C = 1 the probability of one of two classes.
+        probs: (..., C, H, W), floating-point, without gradients; with C = 1 the probability of one of two classes.
 
     Returns:
         (..., H, W), in [0, ln C] (ln 2 for C = 1).
@@ -31,8 +30,9 @@ def entropy(probs: Tensor) -> Tensor:
     first, *others = probs.unbind(dim=-3)
     others = others or [1 - first]
     total = torch.zeros_like(first)
+    tiny = torch.finfo(first.dtype).tiny  # at which probabilities are clamped, so that 0 ln 0 is 0
     for p in (first, *others):
-        total.addcmul_(p.clamp(min=_TINY).log_(), p)  # several times as fast as torch.special.entr
+        total.addcmul_(p.clamp(min=tiny).log_(), p)  # several times as fast as torch.special.entr
     return total.neg_().clamp_(0, math.log(1 + len(others)))
 
 
