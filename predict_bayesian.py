@@ -140,9 +140,9 @@ def check_flags(args: argparse.Namespace) -> None:
 def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> Sampler:
     """The method."""
     passes = model_flags.passes_from_args(args, model)
-    sampler = MCDropout(args.batch_size, dtype, num_samples=passes, seed=args.seed)
-    if passes <= 1:
-        sampler = Softmax(args.batch_size, dtype)
+    sampler = Softmax(args.batch_size, dtype)
+    if passes > 1:
+        sampler = MCDropout(args.batch_size, dtype, num_samples=passes, seed=args.seed)
     sampler = (calibrated(sampler, model) if args.calibrated else sampler).for_single_images()
     sampler.check(model)
     return sampler

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if resumed is not None:
         resume(state, resumed, settings, classes)
     model.epoch = state.epoch
-    continues = resumed is not None and resumed.parent.resolve() == args.checkpoint_dir.resolve()
+    continues = resumed is not None and args.checkpoint_dir.exists() and args.checkpoint_dir.samefile(resumed.parent)
     if distributed.is_main():
         check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch, continues))
     seen = {*validation_names} & {*loaded.settings.get("trained_names", ())} if args.load else ()

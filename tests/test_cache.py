@@ -163,6 +163,7 @@ def test_another_process_finishes_while_its_folder_is_looked_at(tmp_path: Path, 
     assert len(decode_pairs(pairs, (32, 32), tmp_path / "cache").pairs) == 2
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="says what is mapped, on Linux only")
 def test_nothing_is_mapped_when_a_cache_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Windows renames no folder with files that are mapped."""
     mapped, rename = [], cache.rename
@@ -177,7 +178,9 @@ def test_nothing_is_mapped_when_a_cache_gets_its_name(tmp_path: Path, monkeypatc
     assert mapped == [[]]
 
 
-def test_a_cache_that_cannot_get_its_name_or_is_removed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_that_cannot_get_its_name_or_is_removed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     pairs = pair_files(*make_folders(tmp_path, 2))
     expected = decode_pairs(pairs, (32, 32), cache_dir=None)
 
@@ -187,6 +190,9 @@ def test_a_cache_that_cannot_get_its_name_or_is_removed_again(tmp_path: Path, mo
     for rename in (refuse, lambda path, target: shutil.rmtree(path)):
         monkeypatch.setattr(cache, "rename", rename)
         decoded = decode_pairs(pairs, (32, 32), tmp_path / "cache")
+        assert isinstance(decoded.images, np.memmap) == (rename is refuse)
+        assert ("cannot be kept" in caplog.text) == (rename is refuse)
+        caplog.clear()
         assert (decoded.pairs, decoded.resized) == (pairs, expected.resized)
         np.testing.assert_array_equal(decoded.images, expected.images)
         np.testing.assert_array_equal(decoded.fine_masks, expected.fine_masks)

@@ -1,8 +1,10 @@
 """What the flags name, the exit codes, and errors in one line."""
 
 import argparse
+import errno
 import importlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,6 +143,29 @@ def test_outputs_are_checked_before_anything_is_computed(tmp_path: Path):
         pass
 
 
+@pytest.mark.parametrize("flags", ["output_dir", "checkpoint_dir", "output"])
+def test_a_table_that_another_program_has_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str):
+    """On Windows nothing can be renamed to it; it is known before anything is computed."""
+    (tmp_path / "metrics.csv").touch()
+    given = argparse.Namespace(**{flags: [tmp_path / "x.png"] if flags == "output" else tmp_path})
+    with cli.outputs_from_args(given):
+        pass
+    replace = os.replace
+
+    def refuse(path: Path, target: Path) -> None:
+        if target.exists():
+            raise PermissionError(errno.EACCES, "it is open")
+        replace(path, target)
+
+    monkeypatch.setattr("os.replace", refuse)
+    with (
+        pytest.raises(InputError, match=r"metrics\.csv cannot be replaced \(it is open\): close it") as error,
+        cli.outputs_from_args(given),
+    ):
+        pass
+    assert error.value.options == (flags,)
+
+
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +202,8 @@ def exit_code_of(monkeypatch: pytest.MonkeyPatch) -> Callable:
             2,
             "Error: The GPU failed (CUDA error: launch failure)",
         ),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2, "use --device cpu"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), 2, "use --device cpu"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2, "Error: Out of memory: "),
         (SystemExit(138), 138, ""),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
     ],
@@ -197,6 +223,7 @@ HOST_IS_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. Defau
         (GPU_IS_FULL, [training_parent], "reduce --batch-size, or use --device cpu"),
         (GPU_IS_FULL, [model_parent], "reduce --batch-size, or use --device cpu"),
         (GPU_IS_FULL, [compute_parent], "use --device cpu"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), [compute_parent], "use --device cpu"),
         (HOST_IS_FULL, [training_parent], "reduce --batch-size, or --newW and --newH"),
         (HOST_IS_FULL, [model_parent], "end other programs, or use a machine with more memory"),
         (MemoryError(), [], "end other programs, or use a machine with more memory"),

@@ -23,7 +23,7 @@ from tests.forking import ForkedProcess, run_forked
 from utils.checkpoint import read_checkpoint
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
-from utils.training.data_parallel import SynchronisedBatchNorm, data_parallel
+from utils.training.data_parallel import CPUBatchNorm, GPUBatchNorm, data_parallel
 
 
 def in_two_processes(
@@ -102,7 +102,7 @@ def test_batch_norm_over_all_processes(tmp_path: Path, sizes: list[int]):
         return [out.detach(), mine.grad]
 
     def work(rank: int, size: int) -> list[torch.Tensor]:
-        layer = SynchronisedBatchNorm(4)
+        layer = CPUBatchNorm(4)
         first = sum(sizes[:rank])
         results = forward(layer, slice(first, first + size))
         return [*results, layer.running_mean, layer.running_var]
@@ -291,7 +291,7 @@ def test_batch_norm_of_the_device(monkeypatch: pytest.MonkeyPatch):
     """PyTorch's own on a GPU, this project's on a CPU, with the same parameters and buffers."""
     monkeypatch.setattr("utils.training.data_parallel.world_size", lambda: 2)
     monkeypatch.setattr("utils.training.data_parallel.DistributedDataParallel", lambda network, device_ids: network)
-    for device, kind in (("cuda", torch.nn.SyncBatchNorm), ("cpu", SynchronisedBatchNorm)):
+    for device, kind in (("cuda", GPUBatchNorm), ("cpu", CPUBatchNorm)):
         network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
         state = network.state_dict(keep_vars=True)
         with monkeypatch.context() as patched:
@@ -299,6 +299,17 @@ def test_batch_norm_of_the_device(monkeypatch: pytest.MonkeyPatch):
             converted = data_parallel(network)
         assert type(converted[1]) is kind
         assert all(value is state[name] for name, value in converted.state_dict(keep_vars=True).items())
+
+
+def test_statistics_of_no_images_are_sent_in_the_dtype_of_others(monkeypatch: pytest.MonkeyPatch):
+    """NCCL does not compare dtypes, and would wait for bytes that never come."""
+    sent = []
+    monkeypatch.setattr("torch.nn.SyncBatchNorm.forward", lambda self, x: sent.append(x.dtype) or x)
+    norm = GPUBatchNorm(4)
+    for n in (0, 2):
+        x = torch.zeros(n, 4, 3, 3, dtype=torch.bfloat16)
+        assert (norm(x).shape, norm(x).dtype) == (x.shape, x.dtype)
+    assert sent == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
 def test_group_is_destroyed_unless_there_was_an_error(monkeypatch: pytest.MonkeyPatch):

@@ -108,6 +108,7 @@ def test_results_are_not_written_among_images_or_masks(tmp_path: Path):
 def test_names_of_one_file_where_case_makes_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     imgs = tmp_path / "imgs"
     photo, *_ = touch(tmp_path, "imgs/a.png", "imgs/A.jpg")
+    monkeypatch.setattr(items, "_IGNORES_CASE", False)
     others = {"output_dir": tmp_path / "IMGS"}, {"outputs": [imgs / "A.png"]}, {"outputs": [imgs / "A.PNG"]}
     for other in others:
         assert find_single_images([photo], **other)

@@ -25,7 +25,7 @@ from utils import IGNORED_CLASS
 from utils.checkpoint import load_model, read_checkpoint
 from utils.inference.maps import full_size_blocks
 from utils.inference.upsampling import LogitSamples
-from utils.metrics.pixel_counter import count_pixels
+from utils.metrics.pixel_counter import PixelCounter
 from utils.metrics.pixel_counts import PixelCounts
 from utils.metrics.uncertainty import entropy
 from utils.pipeline.summary import SUMMARY_COLUMNS, read_summary
@@ -348,11 +348,16 @@ def test_pixels_are_counted_as_on_a_cpu(n_classes: int):
     target[:5] = IGNORED_CLASS
     values = (probs, entropy(probs[None])[0], target)
 
+    def count(*values: torch.Tensor) -> PixelCounts:
+        counter = PixelCounter()
+        counter.add(*values)
+        return counter.read()
+
     def work(device: PretendedDevice) -> list[np.ndarray]:
-        counts = count_pixels(*(value.to(NAME) for value in values))
+        counts = count(*(value.to(NAME) for value in values))
         return [getattr(counts, field.name) for field in fields(counts)]
 
-    expected = count_pixels(*values)
+    expected = count(*values)
     for found, field in zip(on_pretended_device(work), fields(expected), strict=True):
         on_cpu = getattr(expected, field.name)
         if field.name.startswith("by_") and n_classes == 2:  # a CPU computes the values in another way

@@ -155,9 +155,9 @@ def test_tta_without_shrinking_sees_the_same_image_twice():
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
 def test_settings_out_of_their_range(value: float):
-    with pytest.raises(ValueError, match="a temperature above 0 was expected"):
+    with pytest.raises(ValueError, match="a finite temperature above 0 was expected"):
         Softmax(temperature=value)
-    with pytest.raises(ValueError, match="a size above 0, at most 1 was expected"):
+    with pytest.raises(ValueError, match="a size above 0 and at most 1 was expected"):
         TestTimeAugmentation(shrink=value)
     with pytest.raises(ValueError, match="at least one pass was expected"):
         MCDropout(num_samples=0)

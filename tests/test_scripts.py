@@ -37,6 +37,7 @@ def test_help(script: str):
         ("predict.py", ["--input-dir", "nowhere", "--output-dir", "x"], "nowhere: there is no such folder"),
         ("predict.py", ["--input-dir", ".", "--output-dir", "x", "-t", "2"], "--mask-threshold"),
         ("predict_bayesian.py", ["-i", "a.jpg", "-o", "b.jpg"], "must end with .png"),
+        ("predict_bayesian.py", ["-i", "a.jpg", "-o", "/"], "output /: the name of a mask must end with .png"),
         ("predict_bayesian.py", ["-i", "a.png", "-o", "a.png"], "would overwrite a.png"),
         ("predict_bayesian.py", ["-i", "x/a_prob.png", "-o", "x/a.png"], "would overwrite x/a_prob.png"),
         (

@@ -209,7 +209,7 @@ def test_best_epoch(tmp_path: Path, scores: list, best: int):
 def test_a_table_that_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """As on Windows, where another program has it open: known before the training, or else no reason to lose it."""
+    """As on Windows, where another program has it open: no reason to lose the training."""
     replace, opened = os.replace, []
 
     def refuse(source: Path, target: Path) -> None:
@@ -229,8 +229,6 @@ def test_a_table_that_cannot_be_replaced(
     assert read_checkpoint(tmp_path / "last.pth")["training"]["epoch"] == 2
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
     assert f"{tmp_path / 'metrics.csv'} could not be written (it is open)" in caplog.text
-    with pytest.raises(InputError, match=r"metrics.csv cannot be replaced \(it is open\)"):
-        save(3)
     opened.clear()
     save(3)
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4

@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("an ensemble of several model files is stored in a new one: name it with --output")
     if args.output and (args.output.suffix != ".pth" or args.output.is_dir()):
         raise InputError(f"output {args.output}: a file name that ends with .pth was expected")
-    if args.output and args.output.resolve() in [path.resolve() for path in args.model]:
+    existing = args.model if args.output and args.output.exists() else []
+    if any(path.exists() and path.samefile(args.output) for path in existing):
         raise InputError(f"output {args.output} is one of the model files: it would be lost. Choose another name")
     model, dtype = model_flags.model_from_args(args)
     if args.output is None and not is_of_this_project(read_checkpoint(args.model[0])):

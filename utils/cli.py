@@ -12,8 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from utils.data.images import DEFAULT_MAX_MEGAPIXELS, IMAGE_EXTENSIONS, limit_image_size
 from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import PairingOptions
@@ -23,8 +21,9 @@ from utils.pipeline.probability_maps import ProbabilityMapOptions
 from utils.pipeline.report import Report
 from utils.review_page.page import DEFAULT_PAGE, ReviewOptions, check_page, write_review
 from utils.runtime import distributed
+from utils.runtime.atomic_files import check_replaceable
 from utils.runtime.console import ConsoleHandler, lasting_streams, only_warnings, set_log_level
-from utils.runtime.errors import InputError, first_line, is_gpu_error, is_out_of_memory
+from utils.runtime.errors import InputError, first_line, is_gpu_error, is_gpu_full, is_out_of_memory
 from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.signals import exit_on_termination
 from utils.runtime.threads import limit_torch_threads
@@ -76,14 +75,22 @@ def outputs_from_args(args: argparse.Namespace) -> Iterator[None]:
                 if given.get(name) is not None:
                     with adding_option(name):
                         stack.enter_context(output_folder(given[name]))
+                        _check_tables(given[name])
             files = given.get("output") or ()
             for folder in {path.parent for path in ([files] if isinstance(files, Path) else files)}:
                 with adding_option("output"):
                     check_writable(folder)
+                    _check_tables(folder)
         if given.get("figure"):
             with adding_option("figure"):
                 check_writable(given["figure"].parent)
         yield
+
+
+def _check_tables(folder: Path) -> None:
+    """Check that no table of an earlier run in a folder is open in a program that keeps others from replacing it."""
+    for name in ("summary.csv", "metrics.csv", "passes.csv"):
+        check_replaceable(folder / name)
 
 
 @contextmanager
@@ -241,7 +248,7 @@ def flag_of(name: str) -> str:
 
 def _memory_advice(error: Exception, args: argparse.Namespace) -> str:
     """What needs less memory: of the GPU, if that is full, or of the host, where only training heeds a batch size."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_gpu_full(error):
         advice = ["reduce --batch-size"] * ("batch_size" in args) + ["use --device cpu"] * ("device" in args)
     else:
         advice = ["reduce --batch-size, or --newW and --newH"] * ("learning_rate" in args)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from utils import arguments, cli
 from utils.data.images import IMAGE_EXTENSIONS, read_image
 from utils.data.pairing import pair_files
-from utils.runtime.atomic_files import atomic_file
+from utils.runtime.atomic_files import atomic_file, rename
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 
@@ -158,7 +158,7 @@ def download_file(url: str, path: Path, retry_delay: float = RETRY_DELAY) -> Non
                     raise _not_available(url, error) from error
                 logger.info("%s: %s; retrying", path.name, reason)
                 time.sleep(retry_delay * 2 ** (failures - 1))
-    part.rename(path)
+    rename(part, path)
 
 
 def _not_available(url: str, error: Exception) -> InputError:
@@ -228,7 +228,7 @@ def unpack(path: Path, count: int, folder: Path) -> None:
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     for name in members:
-        (building / name).replace(folder / name)
+        rename(building / name, folder / name)
     building.rmdir()
 
 

@@ -86,7 +86,7 @@ def decode_pairs(
 
     del arrays, decoded  # Windows renames no folder with files that are mapped
     cached = _load(_move_into_place(building, folder, [*earlier, *_abandoned(cache_dir, dataset)]), pairs)
-    # It is missing if another process has removed it, which decodes other files of the same folders.
+    # Another process, which decodes other files of these folders, may have removed it.
     return cached or _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, values, skip_unusable)
 
 
@@ -112,8 +112,9 @@ def _move_into_place(building: Path, folder: Path, replaced: Sequence[Path]) -> 
     """Give a finished cache its name, and remove those that it replaces; returns where it is."""
     try:
         rename(building, folder)
-    except OSError:
+    except OSError as error:
         if _load(folder) is None:
+            logger.warning("The cache %s cannot be kept (%s): the next run decodes the images again", building, error)
             return building
         shutil.rmtree(building, ignore_errors=True)  # another process has meanwhile built the same one
     for path in replaced:

@@ -81,7 +81,8 @@ def _read_codes(path: Path | str) -> RawMask:
             if image.mode == "P":
                 colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
                 colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
-                return RawMask(np.asarray(image), PALETTE_OFFSET * np.arange(1, 257) + colour_values(colours))
+                offsets = PALETTE_OFFSET * np.arange(1, 257, dtype=np.int64)
+                return RawMask(np.asarray(image), offsets + colour_values(colours))
             if image.mode not in ("L", "RGB") and not is_deep(image):
                 image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
         pixels = np.asarray(image)

@@ -32,7 +32,7 @@ def to_network_input(images: Tensor, device: torch.device) -> Tensor:
         device: device of the network.
 
     Returns:
-        (N, 3, h, w) float32 in [0, 1], in its `memory_format`.
+        (N, 3, h, w) float32 in [0, 1], in the `memory_format` of the device.
     """
     return to_device(images, device).to(memory_format=memory_format(device)).float().div_(255)
 

@@ -51,7 +51,7 @@ class Sampler(ABC):
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"a temperature above 0 was expected, not {self.temperature}")
+            raise ValueError(f"a finite temperature above 0 was expected, not {self.temperature}")
 
     @property
     def passes_per_image(self) -> int:
@@ -137,8 +137,9 @@ class Sampler(ABC):
 
         def compute(batch: slice) -> Tensor:
             x = to_network_input(inputs[batch], device)
+            forward = model.forward if len(x) == size else model.network  # compiled for whole batches only
             with mixed_precision(device, self.dtype):
-                output = model.forward(x, None if masks is None else masks[batch])
+                output = forward(x, None if masks is None else masks[batch])
             return class_logits(output).float() / self.temperature
 
         return in_batches(compute, len(inputs), size)[:n]
@@ -246,7 +247,7 @@ class TestTimeAugmentation(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.shrink <= 1:
-            raise ValueError(f"a size above 0, at most 1 was expected, not {self.shrink}")
+            raise ValueError(f"a size above 0 and at most 1 was expected, not {self.shrink}")
 
     def __str__(self) -> str:
         return "test-time augmentation" + self._calibrated()

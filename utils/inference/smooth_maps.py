@@ -37,7 +37,7 @@ _MIN_PIXELS = 2  # for each point: from there on points are faster than all pixe
 def _interpolations(n_in: int, n_out: int, zoom: float) -> tuple[Interpolation, Interpolation]:
     """From `n_in` values to the points, and from the points to `n_out` pixels, along an axis."""
     positions = pixel_positions(n_in, n_out, zoom)
-    cells = np.floor(positions).clip(max=n_in - 2).astype(int)
+    cells = np.floor(positions).clip(max=n_in - 2).astype(np.int64)
     first, n_cells = cells[0], cells[-1] - cells[0] + 1
     points = np.append(first + np.arange(n_cells)[:, None] + (_POINTS[:-1] + 1) / 2, first + n_cells)
     weights = chebvander(2 * (positions - cells) - 1, _DEGREE) @ _TO_COEFFICIENTS  # (n_out, 11)

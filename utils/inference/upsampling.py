@@ -85,7 +85,7 @@ def pixel_positions(n_in: int, n_out: int, zoom: float = 1.0) -> np.ndarray:
 
 def linear_interpolation(positions: np.ndarray, n_in: int) -> Interpolation:
     """Interpolates `n_in` values linearly at increasing positions in [0, n_in - 1]."""
-    before = np.floor(positions).clip(max=max(n_in - 2, 0)).astype(int)
+    before = np.floor(positions).clip(max=max(n_in - 2, 0)).astype(np.int64)
     weights = np.stack([1 - (positions - before), positions - before], axis=1)[:, :n_in]  # a single value has no other
     return Interpolation.of(weights, before, n_in)
 
@@ -187,7 +187,7 @@ class StackUpsampler:
     def logits(self, rows: slice) -> Tensor:
         """(rows, T, 1 or C, W) logits."""
         blocks = [torch.mm(*stack.factors(rows)) for stack in self.stacks]
-        values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)  # MPS writes no product into a part of it
         return values.view(len(values), self.n_samples, self.channels, self.width)
 
     def probs(self, rows: slice, temperature: float = 1.0) -> Tensor:

@@ -53,27 +53,27 @@ class PixelCounter:
         self._sure = _SurePixels()
         self._unsure: list[tuple[Tensor, Tensor, Tensor]] = []  # few, which are counted together
 
-    def add(self, probs: Tensor, predictive_entropy: Tensor, target: Tensor) -> None:
+    def add(self, probs: Tensor, uncertainty: Tensor, target: Tensor) -> None:
         """Count the pixels of some rows.
 
         Args:
             probs: (C, H, W) float32, C >= 2.
-            predictive_entropy: (H, W) float32 in nats, the entropy of these probabilities.
+            uncertainty: (H, W) float32 in [0, ln C], the entropy of these probabilities unless `of_entropy` is False.
             target: (H, W) integer class indices of the ground truth, on the same device; pixels of `IGNORED_CLASS` are
                 not counted.
 
         Raises:
             ValueError: their sizes differ.
         """
-        if not probs.shape[1:] == predictive_entropy.shape == target.shape:
-            shapes = [tuple(values.shape) for values in (probs, predictive_entropy, target)]
+        if not probs.shape[1:] == uncertainty.shape == target.shape:
+            shapes = [tuple(values.shape) for values in (probs, uncertainty, target)]
             raise ValueError(f"the sizes of {shapes[0]} probabilities, {shapes[1]} and {shapes[2]} maps differ")
         if probs.device.type == "mps":  # does not support double precision
-            probs, predictive_entropy, target = probs.cpu(), predictive_entropy.cpu(), target.cpu()
+            probs, uncertainty, target = probs.cpu(), uncertainty.cpu(), target.cpu()
         block_size = self._block_size or (_CPU_BLOCK_SIZE if probs.is_cpu else _GPU_BLOCK_SIZE)
         for block in zip(
             probs.flatten(1).split(block_size, dim=1),
-            predictive_entropy.flatten().split(block_size),
+            uncertainty.flatten().split(block_size),
             target.flatten().split(block_size),
             strict=True,
         ):

@@ -90,8 +90,9 @@ def _count_classes(predicted: np.ndarray, target: np.ndarray, n_classes: int) ->
         for k in range(n_classes):
             is_class, is_predicted = classes == k, (predicted_classes == k) & counted
             counts[k] += [np.count_nonzero(mask) for mask in (is_class & is_predicted, is_class, is_predicted)]
-    if (counts[:, 1:].sum(axis=0) != total).any():
-        raise ValueError(f"class indices from 0 to {n_classes - 1} were expected")
+    for name, known in zip(("ground truth", "prediction"), counts[:, 1:].sum(axis=0), strict=True):
+        if known != total:
+            raise ValueError(f"the {name} has other classes than those from 0 to {n_classes - 1} that were expected")
     return counts
 
 

@@ -109,8 +109,8 @@ def find_images(
     """
     paths = list_images(folder, extensions, recursive)
     below = folders_below(folder, paths)
-    closed = {result.resolve() for result in results}
-    closed = {parent for parent in below if parent.resolve() in closed or _holds_pictures(parent)}
+    closed = {_in_one_case(result.resolve()) for result in results}
+    closed = {parent for parent in below if _in_one_case(parent.resolve()) in closed or _holds_pictures(parent)}
     outputs = {parent for parent in below if journal_files(parent)}
     recorded = recorded_results({folder, *outputs})
     stems = {path.with_suffix("") for path in paths}
@@ -161,8 +161,8 @@ def find_items(
                 f"{other.name} and {item.name} would both be written to {item.output(output_dir)}: rename one, or "
                 "select one of their file extensions"
             )
-    folders = [output_dir, *(item.output(output_dir).parent for item in items)]
-    check_output_folders(folders, images, mask_dir, {item.name.parent for item in items})
+    below = {item.name.parent for item in items}
+    check_output_folders([output_dir, *(output_dir / folder for folder in below)], images, mask_dir, below)
     return items
 
 
@@ -178,7 +178,7 @@ def identity(path: Path) -> Path:
 
 
 def _in_one_case(path: Path) -> Path:
-    return Path(str(path).casefold()) if _IGNORES_CASE else path
+    return Path(str(path).lower()) if _IGNORES_CASE else path
 
 
 def check_output_folders(
@@ -195,12 +195,13 @@ def check_output_folders(
     Raises:
         InputError: they are.
     """
-    of_images = {identity(folder.resolve()) for folder in {path.parent for path in images}}
-    of_masks = {identity((mask_dir / folder).resolve()) for folder in (PurePath(), *below)} if mask_dir else ()
+    of_images = {_in_one_case(folder.resolve()) for folder in {path.parent for path in images}}
+    of_masks = {_in_one_case((mask_dir / folder).resolve()) for folder in (PurePath(), *below)} if mask_dir else ()
     for folder in dict.fromkeys(folders):
-        if identity(folder.resolve()) in of_images:
+        real = _in_one_case(folder.resolve())
+        if real in of_images:
             what = "input folder"
-        elif identity(folder.resolve()) in of_masks:
+        elif real in of_masks:
             what = "mask folder"
         else:
             continue
@@ -221,19 +222,19 @@ def check_replaced(outputs: Iterable[Path], others: Iterable[Path]) -> None:
         InputError: one does.
     """
     names: dict[Path, Counter[str]] = defaultdict(Counter)  # by folder
-    of_stems: dict[tuple[Path, str], Path] = {}  # outputs by folder and stem
+    of_stems: dict[tuple[Path, str], tuple[Path, Path]] = {}  # outputs, with their identity, by folder and stem
     for path in outputs:
         output = identity(path)
-        of_stems[output.parent, output.stem] = path
+        of_stems[output.parent, output.stem] = path, output
         names[output.parent][output.name] += 1
     for path in map(identity, others):
         names[path.parent][path.name] += 1
     for folder, name in ((folder, name) for folder, in_folder in names.items() for name in in_folder):
         for end in (match.start() for match in re.finditer(r"[._]", name)):  # of the stem whose result it may be
-            path, suffix = of_stems.get((folder, name[:end])), name[end:]
-            if path is None or not (suffix == identity(path).suffix or re.fullmatch(_RESULT, suffix)):
+            path, output = of_stems.get((folder, name[:end]), (None, None))
+            if path is None or not (name[end:] == output.suffix or re.fullmatch(_RESULT, name[end:])):
                 continue
-            if name != identity(path).name or names[folder][name] > 1:
+            if name != output.name or names[folder][name] > 1:
                 raise InputError(
                     f"output {path}: one of its results would overwrite {path.with_name(name)}; choose another name "
                     "or folder"

@@ -18,7 +18,7 @@ from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item
 from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime import distributed
-from utils.runtime.atomic_files import check_replaceable, write_csv, write_json
+from utils.runtime.atomic_files import write_csv, write_json
 from utils.runtime.errors import InputError, bulleted, first_line, is_gpu_error, is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,9 @@ def check_tables(folder: Path) -> None:
     """Check that `write_tables` overwrites no files but those of earlier predictions.
 
     Raises:
-        InputError: a file of that name is something else, such as the metrics of a training, or cannot be replaced.
+        InputError: a file of that name is something else, such as the metrics of a training.
     """
     read_earlier_summary(folder / "summary.csv")
-    for name in ("summary.csv", *_BEGINNINGS):
-        check_replaceable(folder / name)
     for path, of_predictions in _metrics_files(folder):
         if not of_predictions:
             words = "is not of predictions, and would be removed: move it away, or choose another folder"

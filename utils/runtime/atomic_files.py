@@ -69,9 +69,9 @@ def check_replaceable(path: Path) -> None:
     Raises:
         InputError: it cannot be replaced.
     """
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         try:
-            os.replace(path, path)
+            rename(path, path)
         except PermissionError as error:
             raise InputError(f"{path} cannot be replaced ({error.strerror}): close it in other programs") from error
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.runtime import distributed
-from utils.runtime.errors import InputError, first_line, is_gpu_error, is_out_of_memory
+from utils.runtime.errors import InputError, first_line, is_gpu_error, is_gpu_full
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def choose_device(name: str | None = None) -> torch.device:
         device = first.device  # with its index, which set_device requires
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            torch.backends.cudnn.allow_tf32 = False  # single precision is what it says; mixed precision is for speed
+            # Single precision is what it says, whatever the environment asks for; mixed precision is for speed.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         first.tolist()  # a GPU that is closed, or too old for this build of PyTorch, has looked available until here
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         if name is None:
@@ -103,7 +104,7 @@ def precision_name(dtype: torch.dtype | None, device: torch.device) -> str:
 def memory_format(device: torch.device) -> torch.memory_format:
     """The layout of weights and inputs with which convolutions are fastest.
 
-    Not on MPS, where the gradients of batch norm are wrong in channels last (PyTorch issue 175189).
+    On MPS it is the default one: there PyTorch has had wrong gradients of batch norm in channels last (issue 175189).
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
@@ -172,7 +173,7 @@ def in_batches(compute: Callable[[slice], Tensor], n: int, batch_size: int) -> T
         try:
             result = compute(slice(start, min(start + size, n)))
         except RuntimeError as error:
-            if size == 1 or not is_out_of_memory(error):
+            if size == 1 or not is_gpu_full(error):
                 raise
         if result is not None:
             results.append(result)

@@ -4,7 +4,9 @@ import torch
 
 # How PyTorch's errors of a GPU begin, of which only some have a type of their own, and only in newer versions.
 _GPU_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDA out of memory", "MPS backend", "NCCL error")
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
+# In which the memory of a GPU is full; cuDNN finds no way to compute when its workspace does not fit.
+_GPU_IS_FULL = ("MPS backend out of memory", "CUDA error: out of memory")
+_GPU_IS_FULL += ("_STATUS_ALLOC_FAILED", "unable to find an engine")
 _GPU_STATUS = ("CUBLAS_STATUS", "CUDNN_STATUS", "CUSOLVER_STATUS", "CUFFT_STATUS", "no kernel image is available")
 
 
@@ -22,9 +24,15 @@ class InputError(ValueError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a device or of the host did not suffice; PyTorch has a type of error for CUDA only."""
-    others = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-    return others or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Whether the memory of a GPU or of the host did not suffice; for that of the host PyTorch has no type of error."""
+    of_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return of_host or isinstance(error, MemoryError) or is_gpu_full(error)
+
+
+def is_gpu_full(error: BaseException) -> bool:
+    """Whether the memory of a GPU did not suffice; only where PyTorch itself allocates it is there a type of error."""
+    others = isinstance(error, RuntimeError) and any(text in str(error) for text in _GPU_IS_FULL)
+    return others or isinstance(error, torch.OutOfMemoryError)
 
 
 def is_gpu_error(error: BaseException) -> bool:

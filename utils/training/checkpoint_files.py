@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from utils.checkpoint import TrainedModel, checkpoint_content, read_checkpoint, write_checkpoint
-from utils.runtime.atomic_files import check_replaceable, remove_partial_files, rename, write_csv
+from utils.runtime.atomic_files import remove_partial_files, rename, write_csv
 from utils.runtime.device import copy_to_cpu
 from utils.runtime.errors import InputError
 from utils.runtime.threads import torch_thread_pool
@@ -63,14 +63,10 @@ class CheckpointWriter:
         folder: output folder.
         continues: whether the run was interrupted in this folder and is resumed. Any other, also if it was resumed from
             another folder, replaces an earlier run, whose files are archived as soon as there are new ones.
-
-    Raises:
-        InputError: the table of an earlier run cannot be replaced.
     """
 
     def __init__(self, folder: Path, continues: bool = False) -> None:
         self.folder = folder
-        check_replaceable(folder / "metrics.csv")
         self._begun, self._continues = False, continues
         self._pool = torch_thread_pool(1)
         self._writing: Future | None = None

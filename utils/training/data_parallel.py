@@ -16,22 +16,19 @@ def data_parallel(network: nn.Module) -> nn.Module:
     if world_size() == 1:
         return network
     device = next(network.parameters()).device
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    else:
-        _synchronise_batch_norm(network)
+    _synchronise_batch_norm(network, GPUBatchNorm if device.type == "cuda" else CPUBatchNorm)
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def _synchronise_batch_norm(module: nn.Module) -> None:
+def _synchronise_batch_norm(module: nn.Module, kind: type[nn.BatchNorm2d | nn.SyncBatchNorm]) -> None:
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
-            synchronised = SynchronisedBatchNorm(child.num_features, child.eps, child.momentum)
-            for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-                setattr(synchronised, kind, getattr(child, kind))
+            synchronised = kind(child.num_features, child.eps, child.momentum)
+            for values in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(synchronised, values, getattr(child, values))
             setattr(module, name, synchronised)
         else:
-            _synchronise_batch_norm(child)
+            _synchronise_batch_norm(child, kind)
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -46,8 +43,18 @@ class _SumOverProcesses(torch.autograd.Function):
         return sum_over_processes(gradient.clone())
 
 
-class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes, also in a process without images, for CPUs.
+class GPUBatchNorm(nn.SyncBatchNorm):
+    """Batch norm over the images of all processes, also in mixed precision in a process without images.
+
+    `nn.SyncBatchNorm` sends the statistics of no images in the dtype of its input, those of any images in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if len(x) else super().forward(x.float()).to(x.dtype)
+
+
+class CPUBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, also in a process without images.
 
     `nn.SyncBatchNorm` supports GPUs only.
     """

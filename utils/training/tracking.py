@@ -5,7 +5,6 @@ import netrc
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,11 @@ def has_login() -> bool:
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER).hostname
     files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]  # the latter on Windows
-    for file in map(Path, map(os.path.expanduser, files)):
-        with suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(file).authenticators(host or "") is not None:
-                return True
-    return False
+    file = next((path for path in map(os.path.expanduser, files) if os.path.exists(path)), None)
+    try:
+        return file is not None and netrc.netrc(file).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def panel_name(name: str) -> str:
