@@ -114,7 +114,7 @@ def mask_to_image(classes: np.ndarray, mask_values: Sequence[int]) -> Image.Imag
     """The image in which class k is drawn in the k-th mask value.
 
     Labels such as 0, 1, 2 have a palette, which shows the background black, a single other class white and several in
-    colours; the values in the file are 0, 1, 2 all the same.
+    colours; the values in the file are 0, 1, 2 all the same: `MaskClasses(values, by_index=True)` reads them.
 
     Args:
         classes: (H, W) class indices.
