@@ -1,5 +1,6 @@
 """The images of an input folder, and where their results go."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,19 @@ def test_names_of_one_file_where_case_makes_no_difference(tmp_path: Path, monkey
         find_items(imgs, tmp_path / "out", ("png", "jpg"))
     with pytest.raises(InputError, match="two images would have the same mask file"):
         find_single_images([imgs], output_dir=tmp_path / "out")
+
+
+def test_a_summary_beside_the_images_that_another_program_has_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (photo,) = touch(tmp_path, "a.png")
+    (tmp_path / "summary.csv").write_text("image,area\n")
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "it is open")
+
+    assert find_single_images([photo])
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(InputError, match=r"summary\.csv cannot be replaced \(it is open\)"):
+        find_single_images([photo])
 
 
 def test_siblings_keep_other_dots():

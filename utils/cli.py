@@ -80,7 +80,6 @@ def outputs_from_args(args: argparse.Namespace) -> Iterator[None]:
             for folder in {path.parent for path in ([files] if isinstance(files, Path) else files)}:
                 with adding_option("output"):
                     check_writable(folder)
-                    _check_tables(folder)
         if given.get("figure"):
             with adding_option("figure"):
                 check_writable(given["figure"].parent)

@@ -16,8 +16,8 @@ def class_shares(classes: Tensor, n_classes: int, side: int = 1) -> Tensor:
         side: of the squares, by which H and W are divisible.
 
     Returns:
-        (C, H / side, W / side) or (N, C, H / side, W / side) float32 in [0, 1]: the share of the ignored pixels, then those of class 1, 2, ...
-        The rest is background.
+        (C, H / side, W / side) or (N, C, H / side, W / side) float32 in [0, 1]: the share of the ignored pixels, then
+        those of class 1, 2, ... The rest is background.
     """
     shares = torch.stack([classes == k for k in (IGNORED_CLASS, *range(1, n_classes))], dim=-3).float()
     return F.avg_pool2d(shares, side) if side > 1 else shares

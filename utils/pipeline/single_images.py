@@ -19,6 +19,7 @@ from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, identity, sibling
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
 from utils.pipeline.summary import read_earlier_summary
+from utils.runtime.atomic_files import check_replaceable
 from utils.runtime.errors import InputError
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
 
@@ -85,6 +86,7 @@ def _check_outputs(outputs: Sequence[Path]) -> None:
     """Check that each image has a mask file of its own, and that no folder has another summary."""
     for folder in {path.parent for path in outputs}:
         read_earlier_summary(folder / "summary.csv")  # raises if the file is something else
+        check_replaceable(folder / "summary.csv")
     known: set[Path] = set()
     for path in outputs:
         if path.suffix.lower() != ".png":
