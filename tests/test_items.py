@@ -9,6 +9,7 @@ from utils.data.images import IMAGE_EXTENSIONS
 from utils.pipeline import items
 from utils.pipeline.items import check_output_folders, check_replaced, find_images, find_items, sibling
 from utils.pipeline.single_images import find_single_images
+from utils.pipeline.summary import SUMMARY_COLUMNS
 from utils.runtime.errors import InputError
 
 
@@ -128,7 +129,7 @@ def test_names_of_one_file_where_case_makes_no_difference(tmp_path: Path, monkey
 
 def test_a_summary_beside_the_images_that_another_program_has_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (photo,) = touch(tmp_path, "a.png")
-    (tmp_path / "summary.csv").write_text("image,area\n")
+    (tmp_path / "summary.csv").write_text(",".join(SUMMARY_COLUMNS) + "\n")
 
     def refuse(path: Path, target: Path) -> None:
         raise PermissionError(errno.EACCES, "it is open")
