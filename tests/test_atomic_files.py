@@ -57,7 +57,7 @@ def test_a_file_that_another_program_has_open_for_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list[Path]
 ):
     path = tmp_path / "x.csv"
-    monkeypatch.setattr(atomic_files, "_RENAMING", 3)
+    monkeypatch.setattr(atomic_files, "_RENAMING_ATTEMPTS", 3)
     monkeypatch.setattr(atomic_files, "_PAUSE", 0)
     opened[:] = [path, path]
     write_csv(path, [{"a": 1}])

@@ -111,6 +111,21 @@ def test_out_of_memory_halves_the_batch(trained: TrainedModel, monkeypatch: pyte
     assert batch_sizes == [2, 2, 2, 2]  # 7 passes, padded to two batches of 4
 
 
+def test_halved_batches_are_not_computed_by_the_compiled_network(trained: TrainedModel):
+    """It is compiled for whole batches, and refuses to be compiled for others."""
+    tried = []
+
+    def compiled(x: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
+        tried.append(len(x))
+        raise torch.OutOfMemoryError
+
+    image = make_image(0, (60, 50))[0]
+    expected = predict(trained, image, MCDropout(num_samples=4)).probs
+    probs = predict(replace(trained, compiled=compiled), image, MCDropout(num_samples=4)).probs
+    torch.testing.assert_close(probs, expected, atol=1e-5, rtol=0)
+    assert len(tried) == 1
+
+
 def test_mixed_precision_is_close(trained: TrainedModel):
     image = make_image(4, (300, 200))[0]
     for kind in (Softmax, MCDropout, TestTimeAugmentation):

@@ -114,7 +114,8 @@ def _move_into_place(building: Path, folder: Path, replaced: Sequence[Path]) -> 
         rename(building, folder)
     except OSError as error:
         if _load(folder) is None:
-            logger.warning("The cache %s cannot be kept (%s): the next run decodes the images again", building, error)
+            words = "The cache %s cannot be kept (%s): the next run decodes the images again"
+            logger.warning(words, building.parent, error.strerror)
             return building
         shutil.rmtree(building, ignore_errors=True)  # another process has meanwhile built the same one
     for path in replaced:

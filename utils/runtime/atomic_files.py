@@ -20,8 +20,8 @@ import numpy as np
 from utils.runtime.errors import InputError
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.part")
-_RENAMING = 20 if os.name == "nt" else 1  # attempts
-_PAUSE = 0.1  # seconds between them
+_RENAMING_ATTEMPTS = 20 if os.name == "nt" else 1
+_PAUSE = 0.1  # seconds between two of them
 
 
 @contextmanager
@@ -53,12 +53,12 @@ def rename(path: Path, target: Path) -> None:
     Windows refuses while another program reads one of them: it is tried for two seconds, as long as a virus scanner or
     an index of the system may take.
     """
-    for attempt in range(1, _RENAMING + 1):
+    for attempt in range(1, _RENAMING_ATTEMPTS + 1):
         try:
             os.replace(path, target)
             return
         except PermissionError:
-            if attempt == _RENAMING:
+            if attempt == _RENAMING_ATTEMPTS:
                 raise
             time.sleep(_PAUSE)
 
