@@ -1,5 +1,6 @@
 """Programs in processes that are forked from this one, and so have imported PyTorch, which takes seconds."""
 
+import faulthandler
 import gc
 import importlib
 import logging
@@ -64,6 +65,7 @@ class ForkedProcess:
         def work() -> None:
             for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
                 signal.signal(number, handler)
+            faulthandler.register(signal.SIGUSR2, file=os.dup(2))  # to where pytest looks for what a test writes
             os.dup2(stdout.fileno(), 1)
             os.dup2(write, 2)
             sys.argv = command
@@ -89,9 +91,11 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float = 240) -> int:
-        """Wait for the end; a process that takes longer than that is killed."""
+        """Wait for the end; a process that takes longer than that is killed, and says where it was."""
         self._process.join(timeout)
         if self.returncode is None:
+            self.send_signal(signal.SIGUSR2)
+            self._process.join(1)
             self.kill()
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
