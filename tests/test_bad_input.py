@@ -121,6 +121,32 @@ def without_privileges() -> None:
         prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; refused to users who have no privileges anyway
 
 
+def run_without_privileges(command: list, folder: Path, mode: int) -> subprocess.CompletedProcess:
+    """Run a script as a user for whom a folder has these permissions."""
+    folder.chmod(mode)
+    try:
+        return subprocess.run(
+            [sys.executable, *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=ENVIRONMENT,
+            cwd=ROOT,
+            preexec_fn=without_privileges,
+        )
+    finally:
+        folder.chmod(0o700)
+
+
+def test_results_beside_images_that_cannot_be_written(tmp_path: Path, model_file: Path):
+    imgs, _ = make_folders(tmp_path, 2, (40, 30))
+    before = sorted(imgs.iterdir())
+    result = run_without_privileges(["predict_bayesian.py", "-i", before[0], "-m", model_file], imgs, 0o500)
+    assert result.returncode == 2
+    assert result.stderr == f"Error: {imgs} cannot be written (Permission denied)\n"
+    assert sorted(imgs.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("mode", "words"),
     [(0, "the folder cannot be read (Permission denied)"), (0o500, "cannot be written (Permission denied)")],
@@ -130,18 +156,8 @@ def test_folders_without_permission(mode: int, words: str, tmp_path: Path, model
     out = tmp_path / "o"
     out.mkdir()
     locked = out if mode else imgs
-    locked.chmod(mode)
-    command = [sys.executable, "predict.py", "--input-dir", imgs, "--output-dir", out, "-m", model_file]
-    result = subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        preexec_fn=without_privileges,
-    )
-    locked.chmod(0o700)
+    command = ["predict.py", "--input-dir", imgs, "--output-dir", out, "-m", model_file]
+    result = run_without_privileges(command, locked, mode)
     assert result.returncode == 2
     assert words in result.stderr
     assert str(locked) in result.stderr

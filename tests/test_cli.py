@@ -239,14 +239,16 @@ def test_out_of_memory_is_one_line(
 def test_full_disk_names_the_flag_to_continue_with(
     tmp_path: Path, exit_code_of: Callable, capsys: pytest.CaptureFixture
 ):
-    def message(flag: str, default: object) -> str:
+    def message(flag: str, default: object, output_dir: Path | None = None) -> str:
         parser = argparse.ArgumentParser()
         parser.add_argument(flag, default=default)
+        parser.set_defaults(output_dir=output_dir)
         assert exit_code_of(OSError(28, "No space left on device", "x.png"), parser) == 2
         return capsys.readouterr().err
 
     expected = "Error: x.png: No space left on device; free some space and run it again"
-    assert message("--skip-existing", False) == f"{expected} with --skip-existing\n"
+    assert message("--skip-existing", False) == f"{expected}\n"
+    assert message("--skip-existing", False, tmp_path) == f"{expected} with --skip-existing\n"
     assert message("--checkpoint-dir", tmp_path) == f"{expected}\n"
     (tmp_path / "last.pth").touch()
     assert message("--checkpoint-dir", tmp_path) == f"{expected} with --resume\n"

@@ -73,7 +73,7 @@ def test_unreadable_images(tmp_path: Path, model: TrainedModel, caplog: pytest.L
 
 
 @pytest.mark.usefixtures("threads")
-def test_failed_writing(tmp_path: Path, model: TrainedModel):
+def test_failed_writing(tmp_path: Path, model: TrainedModel, caplog: pytest.LogCaptureFixture):
     items = make_items(tmp_path, 8)
 
     def failing_with(number: int) -> Callable:
@@ -88,13 +88,16 @@ def test_failed_writing(tmp_path: Path, model: TrainedModel):
     assert done(report) == names(0, 1, 3, 4, 5, 6, 7)
     assert report.failures == [("SKIN_002.jpg", "its result could not be written (reason)")]
 
-    # A full disk ends the run.
-    report = FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(Batch(items))
-    failed = {name for name, _ in report.failures}
-    assert "SKIN_002.jpg" in failed
-    assert set(done(report)) | failed == set(names(*range(8)))
-    assert not set(done(report)) & failed
-    assert all(reason == "not done, since nothing can be written (reason)" for _, reason in report.failures)
+    # A full disk ends the run, with the scores and the failures so far.
+    items[0].path.write_bytes(b"")
+    written: list[list[str]] = []
+    batch = Batch(items, write_rows=lambda rows: written.append([row["image"] for row in rows]))
+    with pytest.raises(OSError, match="reason"):
+        FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(batch)
+    assert "SKIN_001.jpg" in written[-1]
+    assert "SKIN_002.jpg" not in written[-1]
+    assert [name for name, _ in batch.report.failures] == ["SKIN_000.jpg"]
+    assert "1 failed:" in caplog.text
 
 
 @pytest.mark.usefixtures("threads")

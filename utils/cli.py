@@ -1,6 +1,7 @@
 """From the flags to what they name, and running a script: logging, errors, the exit code.
 
-Imported by scripts and commands only. The layers below raise errors that name values; only this one knows the flags.
+Imported by scripts and commands only. The layers below raise errors that name values; only this one, `model_flags` and
+the modules that define the flags know these.
 """
 
 import argparse
@@ -260,5 +261,5 @@ def _describe_os_error(error: OSError, args: argparse.Namespace) -> str:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return message
     flags = ["--resume"] * ("checkpoint_dir" in args and (args.checkpoint_dir / "last.pth").exists())
-    flags += ["--skip-existing"] * ("skip_existing" in args)
+    flags += ["--skip-existing"] * ("skip_existing" in args and args.output_dir is not None)
     return f"{message}; free some space and run it again{' with ' * bool(flags)}{''.join(flags)}"

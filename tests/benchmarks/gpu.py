@@ -2,8 +2,9 @@
 
 `python tests/benchmarks/gpu.py --data data` compares maps with those of the CPU, trains, stops and resumes trainings,
 times the prediction of large images, profiles both, and runs the tests of whole scripts on the GPU. Everything is
-written to `gpu.md` and `gpu.json` as soon as it is measured. A wrong result ends its part, the others follow, and the
-exit code is 1. `--fill FILE` measures nothing: it writes the table of an earlier run into a document.
+written to `gpu.json` as soon as it is measured, and to `gpu.md` after each part. A wrong result ends its part, the
+others follow, and the exit code is 1. `--fill FILE` measures nothing: it writes the table of an earlier run into a
+document.
 """
 
 import argparse

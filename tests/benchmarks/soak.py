@@ -33,7 +33,7 @@ METHODS = {
     "predict_bayesian.py": ["--mc", 2],
 }
 BROKEN_EVERY = 1000
-GROWTH = 1.3  # by which memory may grow between the first tenth of the longest life of a process and its end
+GROWTH = 1.3  # by which memory may grow between the first fifth of the longest life of a process and its end
 SPARE_FILES = 8  # by which the number of open files may
 
 

@@ -1,7 +1,8 @@
 """The cache of decoded pairs: each file is decoded once, and again only when it has changed.
 
-A cache is a folder `DATASET-CONTENT` of arrays, memory-mapped when it is read: DATASET is a digest of the folders and
-the input size, CONTENT one of the files' names, sizes and modification times.
+A cache is a folder `DATASET-CONTENT` of arrays, memory-mapped when it is read: DATASET is a digest of the folders, the
+input size and the values of white and of the background that were given, CONTENT one of the files' names, sizes and
+modification times, and of whether unusable ones were skipped.
 """
 
 import json

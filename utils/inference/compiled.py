@@ -43,7 +43,7 @@ def compile_model(model: TrainedModel, sampler: Sampler, cache_dir: Path = DEFAU
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
     n = len(model.networks)
     networks = "the network," if n == 1 else f"{n} networks, each of"
-    logger.info("Compiling %s which takes six seconds, and twenty or more the first time", networks)
+    logger.info("Compiling %s which takes about six seconds, and twenty the first time", networks)
     inputs = sampler.preprocess_image(Image.new("RGB", model.input_size), model.input_size)
     n_images = 1 if model.device.type == "cpu" else sampler.images_per_batch
     try:

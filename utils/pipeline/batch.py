@@ -58,6 +58,9 @@ class Batch:
         Args:
             predict: predicts images and passes each to `finish`. Its second argument is to be called with each number
                 of images that are handled, and returns whether to stop.
+
+        Raises:
+            OSError: nothing can be written any more.
         """
         # What an interrupted run has finished, and this process's share of the rest.
         remaining = self.remaining()
@@ -75,12 +78,9 @@ class Batch:
                 predict(share, handled)
             if stop():
                 stop.exit()
-        except OSError as error:  # nothing can be written any more
-            known = {*self._rows, *(name for name, _ in self.report.failures)}
-            reason = f"not done, since nothing can be written ({error.strerror or error})"
-            self.report.failures += [(item.reported, reason) for item in share if item.reported not in known]
         except BaseException:
             self._write_rows_of_all()
+            self.report.log_failures()
             raise
         return self._merged_report()
 

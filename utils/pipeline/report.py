@@ -133,7 +133,7 @@ class Report:
     ) -> None:
         """Write `summary.csv` and, with ground truth, `metrics.csv` and `metrics.json`, and print the metrics.
 
-        Those of an earlier run are removed.
+        Those of an earlier run are removed if any image is finished.
 
         Args:
             folder: where they are written; None writes nothing.
@@ -148,7 +148,7 @@ class Report:
             words = "%d of %d masks have no pixel that counts: these images have no score"
             logger.warning(words, len(compared) - len(scored), len(compared))
         result = self._evaluate(scored) if scored else {}
-        if folder is not None:
+        if folder is not None and self.rows:
             try:
                 write_tables(folder, self.rows)
                 if scored:

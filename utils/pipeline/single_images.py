@@ -19,8 +19,10 @@ from utils.inference.upsampling import LogitSamples
 from utils.pipeline.items import Item, check_output_folders, check_replaced, find_images, identity, sibling
 from utils.pipeline.outputs import make_greyscale_maps, pass_files, pass_writers, save_float_maps
 from utils.pipeline.summary import read_earlier_summary
+from utils.runtime import distributed
 from utils.runtime.atomic_files import check_replaceable
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import check_writable
 from utils.runtime.threads import BackgroundWriter, one_torch_thread
 
 MAX_FIGURE_ROWS = 50
@@ -57,6 +59,9 @@ def find_single_images(
         check_output_folders([output_dir], paths, masks[0])
     elif outputs is None:
         outputs = [sibling(path, "_OUT.png") for path in paths]
+        if saving and distributed.is_main():
+            for folder in {path.parent for path in outputs}:
+                check_writable(folder)
     if len(outputs) != len(paths):
         raise InputError(f"one output file per image was expected, not {len(outputs)} for {len(paths)} images")
     _check_figure(figure, paths, outputs)
