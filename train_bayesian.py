@@ -129,8 +129,9 @@ def load_datasets(
     if args.load and white != args.white:
         logger.info("White in 16-bit images is %g, as in the loaded model (--white names another)", white)
     background = loaded.background if options.first is None else options.first  # of masks that are united
-    decode = partial(decode_pairs, size=size, cache_dir=args.cache_dir, skip_unusable=args.skip_unusable)
-    decoded = held_out = decode(pairs, white=white, background=background)
+    of_masks = {"background": background, "ignored": options.ignored}
+    decode = partial(decode_pairs, size=size, cache_dir=args.cache_dir, skip_unusable=args.skip_unusable, **of_masks)
+    decoded = held_out = decode(pairs, white=white)
     mask_classes = held_out_classes = decoded.mask_classes(n_classes, options)
     kept = options.first is None and list(mask_classes.values) == loaded.mask_values
     if args.load and kept and loaded.mask_values != sorted(loaded.mask_values):
@@ -140,7 +141,7 @@ def load_datasets(
 
     # Split, or take the validation images from folders of their own
     if folders:
-        held_out = decode(held_out_pairs, white=decoded.white, background=background)
+        held_out = decode(held_out_pairs, white=decoded.white)
         ignored = MaskOptions(ignored=args.ignore_value)
         held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes)
         training, validation = indices_not_held_out(decoded.pairs, held_out.pairs), range(len(held_out.pairs))
@@ -228,6 +229,9 @@ def log_datasets(training: SegmentationDataset, validation: SegmentationDataset,
     if training.n_without_lesion or validation.n_without_lesion:
         counts = [f"{data.n_without_lesion} of {len(data)} {name} masks" for data, name in numbers]
         logger.info("Without a lesion: %s", ", ".join(counts))
+    for data, name in numbers:
+        if data.absent and len(data.mask_classes.values) > 2:
+            logger.warning("No %s mask shows class %s", name, ", ".join(map(str, data.absent)))
     if training.kept or validation.kept:
         height, width = training.masks.shape[1:]
         logger.warning(

@@ -298,3 +298,17 @@ def test_masks_of_an_image_on_a_white_background(tmp_path: Path):
         )
         rows[background] = int((decoded.counts[0].values[decoded.masks[0]] == 0).all(axis=1).sum())
     assert rows == {None: 0, 255: 8}
+
+
+def test_masks_of_an_image_with_ignored_pixels_below_the_background(tmp_path: Path):
+    """And the cache of another value is not taken for theirs."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    masks = [tmp_path / f"a_mask_{i}.png" for i in (1, 2)]
+    for i, path in enumerate(masks):
+        mask = np.full((32, 32), 128, np.uint8)
+        mask[8 * i : 8 * i + 4] = 255 * i  # four rows that are ignored, and four of lesion
+        Image.fromarray(mask).save(path)
+    pairs = [Pair(tmp_path / "a.jpg", tuple(masks))]
+    for ignored, values in ((None, [128, 255]), (0, [0, 128, 255]), (None, [128, 255])):
+        decoded = decode_pairs(pairs, (32, 32), tmp_path / "cache", ignored=ignored)
+        assert decoded.counts[0].values.tolist() == values

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_one_clear_line, make_folders, run_module, run_script
-from utils.compare import format_table, read_names, read_results
+from utils.compare import format_table, probability_titles, read_names, read_results
 from utils.runtime.errors import InputError
 
 
@@ -84,6 +84,11 @@ def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
     (tmp_path / "other" / "metrics.json").write_text(json.dumps(content | {"images": 5}))
     with pytest.raises(InputError, match=r"of different images: .*direct of 6, .*other of 5"):
         read_results([project / "direct", tmp_path / "other"])
+    of_three = content | {"run": content["run"] | {"mask_values": [0, 1, 2], "class_index": 2}}
+    (tmp_path / "other" / "metrics.json").write_text(json.dumps(of_three))
+    with pytest.raises(InputError, match=r"of different numbers of classes: .*direct of 2, .*other of 3"):
+        read_results([project / "direct", tmp_path / "other"])
+    assert probability_titles({"a": content, "b": of_three}) == {"a": "Probability", "b": "Probability, class 2"}
     (tmp_path / "other" / "metrics.json").write_text("[1]")
     with pytest.raises(InputError, match="was not written by a predict_prob script"):
         read_results([tmp_path / "other"])

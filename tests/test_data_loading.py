@@ -170,6 +170,7 @@ def test_a_lesion_that_only_half_of_the_resolution_shows_keeps_a_pixel(tmp_path:
     drawn[55, 125] = 1
     Image.fromarray(drawn).save(masks / "1.png")
     dataset = dataset_of(decode_pairs(pair_files(imgs, masks), (20, 10), None), [1], [0, 1, 2])
+    assert dataset.absent == [2]
     _, (_, *of_classes) = dataset.with_transform(lambda image, shares: (image, shares))[0]
     for k, share in enumerate(of_classes, start=1):
         assert np.array_equal(share.numpy() == 1, dataset[0][1].numpy() == k)

@@ -21,9 +21,10 @@ from PIL import Image
 matplotlib.use("agg")
 
 from tests.conftest import lively_network, make_image
+from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel
 from utils.figures.grid import Column, draw_grid, save_figure
-from utils.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, class_colour
+from utils.figures.palette import FALSE_NEGATIVE, FALSE_POSITIVE, IGNORED, class_colour
 from utils.figures.predictions import (
     FigureRow,
     draw_comparison,
@@ -235,8 +236,22 @@ def test_several_classes_have_colours_and_a_legend():
     assert not of_errors & {class_colour(k) for k in range(1, 6)}
     assert legends_of(draw_comparison([row])) == [["class 1", "class 2"]]
     assert texts_of(figure, "Foreground probability")
-    assert texts_of(draw_comparison([row], "Probability, class 2"), "Probability, class 2")
+    assert texts_of(draw_comparison([row], {"": "Probability, class 2"}), "Probability, class 2")
     assert not draw_predictions([row_and_maps()[0]]).legends
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_ignored_pixels_are_grey(n_classes: int):
+    row = random_row(n_classes)
+    row.target[:4] = IGNORED_CLASS
+    row.classes[:4] = 1  # which is no error there
+    for figure, columns in ((draw_predictions([row]), (1, 3)), (draw_comparison([row]), (1,))):
+        for column in columns:
+            panel = np.asarray(images_of(figure)[column].get_array())
+            grey = row.image.mean(axis=2, keepdims=True) if column == 3 else row.image
+            assert abs(panel[:2] - (0.25 * grey[:2] + 0.75 * np.array(IGNORED))).max() <= 1
+        assert "ignored" in itertools.chain(*legends_of(figure))
+    assert "ignored" not in itertools.chain(*legends_of(draw_predictions([random_row(n_classes)])))
 
 
 def test_comparison_has_two_maps_of_each_method():

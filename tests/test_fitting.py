@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import RGB_OFFSET
+from utils import IGNORED_CLASS, RGB_OFFSET
 from utils.data.fitting import MaskFitter, unite_masks
 from utils.data.mask_classes import MaskClasses
 from utils.data.mask_values import PALETTE_OFFSET, read_palettes
@@ -36,6 +36,17 @@ def test_lesions_are_united_on_a_white_background():
     b = RawMask(np.array([[1, 0, 0]], dtype=np.uint8), np.arange(256))
     united = unite_masks([b, b], background=255)  # of another set of masks
     assert united.values[united.codes].tolist() == [[1, 0, 0]]
+
+
+@pytest.mark.parametrize(("ignored", "background", "lesion"), [(-1, 0, 1), (0, 128, 255), (255, 0, 1)])
+def test_ignored_pixels_are_not_taken_for_the_background(ignored: int, background: int, lesion: int):
+    table = np.array([ignored, background, lesion])
+    a, b = (RawMask(codes, table) for codes in np.mgrid[:3, :3].astype(np.uint8))
+    classes, united = MaskClasses((background, lesion), ignored), unite_masks([a, b], ignored=ignored)
+    assert np.array_equal(classes.unite([a, b]), classes.of(united.values)[united.codes])
+    assert classes.unite([a, b])[0, 1] == IGNORED_CLASS  # ignored in one, background in the other
+    only = RawMask(np.zeros((2, 2), np.uint8), np.array([ignored]))
+    assert unite_masks([only, only], ignored=ignored).values.tolist() == [ignored]
 
 
 @pytest.mark.parametrize("values", [(0, 100, 200), (0, 200, 100), (200, 100, 0)])

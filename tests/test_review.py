@@ -129,6 +129,18 @@ def test_masks_of_several_classes(tmp_path: Path):
     assert (data["classes"], len(data["colours"]["classes"]), run.title) == (3, 2, "softmax")
 
 
+def test_a_value_ignored_in_other_masks(tmp_path: Path):
+    """255 was ignored beside labels of 0 and 1; here it is the lesion."""
+    imgs, classes = images_of(tmp_path / "imgs", "a.png"), np.zeros((6, 8), np.uint8)
+    classes[:3] = 1
+    settings = {"threshold": 0.5, "mask_values": [0, 1], "ignore_value": 255, "mask_dir": str(tmp_path / "labels")}
+    write_run(tmp_path / "run", {"a.png": classes}, settings)
+    (tmp_path / "truth").mkdir()
+    Image.fromarray(255 * np.roll(classes, 1, axis=0)).save(tmp_path / "truth" / "a.png")
+    page, _ = write_review([tmp_path / "run"], imgs, ReviewOptions(tmp_path / "truth"))
+    assert scores_of(data_of(page), 0)["dice"] == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("values", [[0, 1, 2], [0, 127, 255], [0, RGB_OFFSET + 0xFF0000, 255]])
 def test_masks_as_they_are_written(values: list[int], tmp_path: Path):
     """Labels with a palette, grey values, colours."""

@@ -383,6 +383,23 @@ def test_overfit_one_image(tmp_path: Path):
     assert not load_model(tmp_path / "checkpoints" / "best.pth").risk_curves  # nothing is known of other images
 
 
+def test_class_that_no_validation_mask_shows(tmp_path: Path):
+    _, masks = make_folders(tmp_path / "train", 4, (32, 32))
+    for i, path in enumerate(sorted(masks.iterdir())):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:8], mask[20:] = 1, 2 * (i > 0)
+        Image.fromarray(mask).save(path)
+    val = tmp_path / "val"
+    val.mkdir()
+    for file in (tmp_path / "train" / "imgs" / "SKIN_000.jpg", masks / "SKIN_000_Segmentation.png"):
+        (val / file.name).symlink_to(file)
+    flags = ["--classes", 3, "--newW", 16, "--newH", 16, "--val-imgs-dir", val, "--val-masks-dir", val, "--epochs", 1]
+    result = run_script("train_bayesian.py", *training_flags(tmp_path), *flags)
+    assert result.returncode == 0
+    assert "Warning: No validation mask shows class 2\n" in result.stderr
+    assert "No training mask" not in result.stderr
+
+
 def test_small_and_missing_lesions(tmp_path: Path):
     imgs, masks = make_folders(tmp_path / "train", 6, (64, 64))
     for i, path in enumerate(sorted(masks.iterdir())):

@@ -170,6 +170,13 @@ def test_single_sample_has_no_spread():
     assert scores["area"] == 1
 
 
+def test_largest_probability_is_that_of_the_foreground():
+    probs = torch.tensor([[[0.4, 0.9]], [[0.35, 0.1]], [[0.25, 0.0]]])
+    scores = image_scores(probs, torch.zeros(1, 2)).scores()
+    assert scores["largest_probability"] == pytest.approx(0.6)
+    assert scores["area"] == 0
+
+
 def test_nan_is_not_hidden():
     probs = two_classes([[0.1, math.nan], [0.3, 0.2]])
     assert math.isnan(image_scores(probs, torch.zeros(2, 2), blocks=2).scores()["largest_probability"])

@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     ground_truth = GroundTruth(items, args.masks_dir, recorded, run["ignore_value"], args.mask_suffix)
     labelled = {str(name) for name in ground_truth.paths}
     if scored := read_metrics_table(args.results[0] / "metrics.csv"):  # of the others the masks do not fit
-        labelled &= scored.keys()
+        labelled &= {name for name, row in scored.items() if row.get("dice")}
     names = args.images or evenly_spaced([name for name in ranked if name in labelled], args.rows)
     if not names:
         raise InputError(f"no image of {summary} has a mask in {args.masks_dir} that it was compared with")
@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
         figures["risk_coverage.png"] = draw_risk_coverage(results)
     for name, figure in figures.items():
         save_figure(figure, args.output_dir / name, dpi=150)
-    save_figure(draw_comparison(rows, probability_title(results)), args.output_dir / "UQ_compare.png")
+    save_figure(draw_comparison(rows, probability_titles(results)), args.output_dir / "UQ_compare.png")
     print(table)
     logger.info("%s: comparison.md, comparison.json, %s, UQ_compare.png", args.output_dir, ", ".join(figures))
 
@@ -113,7 +113,7 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
     Raises:
         InputError: a folder is given twice, has no such file, one of an earlier version or of background
-            probabilities, or the folders are of different images.
+            probabilities, or the folders are of different images or numbers of classes.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a result folder was given twice")
@@ -121,6 +121,9 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     if len({(result["images"], result["pixels"]) for result in results}) > 1:
         counts = ", ".join(f"{folder} of {result['images']}" for folder, result in zip(folders, results, strict=True))
         raise InputError(f"the result folders are of different images: {counts}")
+    if len({len(result["run"]["mask_values"]) for result in results}) > 1:
+        numbers = [f"{folder} of {len(r['run']['mask_values'])}" for folder, r in zip(folders, results, strict=True)]
+        raise InputError(f"the result folders are of different numbers of classes: {', '.join(numbers)}")
     methods = [result["run"]["method"] for result in results]
     titles = [
         method if methods.count(method) == 1 else f"{method} ({folder})"
@@ -150,11 +153,13 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     return result
 
 
-def probability_title(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The title of the probabilities that the methods have saved; with several classes it says of which."""
-    runs = [result["run"] for result in results.values()]
-    classes = sorted({run["class_index"] for run in runs})
-    return f"Probability, class {'/'.join(map(str, classes))}" if len(runs[0]["mask_values"]) > 2 else "Probability"
+def probability_titles(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The title of the probabilities that each method has saved; with several classes it says of which."""
+    runs = {method: result["run"] for method, result in results.items()}
+    return {
+        method: f"Probability, class {run['class_index']}" if len(run["mask_values"]) > 2 else "Probability"
+        for method, run in runs.items()
+    }
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -116,6 +116,7 @@ class SegmentationDataset(Dataset):
         white: the value of white in its 16-bit images, if there are any.
         n_counted: number of masks with pixels that count, at their own size.
         n_without_lesion: number of those among them that are background alone.
+        absent: the classes but the background that none of the masks shows.
         kept: the pixels that masks keep of a class that would vanish at the network's input size, by index.
         groups: of its items, or None.
     """
@@ -135,6 +136,7 @@ class SegmentationDataset(Dataset):
         self.tables = [mask_classes.of(counts.values) for counts in decoded.counts]
         background, *lesion = pixels_per_class(decoded, self.tables, len(mask_classes.values))[list(indices)].T > 0
         with_lesion = np.any(lesion, axis=0)
+        self.absent = [k for k, shown in enumerate(lesion, start=1) if not shown.any()]
         self.n_counted = int(np.count_nonzero(background | with_lesion))
         self.n_without_lesion = self.n_counted - int(np.count_nonzero(with_lesion))
         self.kept = keep_lesions(decoded, indices, mask_classes, self.tables)

@@ -65,7 +65,8 @@ class TrainedModel:
     @property
     def background(self) -> int | None:
         """The value of class 0 in masks, if it is not the lowest one."""
-        return self.mask_values[0] if self.mask_values and self.mask_values[0] > min(self.mask_values) else None
+        known = [value for value in (*self.mask_values, self.ignore_value) if value is not None]
+        return self.mask_values[0] if self.mask_values and self.mask_values[0] > min(known) else None
 
     @property
     def one_class(self) -> bool:

@@ -1,8 +1,8 @@
 """The cache of decoded pairs: each file is decoded once, and again only when it has changed.
 
 A cache is a folder `DATASET-CONTENT` of arrays, memory-mapped when it is read: DATASET is a digest of the folders, the
-input size and the values of white and of the background that were given, CONTENT one of the files' names, sizes and
-modification times, and of whether unusable ones were skipped.
+input size and the given values of white and, for united masks, of background and ignored pixels; CONTENT one of the
+files' names, sizes and modification times, and of whether unusable ones were skipped.
 """
 
 import json
@@ -42,6 +42,7 @@ def decode_pairs(
     white: float | None = None,
     skip_unusable: bool = False,
     background: int | None = None,
+    ignored: int | None = None,
 ) -> DecodedPairs:
     """Every image and mask at the network's input size; of several processes the main one decodes.
 
@@ -52,11 +53,12 @@ def decode_pairs(
         white: the value of white in 16-bit images; None to find it.
         skip_unusable: continue without pairs that cannot be used.
         background: the value of the background of masks, if it is not the lowest; see `unite_masks`.
+        ignored: the value of pixels that do not count, if it is known.
 
     Raises:
         InputError: files that cannot be read, or pairs of different sizes; all are listed.
     """
-    values = (white, background if any(len(pair.masks) > 1 for pair in pairs) else None)
+    values = (white, (background, ignored) if any(len(pair.masks) > 1 for pair in pairs) else None)
     fingerprints = [[_fingerprint(path) for path in (pair.image, *pair.masks)] for pair in pairs]
     if cache_dir is None:
         return _decode(pairs, fingerprints, _new_arrays(len(pairs), size), None, values, skip_unusable)
@@ -138,13 +140,13 @@ def _decode(
     fingerprints: list[list],
     arrays: dict[str, np.ndarray],
     earlier: Path | None,
-    values: tuple[float | None, int | None],
+    values: tuple[float | None, tuple[int | None, int | None] | None],
     skip_unusable: bool,
 ) -> DecodedPairs:
     """Decode the pairs into arrays; those whose files have not changed are copied from an earlier cache."""
-    white, background = values
+    white, of_united = values
     white = white or find_white(pair.image for pair in pairs)
-    decoder = PairDecoder(pairs, arrays, white, background)
+    decoder = PairDecoder(pairs, arrays, white, *(of_united or ()))
     source = _load(earlier) if earlier else None
     source = None if source and source.white != white else source
     rows = {}

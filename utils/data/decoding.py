@@ -74,7 +74,7 @@ class PairDecoder:
         pairs: the files.
         arrays: with the names, shapes and dtypes of `array_layout`, zero-initialised; filled in.
         white: the value of white in 16-bit images.
-        background: of masks that are united, see `unite_masks`.
+        background, ignored: of masks that are united, see `unite_masks`.
     """
 
     def __init__(
@@ -83,10 +83,11 @@ class PairDecoder:
         arrays: dict[str, np.ndarray],
         white: float | None = None,
         background: int | None = None,
+        ignored: int | None = None,
     ) -> None:
         self.decoded = DecodedPairs(list(pairs), **arrays, counts=[_NO_VALUES] * len(pairs), white=white)
         self.decoded.resized = [[] for _ in pairs]
-        self._background = background
+        self._background, self._ignored = background, ignored
 
     def reuse(self, i: int, source: DecodedPairs, row: int) -> None:
         """Copy pair i from row `row` of an earlier result."""
@@ -99,7 +100,7 @@ class PairDecoder:
         height, width = target.masks.shape[1:]
         try:
             image = read_image(pair.image, target.white)
-            mask = unite_masks(fitter.read(pair.masks, image.size), self._background)
+            mask = unite_masks(fitter.read(pair.masks, image.size), self._background, self._ignored)
             target.images[i] = preprocess(image, (width, height)).permute(1, 2, 0).numpy()
             counts = target.counts[i] = mask.count()
             if len(counts.values) > np.iinfo(target.masks.dtype).max:

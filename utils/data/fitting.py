@@ -60,19 +60,21 @@ def log_resized(resized: Sequence[str]) -> None:
         logger.warning(text, len(resized), were, min(resized))
 
 
-def unite_masks(masks: Sequence[RawMask], background: int | None = None) -> RawMask:
+def unite_masks(masks: Sequence[RawMask], background: int | None = None, ignored: int | None = None) -> RawMask:
     """The masks of an image as one: of each pixel the value furthest from the background, or the larger of two.
 
     Args:
         masks: of one size.
         background: its grey value or colour; the lowest of these masks if it is None, or none of them is near it.
+        ignored: the value of pixels that do not count, which is not the lowest one, unless there is no other.
     """
     if len(masks) == 1:
         return masks[0]
-    if background is not None:
+    if background is not None or ignored is not None:
         found = np.concatenate([mask.count().values for mask in masks])  # of `mask.values`, some may not occur
-        if distances(read_palettes(found, by_index=False), [background]).min() > _MAX_DISTANCE:
-            background = None
+        found = read_palettes(found, by_index=False)
+        if background is None or distances(found, [background]).min() > _MAX_DISTANCE:
+            background = min(found[found != ignored], default=ignored)
     values = np.unique(np.concatenate([mask.values for mask in masks]))
     shown = read_palettes(values, by_index=False)
     distance = distances(shown, [shown.min() if background is None else background])[:, 0]

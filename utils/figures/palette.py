@@ -8,6 +8,7 @@ VERMILION, PURPLE, SKY_BLUE, YELLOW = (213, 94, 0), (204, 121, 167), (86, 180, 2
 GROUND_TRUTH, PREDICTION = YELLOW, GREEN
 FALSE_NEGATIVE, FALSE_POSITIVE = ORANGE, BLUE  # one light, one dark, so that they differ in greyscale, too
 OUTER_CONTOUR, INNER_CONTOUR = SKY_BLUE, VERMILION
+IGNORED = (128, 128, 128)
 _CLASSES = (GREEN, PURPLE, YELLOW, VERMILION, SKY_BLUE, ORANGE, BLUE)  # those of contours and errors come last
 
 # Of the curves of several methods, in greyscale told apart by the markers and the dashes.

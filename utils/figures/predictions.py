@@ -20,6 +20,7 @@ from utils.figures.palette import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     GROUND_TRUTH,
+    IGNORED,
     INNER_CONTOUR,
     OUTER_CONTOUR,
     PREDICTION,
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_SIDE = 768  # pixels of a panel's values; more cannot be seen
 _CONTOUR_WIDTH = 1 / 160  # of those of the masks with a guarantee, relative to the image's longer side
+_IGNORED_OPACITY = 0.75
 _ERRORS = ((FALSE_NEGATIVE, "false negatives"), (FALSE_POSITIVE, "false positives"))
-
 _CONTOURS = ((OUTER, OUTER_CONTOUR, "outer mask"), (INNER, INNER_CONTOUR, "inner mask"))  # on the prediction
 _GUARANTEED = {
     "outer_false_negative_rate": "false negative rate of the outer mask",
@@ -136,7 +137,8 @@ def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure
     labelled = any(row.target is not None for row in rows)
     legend = _class_legend(n_classes)
     contours = tuple(entry for name, *entry in _CONTOURS if any(name in row.regions for row in rows))
-    columns = [Column("Image"), *[Column("Ground truth")] * labelled, Column("Prediction", legend=(*legend, *contours))]
+    truth = [Column("Ground truth", legend=_ignored_legend(rows))] * labelled
+    columns = [Column("Image"), *truth, Column("Prediction", legend=(*legend, *contours))]
     columns += [Column("Errors", legend=_ERRORS)] * labelled
     panels = []
     for row in rows:
@@ -146,7 +148,7 @@ def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure
                 width = math.ceil(max(row.image.shape) * _CONTOUR_WIDTH)
                 prediction = tint_region(prediction, row.regions[name], colour, opacity=0, width=width)
         if row.target is not None:
-            target = tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)
+            target = tint_target(row)
             errors = tint_errors(row.image, row.classes, row.target)
             panels.append([row.image, target, prediction, errors])
         elif labelled:
@@ -154,32 +156,34 @@ def draw_predictions(rows: Sequence[FigureRow], new_figure: Callable[..., Figure
             panels.append([row.image, white, prediction, white])
         else:
             panels.append([row.image, prediction])
-    return _with_maps(columns, panels, rows, "Foreground probability" if n_classes > 2 else "Probability", new_figure)
+    titles = dict.fromkeys(rows[0].maps, "Foreground probability") if n_classes > 2 else {}
+    return _with_maps(columns, panels, rows, titles, new_figure)
 
 
-def draw_comparison(rows: Sequence[FigureRow], probability: str = "Probability") -> Figure:
+def draw_comparison(rows: Sequence[FigureRow], probability: Mapping[str, str] | None = None) -> Figure:
     """One row per image: image, ground truth, and probability and entropy by each method.
 
     Args:
         rows: with ground truth, and the same methods.
-        probability: the title of the probabilities.
+        probability: the title of the probabilities of each method.
     """
     legend = _class_legend(max(row.n_classes for row in rows))
-    columns = [Column("Image"), Column("Ground truth", legend=legend)]
-    panels = [[row.image, tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)] for row in rows]
-    return _with_maps(columns, panels, rows, probability)
+    columns = [Column("Image"), Column("Ground truth", legend=(*legend, *_ignored_legend(rows)))]
+    panels = [[row.image, tint_target(row)] for row in rows]
+    return _with_maps(columns, panels, rows, probability or {})
 
 
 def _with_maps(
     columns: list[Column],
     panels: list[list[np.ndarray]],
     rows: Sequence[FigureRow],
-    probability: str,
+    probability: Mapping[str, str],
     new_figure: Callable[..., Figure] | None = None,
 ) -> Figure:
     """The figure of these columns, with those of each method's probability and entropy added."""
     for method in rows[0].maps:
-        columns = [*columns, Column(probability, "probability", method), Column("Entropy", "entropy", method)]
+        title = probability.get(method, "Probability")
+        columns = [*columns, Column(title, "probability", method), Column("Entropy", "entropy", method)]
     panels = [
         [*images, *(values for pair in row.maps.values() for values in pair)]
         for images, row in zip(panels, rows, strict=True)
@@ -191,6 +195,18 @@ def _with_maps(
 def _class_legend(n_classes: int) -> tuple[tuple[Colour, str], ...]:
     """The colours of several classes; none for two."""
     return tuple((class_colour(k), f"class {k}") for k in range(1, n_classes)) if n_classes > 2 else ()
+
+
+def _ignored_legend(rows: Sequence[FigureRow]) -> tuple[tuple[Colour, str], ...]:
+    """The colour of pixels that do not count, if any ground truth has some."""
+    occurs = any(row.target is not None and (row.target == IGNORED_CLASS).any() for row in rows)
+    return ((IGNORED, "ignored"),) if occurs else ()
+
+
+def tint_target(row: FigureRow) -> np.ndarray:
+    """The image of a row with its ground truth, as `tint_classes`, in which pixels that do not count are grey."""
+    image = tint_classes(row.image, row.target, row.n_classes, GROUND_TRUTH)
+    return tint_region(image, row.target == IGNORED_CLASS, IGNORED, opacity=_IGNORED_OPACITY)
 
 
 def tint_classes(image: np.ndarray, classes: np.ndarray, n_classes: int, colour: Colour) -> np.ndarray:
@@ -215,7 +231,7 @@ def tint_errors(image: np.ndarray, classes: np.ndarray, target: np.ndarray) -> n
 
     Args:
         image: (H, W, 3) uint8.
-        classes, target: (H, W) class indices, predicted and of the ground truth, of which ignored pixels are no errors.
+        classes, target: (H, W) class indices, predicted and of the ground truth, of which ignored pixels are grey.
 
     Returns:
         (H, W, 3) uint8.
@@ -223,7 +239,8 @@ def tint_errors(image: np.ndarray, classes: np.ndarray, target: np.ndarray) -> n
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
     missed = (target != classes) & (target > 0) & (target != IGNORED_CLASS)
     grey = tint_region(grey, missed, FALSE_NEGATIVE, opacity=0.75)
-    return tint_region(grey, (target == 0) & (classes > 0), FALSE_POSITIVE, opacity=0.75)
+    grey = tint_region(grey, (target == 0) & (classes > 0), FALSE_POSITIVE, opacity=0.75)
+    return tint_region(grey, target == IGNORED_CLASS, IGNORED, opacity=_IGNORED_OPACITY)
 
 
 def tint_region(

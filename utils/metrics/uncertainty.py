@@ -64,12 +64,12 @@ class ImageScores:
         sums = [one for k, p in enumerate(foreground, start=1) for one in _class_sums(p, classes, k)]
         if classes.is_cpu and not self._known_mask:  # a GPU would have to wait for the answer
             self._known_mask = any(area.any() for area in sums[::3])
+        any_class = foreground[0] if len(foreground) == 1 else foreground.sum(dim=0).clamp_(max=1)
         if self._known_mask:  # the logarithms, which take a CPU a long time, are for an empty mask
             log_empty = torch.zeros_like(sums[0])
         else:
-            any_class = foreground[0] if len(foreground) == 1 else foreground.sum(dim=0)
             log_empty = any_class.clamp(max=_MAX_PROBABILITY).neg_().log1p_().sum(dim=-1)
-        largest = foreground.amax(dim=(0, 2))
+        largest = any_class.amax(dim=-1)
         self._row_sums.append(torch.stack([predictive_entropy.sum(dim=-1), largest, log_empty, *sums]))
 
     def _sums(self) -> tuple[float, float, float, np.ndarray]:
@@ -97,7 +97,7 @@ class ImageScores:
         Returns:
             `area`, the pixels of the mask (of any class but the background); `area_mean`, `area_std` and their ratio
             `area_variation` over the masks of the samples; `soft_dice_confidence`; `pairwise_dice` of the samples;
-            `mean_entropy` of the pixels, in nats; `largest_probability` of any class but the background. The scores of
+            `mean_entropy` of the pixels, in nats; `largest_probability` of the foreground, of any pixel. The scores of
             several samples are None for a single one.
         """
         entropy_sum, largest, log_empty, by_class = self._sums()

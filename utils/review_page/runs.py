@@ -80,14 +80,20 @@ class PredictionRun:
         return ResultFiles(first, probs, layers, regions)
 
     def compared_with(self, masks_dir: Path, mask_suffix: str | None) -> "PredictionRun":
-        """The run without its scores against a ground truth, unless it is this one."""
+        """The run without its scores against a ground truth, unless it is this one.
+
+        The value that it ignored there is then treated as one of the model's, which may be a class in other masks.
+        """
         recorded = self.settings.get("mask_dir"), self.settings.get("mask_suffix")
         if recorded[0] and (Path(recorded[0]).resolve(), recorded[1]) == (masks_dir.resolve(), mask_suffix):
             return self
         scores = {}
         for name, row in self.scores.items():
             scores[name] = {score: value for score, value in row.items() if score in SUMMARY_COLUMNS}
-        return replace(self, scores=scores)
+        settings = {**self.settings, "ignore_value": None}
+        if self.settings.get("ignore_value") is not None:
+            settings["model_ignore_value"] = self.settings["ignore_value"]
+        return replace(self, scores=scores, settings=settings)
 
 
 def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:

@@ -95,7 +95,8 @@ function showList() {
 
 function showCut(count) {
   const inOrder = name => ordered.map(index => scoreOf(data.images[index], name));
-  const expected = meansOfRest(inOrder("soft_dice_confidence"));
+  const areas = inOrder("area");
+  const expected = meansOfRest(inOrder("soft_dice_confidence").map((value, i) => areas[i] === 0 ? null : value)); // of an empty mask it estimates no Dice
   const [dice, sensitivity] = [inOrder("dice"), inOrder("sensitivity")];
   const measured = meansOfRest(dice.map((value, i) => sensitivity[i] == null ? null : value)); // where there is a lesion
   const total = ordered.length;
@@ -107,7 +108,9 @@ function showCut(count) {
   ui.cutLabel.textContent = count ? `Review images whose ${score.title} is at ${view.descending ? "least" : "most"} ${last}` : "Review none";
   ui.cutCount.textContent = `${count} of ${total} image${total === 1 ? "" : "s"} to review`;
   const k = count < total ? count : 0;
-  const parts = [count < total ? `Expected Dice of the ${count ? `other ${total - count}` : `${total}`}: ` : `Expected Dice of all: `, make("b", "", formatScore(expected[k]))];
+  const which = count < total ? `the ${count ? `other ${total - count}` : `${total}`}` : "all";
+  const someEmpty = areas.some((area, i) => i >= k && area === 0);
+  const parts = [`Expected Dice of ${which}${someEmpty ? ", where the mask is not empty" : ""}: `, make("b", "", formatScore(expected[k]))];
   const ofLesions = measured[k] != null && dice.some((value, i) => i >= k && value != null && sensitivity[i] == null);
   if (measured[k] != null) parts.push(ofLesions ? " · measured where there is a lesion: " : " · measured: ", make("b", "", formatScore(measured[k])));
   if (count === total && total > 1) parts.push(" · move the slider to leave out the images of which the network is sure");

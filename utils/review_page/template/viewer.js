@@ -108,20 +108,24 @@ class Viewer {
     return maps;
   }
 
-  /** The maps of which the contour is drawn, with their class, and whether the threshold moves it; until then it is that of the mask, if there is one. */
+  /**
+   * The maps of which the contour is drawn, with their class, and whether the threshold moves it; until then it is that of the mask, if there is one.
+   * With several classes the probability of one, above a threshold, is not the predicted class.
+   */
   predictionOf(method) {
     const maps = this.mapsOf(method);
     const named = kind => Object.keys(maps).filter(name => name.startsWith(kind)).map(name => ({ k: Number(name.split("_c")[1]), values: maps[name] }));
     const probabilities = named("probability_c"), masks = named("mask_c");
     const isLive = probabilities.length === 1;
     const regions = isLive && (this.threshold != null || !masks.length) ? probabilities : masks;
-    return { isLive, level: 255 * (regions === probabilities ? this.thresholdOf(method) : 0.5), regions };
+    const ofProbability = regions === probabilities;
+    return { isLive, level: 255 * (ofProbability ? this.thresholdOf(method) : 0.5), regions, isPrediction: !ofProbability || this.data.classes === 2 };
   }
 
   layerNames() {
     const order = Object.keys(LAYER_TITLES);
     const names = Object.keys(this.mapsOf(this.method)).filter(isLayer);
-    if (this.maps?.truth.length) names.push("errors");
+    if (this.maps?.truth.length && this.predictionOf(this.method).isPrediction) names.push("errors");
     if (this.canDiffer()) names.push("difference");
     return names.sort((a, b) => order.indexOf(a.split("_c")[0]) - order.indexOf(b.split("_c")[0]));
   }
@@ -259,13 +263,14 @@ class Viewer {
 
   /** Area of the contour and, with a ground truth, its Dice coefficient, at the size of the maps. */
   describeContour() {
-    const { regions, level } = this.predictionOf(this.method);
+    const { regions, level, isPrediction } = this.predictionOf(this.method);
     const { truth, ignored } = this.maps;
+    const above = isPrediction ? "" : ` with a probability above ${(level / 255).toFixed(2)}`;
     const parts = regions.map(({ k, values }) => {
       const { fraction, dice } = measure(values, level, truth[k - 1], ignored);
-      const of = this.data.classes > 2 ? [colourKey(this.data.colours.classes[k - 1], `Class ${k}: `), "area "] : ["Area "];
+      const of = this.data.classes > 2 ? [colourKey(this.data.colours.classes[k - 1], `Class ${k}${above}: `), "area "] : ["Area "];
       const nodes = [...of, make("b", "", `${(100 * fraction).toFixed(fraction < 0.1 ? 2 : 1)} %`), " of the image"];
-      return dice == null ? nodes : [...nodes, " · Dice ", make("b", "", dice.toFixed(3))];
+      return dice == null || !isPrediction ? nodes : [...nodes, " · Dice ", make("b", "", dice.toFixed(3))];
     });
     const lines = parts.map(nodes => { const line = make("span", ""); line.append(...nodes); return line; });
     this.elements.contourText.replaceChildren(...lines.flatMap((line, i) => i ? [document.createElement("br"), line] : [line]));
