@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.review_runs import SAMPLE_NAMES, SAMPLES, sample_probabilities, sample_run, write_run
 from tests.test_review import data_of, images_of
@@ -172,6 +173,19 @@ def test_measured_dice_is_that_of_images_with_a_lesion(tmp_path: Path, opened: O
         set_slider(page, "#cut", count)
         assert page.locator("#cut-dice b").last.text_content() == expected
         assert ("measured where there is a lesion: " in page.locator("#cut-dice").text_content()) == (count < 2)
+
+
+def test_expected_dice_is_that_of_masks_that_are_not_empty(tmp_path: Path, opened: Open):
+    maps = {name: np.full((6, 8), grey, np.uint8) for name, grey in (("a.png", 0), ("b.png", 200), ("c.png", 0))}
+    run = write_run(tmp_path / "run", maps, scores={"a.png": {"soft_dice_confidence": 0.01}})
+    page = opened(write_review([run], images_of(tmp_path / "imgs", *maps))[0])
+    for count, words in (
+        (0, "of the 3, where the mask is not empty: 0.510"),
+        (1, "of the other 2, where the mask is not empty: 0.510"),
+        (2, "of the other 1, where the mask is not empty: \u2013"),
+    ):
+        set_slider(page, "#cut", count)
+        assert page.locator("#cut-dice").text_content() == f"Expected Dice {words}"
 
 
 def test_equal_scores_are_not_torn_apart(tmp_path: Path, opened: Open):
@@ -412,6 +426,23 @@ def test_masks_of_several_classes_have_no_threshold(tmp_path: Path, opened: Open
     assert page.is_hidden("#threshold")
     assert page.is_visible("#masks-only")
     assert page.is_hidden("#layers")
+
+
+def test_probability_of_one_of_several_classes_is_no_mask(tmp_path: Path, opened: Open):
+    """Where another class is more probable it says so, and has neither Dice nor errors."""
+    imgs, values = images_of(tmp_path / "imgs", "a.png", size=(80, 60)), np.zeros((60, 80), np.uint8)
+    values[:, :20] = 150
+    settings = {"mask_values": [0, 1, 2], "class_index": 2}
+    run = write_run(tmp_path / "run", {"a.png": values}, settings)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.indices((60, 80))[1].astype(np.uint8) // 30).save(tmp_path / "masks" / "a.png")
+    page = opened(write_review([run], imgs, ReviewOptions(tmp_path / "masks"))[0], "#1")
+    area(page)
+    text = page.locator("#contour-text").text_content()
+    assert text == " Class 2 with a probability above 0.50: area 25.0 % of the image"
+    assert page.locator("#layers label").all_text_contents() == ["None", "Probability, class 2"]
+    set_slider(page, "#threshold", 0.6)
+    assert "above 0.60: area 0.00 %" in page.locator("#contour-text").text_content()
 
 
 # -- decisions ---------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ function drawCurves(svg, curves, chosen) {
   const x = k => 240 * k / Math.max(1, last);
   const y = mean => 62 - 60 * (mean - low) / Math.max(1e-6, high - low);
   const step = Math.max(1, Math.floor(last / 240));
-  const shapes = curves.map(({ means, name }) => {
+  const shapes = curves.filter(({ means }) => means[0] != null).map(({ means, name }) => {
     const known = means.map((mean, k) => [k, mean]).filter(([k, mean]) => mean != null && k % step === 0);
     return svgElement("path", { class: name, d: "M" + known.map(([k, mean]) => `${x(k).toFixed(1)},${y(mean).toFixed(1)}`).join("L") });
   });
