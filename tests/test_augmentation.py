@@ -1,7 +1,7 @@
 """The training transforms: an image and the shares of its classes stay together, a seed repeats the random choices."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -267,3 +267,8 @@ def test_wild_transforms_mix_with_other_images():
         assert torch.equal(mixed, again)
         assert mixed_shares.sum() == pytest.approx(shares.sum())
         assert (mixed.float() - alone.float()).abs().mean() > 1
+
+
+def test_strong_augmentation_is_stronger():
+    light, strong = (astuple(STRENGTHS[name])[:5] for name in ("light", "strong"))
+    assert all(a < b for a, b in zip(light, strong, strict=True))

@@ -194,3 +194,28 @@ def test_the_folder_of_the_model_is_not_that_of_a_run(tmp_path: Path):
         result = run_module("utils.calibration", *flags, "--output", path.with_name("new.pth"))
         assert result.returncode == 0, result.stderr
     assert {file.name for file in path.parent.iterdir()} == {"best.pth", "new.pth"}
+
+
+def test_no_guarantee_from_training_images(tmp_path: Path):
+    """The model was validated on the images that it was trained on."""
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    settings = {"validation": 0.0, "seed": 0, "images": 2, "image_names": names_digest(sorted(imgs.iterdir()), imgs)}
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, TrainedModel(lively_network(), (32, 32), settings=settings))
+    flags = ["-m", path, "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+    assert run_module("utils.calibration", *flags).returncode == 0
+    model = load_model(path)
+    assert model.temperatures
+    assert model.risk_curves == {}
+
+
+def test_ignored_value(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    for path in masks.iterdir():
+        mask = np.array(Image.open(path))
+        mask[:10] = 128
+        Image.fromarray(mask).save(path)
+    save_checkpoint(tmp_path / "model.pth", TrainedModel(lively_network(), (32, 32)))
+    flags = ["-m", tmp_path / "model.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache"]
+    assert run_module("utils.calibration", *flags).returncode == 2
+    assert run_module("utils.calibration", *flags, "--ignore-value", 128).returncode == 0

@@ -143,3 +143,18 @@ def test_single_image_with_empty_masks():
     assert result["errors"]["error_auroc"] == {"value": None, "low": None, "high": None}
     json.dumps(result, allow_nan=False)
     assert "undefined" in format_evaluation(result)
+
+
+def test_intervals_are_those_of_resampled_images():
+    """Of the NLL, a mean over pixels of which each image has as many; those of the rankings are not empty."""
+    images = [counts_of(*random_maps(seed)) for seed in range(12)]
+    rows = rows_of(np.linspace(0.3, 0.9, 12).tolist())
+    rows = [row | pixel_metrics(one) for row, one in zip(rows, images, strict=True)]
+    result = evaluate_set(rows, [one.coarse() for one in images], reduce(operator.add, images))
+    drawn = np.random.default_rng(0).multinomial(12, [1 / 12] * 12, size=1000)
+    pixels = sum(int(one.pixels) for one in images)
+    expected = np.percentile(drawn @ [float(one.log_loss) for one in images] / pixels, [2.5, 97.5])
+    nll = result["calibration"]["nll"]
+    assert [nll["low"], nll["high"]] == pytest.approx(expected.tolist(), rel=1e-6)
+    for metric in result["selective"]["mean_entropy"].values():
+        assert metric["low"] < metric["value"] < metric["high"]

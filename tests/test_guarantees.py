@@ -69,6 +69,17 @@ def dataset(n: int, size: tuple[int, int] = (32, 32)) -> list[tuple[torch.Tensor
     return [(torch.from_numpy(np.array(a)).permute(2, 0, 1), torch.from_numpy(np.array(b) // 255)) for a, b in pairs]
 
 
+def test_a_temperature_is_fitted_to_all_images(trained: TrainedModel):
+    """In any order; the second one has the complement of its mask."""
+    (a, mask_a), (b, mask_b) = dataset(2, (128, 128))
+    pairs, fitted = [(a, mask_a), (b, 1 - mask_b)], []
+    for images in (pairs, pairs[::-1]):
+        model = replace(trained)
+        calibrate(model, images)
+        fitted.append(model.temperatures["softmax"])
+    assert fitted[0] == pytest.approx(fitted[1], rel=1e-6)
+
+
 # -- calibration and the file ------------------------------------------------------------------------------------------
 
 
@@ -280,7 +291,7 @@ def test_folder_with_ground_truth(spread: TrainedModel, tmp_path: Path, capsys: 
         assert interval[0] < reached[name]["value"] < interval[1]
     assert result["run"]["guarantee"]["level"] == 0.52
     assert f"False negative rate, outer mask      {mean_losses[0]:.4f}   95 % CI" in capsys.readouterr().out
-    assert "Outer mask" not in format_evaluation({name: one for name, one in result.items() if name != "guarantee"})
+    assert "outer mask" not in format_evaluation({name: one for name, one in result.items() if name != "guarantee"})
     with open(out / "metrics.csv", newline="") as file:
         table = [float(row["inner_false_discovery_proportion"]) for row in csv.DictReader(file)]
     assert table == pytest.approx([fdp for _, fdp in losses])

@@ -12,7 +12,15 @@ import pytest
 from PIL import Image
 
 import predict_bayesian
-from tests.conftest import ENVIRONMENT, ROOT, assert_one_clear_line, make_folders, make_image, run_script
+from tests.conftest import (
+    ENVIRONMENT,
+    ROOT,
+    assert_one_clear_line,
+    lively_network,
+    make_folders,
+    make_image,
+    run_script,
+)
 from tests.fresh_processes import run_fresh
 from tests.reference import network_probability
 from tests.test_prediction_scripts import pixels
@@ -344,3 +352,10 @@ def test_figure_that_fails_loses_nothing_else(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(predict_bayesian, "draw_predictions", fail)
     predict_bayesian.save_row(None, report, "a.jpg", tmp_path / "x_figure.png")
     assert report.failures == [("figure of a.jpg", "RuntimeError: no font")]
+
+
+def test_seed_and_temperature_reach_the_sampler():
+    model = TrainedModel(lively_network(), temperatures={"mc_dropout": 1.7})
+    args = predict_bayesian.get_args_parser().parse_args(["-i", "x", "--seed", "5", "--calibrated"])
+    sampler = predict_bayesian.sampler_from_args(args, model, None)
+    assert (sampler.seed, sampler.temperature) == (5, 1.7)

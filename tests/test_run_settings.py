@@ -10,6 +10,7 @@ from PIL import Image
 
 import predict
 import predict_bayesian
+import predict_prob_bayesian
 import predict_prob_direct
 from tests.conftest import lively_network, make_image
 from utils.checkpoint import save_checkpoint
@@ -109,3 +110,17 @@ def test_image_with_two_outputs_is_refused(tmp_path: Path):
             "-o",
             *outputs,
         )
+
+
+def test_results_of_other_weights_seeds_and_thresholds_are_told_apart(tmp_path: Path):
+    imgs, _ = make_data(tmp_path)
+    models = [make_model(tmp_path, seed) for seed in (0, 1)]
+    for script, others in (
+        (predict, {"weights": ("-m", models[1]), "threshold": ("-t", 0.4)}),
+        (predict_prob_bayesian, {"seed": ("--seed", 1)}),
+    ):
+        flags = ["--input-dir", imgs, "--output-dir", tmp_path / script.__name__, "-m", models[0]]
+        assert not run(script, *flags)
+        for name, other in others.items():
+            with pytest.raises(InputError, match=f"contains results with {name} = "):
+                run(script, *flags, *other, "--skip-existing")

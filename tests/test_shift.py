@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from tests.conftest import lively_network, make_folders
+from tests.test_guarantees import curves_of
 from utils import cli, shift
-from utils.checkpoint import TrainedModel, save_checkpoint
+from utils.checkpoint import TrainedModel, load_model, save_checkpoint
 from utils.data.corruptions import CORRUPTIONS, corrupt
 from utils.data.images import IMAGE_EXTENSIONS, read_image
 from utils.data.mask_classes import MaskClasses
@@ -463,3 +464,24 @@ def test_inputs_that_cannot_be_used(folder: Path, tmp_path: Path):
         pass
     assert error.value.options == ("output_dir",)
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_reach_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    path, curves = tmp_path / "model.pth", {"softmax": curves_of(99)}
+    save_checkpoint(path, TrainedModel(lively_network(), (32, 32), risk_curves=curves))
+    seen: list[tuple] = []
+
+    def stop(*args: object) -> None:
+        seen.append(args)
+        raise InterruptedError
+
+    monkeypatch.setattr(shift, "ShiftEvaluation", stop)
+    folders = ["--imgs-dir", imgs, "--masks-dir", masks, "--output-dir", tmp_path / "o"]
+    words = list(map(str, ["-m", path, *folders, "--seed", 7, "--guarantee", 0.9, "--methods"]))
+    with pytest.raises(InterruptedError):
+        shift.main(shift.get_args_parser().parse_args([*words, "direct"]))
+    (_, _, _, seed, guarantees, _) = seen[0]
+    assert (seed, guarantees["softmax"].level) == (7, 0.9)
+    args = shift.get_args_parser().parse_args([*words, "bayesian"])
+    assert shift.samplers_from_args(args, load_model(path), None)[0].seed == 7

@@ -188,3 +188,10 @@ def test_line_blur():
     assert horizontal[20, 15:26] == pytest.approx(1 / 11, abs=0.01)
     assert horizontal[19].max() < 0.01
     assert line_blur(point, 10.0, np.pi / 2) == pytest.approx(horizontal.T, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("overexposure", 1), ("underexposure", -1)])
+def test_exposure_is_changed_as_its_name_says(name: str, sign: int):
+    image = np.full((4, 4, 3), 0.5, np.float32)
+    for level in CORRUPTIONS[name].levels:
+        assert sign * (exposure(image, image[..., 0], level, None)[0].mean() - 0.5) > 0

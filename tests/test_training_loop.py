@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import lively_network
 from tests.random_data import SeededTensorDataset
-from unet import BayesianUNet, class_logits
+from unet import BayesianUNet, class_logits, draw_dropout_masks
 from utils import IGNORED_CLASS
 from utils.data.preprocessing import to_network_input
 from utils.data_loading import SeededBatchSampler
@@ -248,3 +248,17 @@ def test_examples():
         expected = class_logits(state.network(inputs))
     for prediction, logits in zip(predicted, expected, strict=True):
         assert (prediction == logits.argmax(dim=0).numpy()).mean() > 0.99
+
+
+def test_each_step_has_dropout_masks_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    seeds: list[int] = []
+
+    def recording(network: BayesianUNet, n: int, seed: int) -> torch.Tensor:
+        seeds.append(seed)
+        return draw_dropout_masks(network, n, seed)
+
+    monkeypatch.setattr("utils.training.loop.draw_dropout_masks", recording)
+    state = new_state()
+    for _ in range(2):
+        train(state, make_batches())
+    assert len(set(seeds)) == len(seeds) == 4

@@ -18,7 +18,10 @@ from tests.conftest import assert_one_clear_line, lively_network, make_folders, 
 from tests.test_guarantees import dataset
 from tests.test_prediction_scripts import pixels
 from unet import BayesianUNet
+from utils import model_flags
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.data.augmentation import training_transforms
+from utils.data_loading import training_batches
 from utils.runtime.errors import InputError
 from utils.training.checkpoint_files import checkpoint_bytes
 from utils.training.state import new_training_state
@@ -379,7 +382,7 @@ def test_overfit_one_image(tmp_path: Path):
     assert "0 validates on the training images" in logged(tmp_path, *flags, code=2)
     text = logged(tmp_path, *flags, "--validation", 0)
     assert "Training on 1 image and validating on the same one:" in text
-    assert read_checkpoint(tmp_path / "checkpoints" / "best.pth")["validation"]["dice"] >= 0
+    assert read_checkpoint(tmp_path / "checkpoints" / "best.pth")["validation"]["dice"] is not None
     assert not load_model(tmp_path / "checkpoints" / "best.pth").risk_curves  # nothing is known of other images
 
 
@@ -507,3 +510,39 @@ def test_best_epoch_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytes
     state.history = [{"epoch": 3, "val_dice": 0.5, "val_loss": 1.0}]
     train_bayesian.calibrate_best_epoch(tmp_path / "best.pth", state, dataset(2))
     assert "The best epoch is 3, after which this run was resumed without its file" in caplog.text
+
+
+def test_flags_reach_the_training(tmp_path: Path, small: list, monkeypatch: pytest.MonkeyPatch):
+    seen = {}
+
+    def transforms(name: str, others: object) -> object:
+        seen.update(name=name, others=len(others))
+        return training_transforms("light")
+
+    def batches(dataset: object, batch_size: int, seed: int, workers: int) -> object:
+        seen.update(batches=(batch_size, seed))
+        return training_batches(dataset, batch_size, seed)
+
+    def state(network: object, learning_rate: float, total_steps: int, dtype: torch.dtype | None) -> None:
+        seen.update(rate=learning_rate, steps=total_steps, dtype=dtype, seed=torch.initial_seed())
+        raise InterruptedError
+
+    monkeypatch.setattr("utils.data.augmentation.training_transforms", transforms)
+    monkeypatch.setattr(train_bayesian, "training_batches", batches)
+    monkeypatch.setattr(train_bayesian, "new_training_state", state)
+    monkeypatch.setattr(model_flags, "amp_dtype", lambda device, amp: torch.bfloat16 if amp else None)
+    flags = ["--augmentation", "wild", "--learning-rate", 0.02, "--amp", "--seed", 5, "--batch-size", 3, "--epochs", 4]
+    words = map(str, [*training_flags(tmp_path, n=8), *small, *flags])
+    with pytest.raises(InterruptedError):
+        train_bayesian.main(train_bayesian.get_args_parser().parse_args(list(words)))
+    expected = {"batches": (3, 5), "rate": 0.02, "steps": 4 * 3, "dtype": torch.bfloat16, "seed": 5}
+    assert seen == {"name": "wild", "others": 7, **expected}
+
+
+def test_what_a_resumed_run_has_to_share():
+    """All flags but those that name files, which are compared, or are part of the model, or change no result."""
+    files = {"imgs_dir", "masks_dir", "val_imgs_dir", "val_masks_dir", "mask_suffix", "ext", "recursive", "groups"}
+    model = {"bilinear", "classes", "newW", "newH", "load"}
+    others = {"help", "resume", "device", "wandb", "cache_dir", "checkpoint_dir", "max_megapixels", "skip_unusable"}
+    flags = {action.dest for action in train_bayesian.get_args_parser()._actions}
+    assert set(train_bayesian.SETTINGS) == flags - files - model - others

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.metrics.uncertainty import ImageScores, entropy, pairwise_dice, score_title
+from utils.metrics.uncertainty import CONFIDENCE_SIGNS, ImageScores, entropy, pairwise_dice, score_title
 
 
 def two_classes(foreground: list[list[float]]) -> torch.Tensor:
@@ -187,3 +187,7 @@ def test_titles():
         "soft Dice confidence",
         "mean entropy",
     ]
+
+
+def test_signs_of_confidence():
+    assert CONFIDENCE_SIGNS == {"soft_dice_confidence": 1, "pairwise_dice": 1, "mean_entropy": -1, "area_variation": -1}

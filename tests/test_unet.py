@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.conftest import lively_network
@@ -102,3 +103,14 @@ def test_dropout_drops_whole_channels_or_applies_a_mask():
     assert layer(x, mask)[5, :, 0, 0].tolist() == [0, 2, 2, 0]
     assert torch.equal(layer.eval()(x), x)
     assert layer(x, mask)[5, :, 0, 0].tolist() == [0, 2, 2, 0]
+
+
+def test_bilinear_upsampling_aligns_corners_and_pads_at_the_end():
+    up, x, skip, seen = Up(4, 2, bilinear=True), torch.rand(1, 2, 3, 4), torch.rand(1, 2, 7, 9), []
+    up.conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    up(x, skip, iter([None, None]))
+    expected = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(seen[0][:, :2], skip)
+    torch.testing.assert_close(seen[0][:, 2:, :6, :8], expected)
+    assert not seen[0][:, 2:, 6].any()
+    assert not seen[0][:, 2:, :, 8].any()
