@@ -44,6 +44,10 @@ def test_table_and_figures(project: Path, tmp_path: Path):
         assert list(content.values())[i] == metrics
         assert rows["Dice, mean"][i].rstrip(" |") == f"{metrics['segmentation']['dice']['value']:.4f}"
         assert rows["NLL (nats)"][i].rstrip(" |") == f"{metrics['calibration']['nll']['value']:.4f}"
+        assert rows["Dice, median"][i].rstrip(" |") == f"{metrics['segmentation']['dice']['median']:.4f}"
+        for title in ("Jaccard, mean", "Sensitivity", "Specificity", "Accuracy"):
+            name = title.split(",")[0].lower()
+            assert rows[title][i].rstrip(" |") == f"{metrics['segmentation'][name]['value']:.4f}"
         for title, name in (("AURC, oracle", "oracle"), ("AURC, random", "random")):
             assert rows[title][i].rstrip(" |") == f"{metrics['selective'][name]['aurc']:.4f}"
     assert rows["AURC, pairwise Dice"][0] == ""  # a single sample has no pairs
