@@ -14,8 +14,10 @@ from utils import IGNORED_CLASS
 from utils.checkpoint import TrainedModel
 from utils.data.images import IMAGE_EXTENSIONS
 from utils.data.mask_classes import MaskClasses
+from utils.data.masks import read_mask
 from utils.inference.predictor import Prediction
 from utils.inference.samplers import MCDropout
+from utils.pipeline import ground_truth as ground_truth_module
 from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
@@ -75,6 +77,19 @@ def test_void_of_a_healthy_image_is_ignored_if_the_user_says_so(tmp_path: Path):
         target = ground_truth.read(items[0], (16, 20))
         assert (target[:4] == expected).all()
         assert not target[4:].any()
+
+
+@pytest.mark.parametrize("room", [ground_truth_module._MAX_KEPT, 0])
+def test_masks_are_decoded_once_if_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int):
+    monkeypatch.setattr(ground_truth_module, "_MAX_KEPT", room)
+    imgs, masks = make_folders(tmp_path, 3, (20, 16))
+    ground_truth = GroundTruth(find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS), masks, MaskClasses((0, 255)))
+    expected = [np.asarray(Image.open(masks / f"SKIN_00{i}_Segmentation.png")) > 0 for i in range(3)]
+    decoded = []
+    monkeypatch.setattr(ground_truth_module, "read_mask", lambda path: decoded.append(path) or read_mask(path))
+    for item, target in zip(find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS), expected, strict=True):
+        assert np.array_equal(ground_truth.read(item, (16, 20)), target)
+    assert len(decoded) == (0 if room else 3)
 
 
 def test_masks_that_do_not_fit(tmp_path: Path):

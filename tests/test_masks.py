@@ -10,6 +10,7 @@ import pytest
 import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from tests.conftest import ROOT, forked
@@ -112,7 +113,7 @@ def test_shape_in_the_alpha_channel(tmp_path: Path, mode: str, colour: tuple[int
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.tuples(st.integers(0, 900), st.integers(1, 40)), st.sampled_from([1, 3, 17]))
+@given(st.integers(0, 1000), st.tuples(st.integers(1, 900), st.integers(1, 40)), st.sampled_from([1, 3, 17]))
 def test_values_are_counted_one_by_one(seed: int, shape: tuple[int, int], side: int):
     """In masks of areas, and where every pixel differs from its neighbour."""
     coarse = np.random.default_rng(seed).integers(0, 256, [-(-length // side) for length in shape], dtype=np.uint8)
@@ -122,6 +123,28 @@ def test_values_are_counted_one_by_one(seed: int, shape: tuple[int, int], side: 
     assert (counts.values.tolist(), counts.pixels.tolist()) == (found.tolist(), pixels.tolist())
     solid = [(scipy.ndimage.minimum_filter(codes == value, 3, mode="constant")).sum() for value in found]
     assert counts.solid.tolist() == solid
+
+
+@settings(max_examples=50)
+@given(
+    arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int32]),
+        st.tuples(*2 * [st.integers(1, 9)]),
+        elements=st.integers(0, 5),
+    ),
+    st.permutations([0, 7, 255, 65535, RED, RED + 1]),
+)
+def test_runs_round_trip(codes: np.ndarray, values: list[int]):
+    mask = RawMask(codes, np.array(values))
+    runs = mask.runs()
+    assert runs.lengths.sum() == codes.size
+    assert (np.diff(runs.values) > 0).all()
+    again = runs.to_mask()
+    assert np.array_equal(again.values[again.codes], mask.values[mask.codes])
+    assert set(runs.values.tolist()) == set(mask.values[mask.codes].ravel().tolist())
+    rows = np.zeros((4, 100), np.uint8)
+    rows[2] = 1
+    assert [array.tolist() for array in RawMask(rows, np.array([9, 5])).runs()[:2]] == [[1, 0, 1], [200, 100, 100]]
 
 
 def test_solid_pixels_lie_in_areas_of_one_value(tmp_path: Path):

@@ -87,6 +87,8 @@ class MaskOptions:
 
 def _classes_of(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """`table[codes]` for a uint8 table; Pillow is several times as fast with uint8 codes."""
+    if (table == np.arange(len(table))).all():
+        return codes.astype(np.uint8)
     if codes.dtype != np.uint8 or not codes.size:
         return table[codes]
     return np.array(Image.fromarray(codes).point(np.resize(table, 256).tolist()))  # a copy, to be written to

@@ -10,7 +10,7 @@ from utils.data.class_rule import decide_classes
 from utils.data.fitting import MaskFitter
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.mask_values import ValueCounts
-from utils.data.masks import read_mask
+from utils.data.masks import MaskRuns, RawMask, read_mask
 from utils.data.pairing import find_masks
 from utils.inference.predictor import Prediction
 from utils.metrics.pixel_metrics import PIXEL_METRICS
@@ -21,9 +21,11 @@ from utils.runtime.console import progress
 from utils.runtime.errors import InputError
 from utils.runtime.threads import cores_per_process
 
+_MAX_KEPT = 2**28  # bytes of masks: more than ten thousand of 6 megapixels
+
 
 class GroundTruth:
-    """The ground-truth masks of some images. All are read once before, to decide what their values mean.
+    """The ground-truth masks of some images. All are read first, to decide what their values mean, and kept as runs.
 
     Args:
         items: the images.
@@ -61,7 +63,8 @@ class GroundTruth:
                 )
         self.paths = find_masks(images, mask_dir, mask_suffix)
         self.fitter = MaskFitter()
-        counts = _count_values([path for paths in self.paths.values() for path in paths])
+        self._kept: dict[Path, MaskRuns] = {}
+        counts = self._count_values([path for paths in self.paths.values() for path in paths])
         if counts:  # otherwise each mask fails when it is read
             self.mask_classes = decide_classes(counts, self.n_classes, MaskOptions(ignored=ignore_value), recorded)
 
@@ -84,10 +87,10 @@ class GroundTruth:
         Raises:
             InputError: the mask cannot be read, or has another size.
         """
-        paths, (height, width) = self.paths.get(item.name), shape
+        paths, size = self.paths.get(item.name), shape[::-1]
         if paths is None:
             return None
-        return self.mask_classes.unite(self.fitter.read(paths, (width, height)))
+        return self.mask_classes.unite([self.fitter.fit(path, self._read(path), size) for path in paths])
 
     def compare(self, target: np.ndarray, prediction: Prediction) -> dict[str, float]:
         """The scores of a prediction, of its probabilities if their pixels were counted.
@@ -101,18 +104,26 @@ class GroundTruth:
             scores |= {name: float(metric(counts)) for name, metric in PIXEL_METRICS.items()}
         return scores | prediction.region_losses(target)
 
+    def _count_values(self, paths: Sequence[Path]) -> dict[str, ValueCounts]:
+        """The values of each readable mask, by its path; this process counts its share, and keeps these masks."""
 
-def _count_values(paths: Sequence[Path]) -> dict[str, ValueCounts]:
-    """The values of each mask, by its path; this process counts its share. Masks that cannot be read are left out."""
+        def count(path: Path) -> tuple[ValueCounts, MaskRuns] | None:
+            try:
+                mask = read_mask(path)
+            except InputError:  # reading it again will report why
+                return None
+            return mask.count(), mask.runs()
 
-    def count(path: Path) -> ValueCounts | None:
-        try:
-            return read_mask(path).count()
-        except InputError:  # reading it again will report why
-            return None
+        share, counted, room = paths[distributed.rank() :: distributed.world_size()], {}, _MAX_KEPT
+        with ThreadPoolExecutor(cores_per_process()) as pool:
+            results = progress(pool.map(count, share), total=len(share), desc="Ground truth", unit="mask", leave=False)
+            for path, result in zip(share, results, strict=True):
+                if result is not None:
+                    counted[str(path)], runs = result
+                    room -= runs.nbytes
+                    if room >= 0:
+                        self._kept[path] = runs
+        return {path: one for part in distributed.all_gather(counted) for path, one in part.items()}
 
-    share = paths[distributed.rank() :: distributed.world_size()]
-    with ThreadPoolExecutor(cores_per_process()) as pool:
-        results = progress(pool.map(count, share), total=len(share), desc="Ground truth", unit="mask", leave=False)
-        counted = dict(zip(map(str, share), results, strict=True))
-    return {path: one for part in distributed.all_gather(counted) for path, one in part.items() if one is not None}
+    def _read(self, path: Path) -> RawMask:
+        return self._kept[path].to_mask() if path in self._kept else read_mask(path)
