@@ -164,7 +164,10 @@ def load_datasets(
     validation_set = SegmentationDataset(held_out, validation, held_out_classes, groups=groups)
     for data, name in ((training_set, "training"), (validation_set, "validation")):
         if not data.n_counted:
-            raise InputError(f"in the {name} masks every pixel is ignored: some have to count", "ignore_value")
+            options = () if folders else ("validation", "seed", "val_imgs_dir")
+            raise InputError(
+                f"in the {name} masks every pixel is ignored: some have to count", "ignore_value", *options
+            )
     transforms = training_transforms(args.augmentation, others=training_set)
     return training_set.with_transform(transforms), validation_set, settings, validation_names
 
@@ -238,6 +241,11 @@ def log_datasets(training: SegmentationDataset, validation: SegmentationDataset,
             "At %dx%d pixels %s would lose a lesion: they keep the pixel with its largest share. A larger network "
             "input keeps more of it: --newW, --newH",
             *(width, height, " and ".join(f"{len(data.kept)} of {len(data)} {name} masks" for data, name in numbers)),
+        )
+    if training.n_without_lesion == training.n_counted:
+        logger.warning(
+            "No training image has a lesion, so the network cannot learn any. --validation, --seed or --val-imgs-dir "
+            "change the training images"
         )
     if validation.n_without_lesion == validation.n_counted:
         logger.warning(

@@ -1,6 +1,7 @@
 """A folder as it may come from anywhere: unusual images are predicted, broken ones fail alone and are named."""
 
 import ctypes
+import re
 import struct
 import subprocess
 import sys
@@ -63,6 +64,16 @@ def folder(tmp_path: Path) -> tuple[Path, dict[str, tuple[int, int]], set[str]]:
     (folder / "folder.png").mkdir()  # ignored
     (folder / "link.png").symlink_to("nowhere")
     return folder, sizes, {"empty.png", "truncated.jpg", "text.png", "bomb.png", "wide bomb.png", "link.png"}
+
+
+def test_limit_of_megapixels_is_that_of_the_flag(tmp_path: Path, model_file: Path):
+    for side in (20, 40):
+        Image.new("L", (side, side)).save(tmp_path / f"{side}.png")
+    flags = ("--input-dir", tmp_path, "--output-dir", tmp_path / "o", "-m", model_file, "--max-megapixels", 0.001)
+    result = run_script("predict.py", *flags)
+    assert result.returncode == 1
+    assert re.findall(r"(\d+)\.png: has more than 0\.001 megapixels: .*--max-megapixels", result.stderr) == ["40"]
+    assert [path.name for path in (tmp_path / "o").glob("*.png")] == ["20_OUT.png"]
 
 
 @pytest.mark.parametrize("script", ["predict.py", "predict_prob_tta.py"])

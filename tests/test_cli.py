@@ -17,6 +17,7 @@ from unet import BayesianUNet
 from utils import cli, model_flags
 from utils.arguments import compute_parent, model_parent, training_folders_parent, training_parent
 from utils.checkpoint import TrainedModel, save_checkpoint
+from utils.data.pairing import PairingOptions
 from utils.runtime.errors import InputError
 
 # -- the model ---------------------------------------------------------------------------------------------------------
@@ -67,6 +68,12 @@ def test_flags_complete_a_file_without_an_input_size(tmp_path: Path):
 def training_flags(*arguments: object) -> argparse.Namespace:
     parents = [training_parent(), training_folders_parent()]
     return argparse.ArgumentParser(parents=parents).parse_args([*map(str, arguments)])
+
+
+def test_how_images_and_masks_are_found():
+    flags = ("--mask-suffix", "_gt", "--recursive", "--ext", "bmp", "--skip-unusable")
+    assert cli.pairing_options(training_flags(*flags)) == PairingOptions("_gt", True, ["bmp"], True)
+    assert cli.pairing_options(training_flags()) == PairingOptions()
 
 
 def test_network_to_train(tmp_path: Path):

@@ -2,15 +2,18 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from tests.conftest import assert_one_clear_line, make_folders, run_module, run_script
-from utils.compare import format_table, probability_titles, read_names, read_results
+from utils.compare import format_table, probability_titles, read_entropy, read_names, read_results
+from utils.data.images import save_png
 from utils.runtime.errors import InputError
 
 
@@ -21,7 +24,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
     imgs, masks = make_folders(folder, 6, (70, 50), seed=300)
     Image.new("L", (70, 50)).save(masks / "SKIN_005_Segmentation.png")  # without a lesion
     common = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file]
-    for method, more in (("direct", ["--save-entropy"]), ("bayesian", ["--mc", 5]), ("tta", [])):
+    for method, more in (("direct", ["--save-entropy"]), ("bayesian", ["--mc", 5, "--seed", 3]), ("tta", [])):
         result = run_script(f"predict_prob_{method}.py", *common, "--output-dir", folder / method, *more)
         assert result.returncode == 0, result.stderr
     return folder
@@ -125,13 +128,29 @@ def test_summary_of_another_run(project: Path, tmp_path: Path):
     assert not (tmp_path / "d").exists()
 
 
+def test_entropy_of_a_figure(tmp_path: Path):
+    """The saved map, in nats, or that of the probability."""
+    save_png(tmp_path / "a_OUT.png", np.array([[0, 51, 255]], np.uint8))
+    save_png(tmp_path / "a_OUT_entropy.png", np.array([[0, 51, 255]], np.uint8))
+    probability, whole = np.array([[0, 0.2, 1]]), (slice(None), slice(None))
+
+    def read(n_classes: int, save_entropy: bool) -> list[float]:
+        run = {"mask_values": [*range(n_classes)], "save_entropy": save_entropy}
+        return read_entropy(tmp_path / "a_OUT.png", probability, run, whole)[0].tolist()
+
+    assert read(3, save_entropy=True) == pytest.approx([0, math.log(3) / 5, math.log(3)])
+    assert read(2, save_entropy=False) == pytest.approx([0, scipy.stats.entropy([0.2, 0.8]), 0], abs=1e-6)
+    with pytest.raises(InputError, match=r"a_OUT_entropy\.png is missing: with more than two classes"):
+        read(3, save_entropy=False)
+
+
 def test_last_passes_agree_with_the_batch_script(project: Path, tmp_path: Path, model_file: Path):
     masks = shutil.copytree(project / "masks", tmp_path / "masks")
     name = min(path.name for path in masks.iterdir())
     with Image.open(project / "masks" / name) as mask:
         mask.resize((3 * mask.width, 3 * mask.height), Image.Resampling.NEAREST).save(masks / name)
     common = ["--input-dir", project / "imgs", "--mask-dir", masks, "-m", model_file]
-    result = run_module("utils.passes", *common, "--output-dir", tmp_path, "--mc", 5)
+    result = run_module("utils.passes", *common, "--output-dir", tmp_path, "--mc", 5, "--seed", 3)
     assert result.returncode == 0, result.stderr
     assert "1 mask was resized to the size of the image" in result.stderr
     with open(tmp_path / "passes.csv", newline="") as file:

@@ -32,8 +32,9 @@ def test_evaluate_set():
     assert 0.5 <= dice["low"] < 0.8125 < dice["high"] <= 1
     assert result["selective"]["soft_dice_confidence"]["e_aurc"]["value"] == pytest.approx(0)
     assert result["selective"]["mean_entropy"]["aurc"]["value"] > result["selective"]["random"]["aurc"]
-    aurc = result["selective"]["soft_dice_confidence"]["aurc"]["value"]
-    assert result["selective"]["oracle"]["aurc"] == pytest.approx(aurc)
+    ranked, oracle = result["selective"]["soft_dice_confidence"], result["selective"]["oracle"]
+    assert oracle == pytest.approx({name: ranked[name]["value"] for name in ("aurc", "augrc")})
+    assert result["selective"]["random"] == pytest.approx({"aurc": 0.1875, "augrc": 0.1875 * (1 + 1 / 12) / 2})
     assert "pairwise_dice" not in result["selective"]
     assert "without" not in result
     assert "Dice         mean 0.8125   median 0.8750   95 % CI of the mean" in format_evaluation(result)

@@ -210,6 +210,23 @@ def test_255_is_an_object_unless_labels_lie_beside_it():
         decide([counted({0: 90, 255: 10}), counted({0: 90, 255: 10}), counted({0: 90, 1: 10})])
     assert decide([counted({0: 700, 255: 290}, {1: 1})]).values == (0, 255)  # specks
     assert decide([counted({0: 90, 100: 6, 255: 4})], 3).values == (0, 100, 255)
+    specks = decide([counted({0: 9900, 255: 9}, {1: 3})])  # of compression, beside a small lesion
+    assert (specks.values, specks.ignored) == ((0, 255), None)
+    vessels = decide([counted({0: 9000, 255: 900}, {1: 100})])
+    assert (vessels.values, vessels.ignored) == ((0, 1), 255)
+
+
+@pytest.mark.parametrize(("n_classes", "values"), [(3, [0, 1, 255]), (4, [0, 1, 3, 255]), (5, [0, 2, 255])])
+def test_255_beside_some_of_the_labels_is_for_the_user_to_explain(n_classes: int, values: list[int]):
+    masks = [counted({value: 100 - i for i, value in enumerate(values)})]
+    with pytest.raises(InputError, match=r"of which 255 may be a class or mark pixels that do not count") as error:
+        decide(masks, n_classes)
+    assert error.value.options == ("mask_values", "ignore_value")
+    labels = [*range(n_classes)]
+    assert decide(masks, n_classes, values=labels, ignored=255).ignored == 255
+    classes = [0, 1, 255, 7, 8][:n_classes]
+    if set(values) <= set(classes):
+        assert decide(masks, n_classes, values=classes).values == tuple(classes)
 
 
 # -- palettes ----------------------------------------------------------------------------------------------------------
@@ -223,6 +240,15 @@ def palette_mask(colours: list[int], pixels: list[int]) -> ValueCounts:
 def test_equal_palettes_count_by_index():
     classes = decide([palette_mask([0, RED, GREEN], [60, 30, 10])] * 2, 3)
     assert (classes.values, classes.by_index) == ((0, 1, 2), True)
+
+
+def test_colours_that_the_user_names_are_those_of_palettes():
+    masks = [palette_mask([0, RED, GREEN], [60, 30, 10])] * 2
+    assert decide(masks, 3, values=[GREEN, 0, RED]).values == (GREEN, 0, RED)
+    assert decide(masks, 3, background=RED).values == (RED, 0, GREEN)
+    classes = decide(masks, ignored=GREEN)
+    assert (classes.values, classes.ignored) == ((0, RED), GREEN)
+    assert decide(masks, 3, values=[0, 2, 1]).values == (0, 2, 1)  # their indices
 
 
 def test_void_of_a_palette_may_have_the_colour_of_the_background(log):

@@ -88,6 +88,17 @@ def test_what_is_no_mask(tmp_path: Path):
         read_mask(tmp_path / "x.tif")
 
 
+@pytest.mark.parametrize("name", ["x.tif", "x.gif", "x.png"])
+def test_stack_of_masks_is_refused(tmp_path: Path, name: str):
+    pages = [Image.fromarray(np.roll(GREY, i)) for i in range(2)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match=f"{re.escape(name)} has several pages or frames, where a single mask"):
+        read_mask(tmp_path / name)
+    if name == "x.tif":
+        pages[0].save(tmp_path / name, save_all=True, append_images=[pages[1].resize((1, 1))])  # a thumbnail
+        assert values_of(tmp_path / name) == GREY.tolist()
+
+
 def test_each_colour_has_a_value(tmp_path: Path):
     expected = [[RGB_OFFSET + 0xFF0000, RGB_OFFSET + 0xFF00], [RGB_OFFSET + 0xFF, RGB_OFFSET + 0x5A5046]]
     assert values_of(saved(Image.fromarray(COLOURS), tmp_path / "x.png")) == expected

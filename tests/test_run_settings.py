@@ -54,6 +54,14 @@ def test_review_ignores_the_value_that_the_run_has_ignored(tmp_path: Path):
     assert methods_of(tmp_path / "o" / "review.html") == ["MC dropout, 2 passes"]
 
 
+def test_white_is_recorded(tmp_path: Path):
+    (imgs, _), model = make_data(tmp_path), make_model(tmp_path)
+    common = ("--input-dir", imgs, "-m", model, "--output-dir", tmp_path / "o")
+    assert run(predict, *common, "--white", 4095) == 0
+    with pytest.raises(InputError, match="with white = 4095"):
+        run(predict, *common, "--white", 1023, "--skip-existing")
+
+
 def test_another_ignored_value_is_no_run_to_resume(tmp_path: Path):
     (imgs, masks), model = make_data(tmp_path), make_model(tmp_path)
     common = ("-i", imgs, "-m", model, "--mask-dir", masks, "--output-dir", tmp_path / "o", "--mc", 2)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim.lr_scheduler import OneCycleLR
 
 import train_bayesian
 from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script, start_script
@@ -21,7 +22,7 @@ from unet import BayesianUNet
 from utils import model_flags
 from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
 from utils.data.augmentation import training_transforms
-from utils.data_loading import training_batches
+from utils.data_loading import split_indices, training_batches
 from utils.runtime.errors import InputError
 from utils.training.checkpoint_files import checkpoint_bytes
 from utils.training.state import new_training_state
@@ -74,6 +75,13 @@ def test_resume_after_a_kill_is_exact(tmp_path: Path, small: list[object]):
     arguments = ("--epochs", 3, "--batch-size", 4, "--seed", 5)
     out = train(tmp_path, *arguments, *small, n=40)
     uninterrupted, scores = read_checkpoint(out / "last.pth"), (out / "metrics.csv").read_bytes()
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    schedule, rates = OneCycleLR(optimizer, max_lr=1e-3, total_steps=27, cycle_momentum=False), []
+    for _ in range(27):  # 34 images make 9 batches
+        optimizer.step()
+        schedule.step()
+        rates += schedule.get_last_lr()
+    assert [float(row["learning_rate"]) for row in csv.DictReader(scores.decode().splitlines())] == rates[8::9]
     shutil.rmtree(out)
     with start_script("train_bayesian.py", *training_flags(tmp_path), *arguments, *small) as process:
         logged = ""
@@ -328,6 +336,19 @@ def test_validation_set(tmp_path: Path):
     assert "the masks have values that belong to no class" in text
 
 
+def test_validation_images_are_read_like_those_of_the_training(tmp_path: Path):
+    """White of 16 bits is that of the training images, though those for validation are darker."""
+    folders = [make_folders(tmp_path / name, 2, (48, 40)) for name in ("train", "val")]
+    for (imgs, _), factor in zip(folders, (16, 2), strict=True):
+        for path in list(imgs.iterdir()):
+            grey = np.asarray(Image.open(path).convert("L"), np.uint16)
+            Image.fromarray(grey * factor).save(path.with_suffix(".png"))
+            path.unlink()
+    flags = ["--newW", 32, "--newH", 32, "--val-imgs-dir", folders[1][0], "--val-masks-dir", folders[1][1]]
+    assert logged(tmp_path, *flags).count("white is") == 1
+    assert load_model(tmp_path / "checkpoints" / "best.pth").white == 4095
+
+
 def test_wrong_flags_are_noticed_before_decoding(tmp_path: Path):
     names = [path.stem for path in make_folders(tmp_path / "train", 4, (48, 40))[0].iterdir()]
     groups, one_group, others = tmp_path / "groups.csv", tmp_path / "one.csv", make_folders(tmp_path / "val", 2)
@@ -476,6 +497,23 @@ def test_validation_folder_of_the_training_images_and_void(tmp_path: Path):
     Image.fromarray(np.full((40, 48), 255, np.uint8)).save(val / "SKIN_000_Segmentation.png")
     text = logged(tmp_path, *flags, code=2)
     assert "in the validation masks every pixel is ignored: some have to count (see --ignore-value)" in text
+
+
+def test_split_that_leaves_out_the_lesions(tmp_path: Path):
+    """By itself it is no error, but a split in which no pixel counts is; other draws may be better."""
+    _, masks = make_folders(tmp_path / "train", 3, (48, 40))
+    paths, (training, (validation,)) = sorted(masks.iterdir()), split_indices(3, 34, seed=0)
+    flags = ["--newW", 16, "--newH", 16, "--validation", 34, "--batch-size", 2]
+    for i in training:
+        Image.new("L", (48, 40)).save(paths[i])
+    text = logged(tmp_path, *flags)
+    assert "Without a lesion: 2 of 2 training masks, 0 of 1 validation masks" in text
+    assert "No training image has a lesion" in text
+    Image.new("L", (48, 40), 7).save(paths[validation])
+    Image.fromarray(np.eye(40, 48, dtype=np.uint8) * 255).save(paths[training[0]])
+    text = logged(tmp_path, *flags, "--ignore-value", 7, code=2)
+    assert "in the validation masks every pixel is ignored" in text
+    assert "(see --ignore-value, --validation, --seed, --val-imgs-dir)" in text
 
 
 def test_run_that_diverges_leaves_the_earlier_one(tmp_path: Path, small: list[object]):

@@ -24,7 +24,7 @@ from utils.review_page.page import DEFAULT_PAGE, ReviewOptions, check_page, writ
 from utils.runtime import distributed
 from utils.runtime.atomic_files import check_replaceable
 from utils.runtime.console import ConsoleHandler, lasting_streams, only_warnings, set_log_level
-from utils.runtime.errors import InputError, first_line, is_gpu_error, is_gpu_full, is_out_of_memory
+from utils.runtime.errors import InputError, first_line, flag_of, is_gpu_error, is_gpu_full, is_out_of_memory
 from utils.runtime.output_folder import check_writable, output_folder
 from utils.runtime.signals import exit_on_termination
 from utils.runtime.threads import limit_torch_threads
@@ -239,11 +239,6 @@ def require_one_process() -> None:
     """
     if distributed.world_size() > 1:
         raise InputError("this command does not share its work among processes: start it without torchrun")
-
-
-def flag_of(name: str) -> str:
-    """The flag of an attribute of the parsed arguments."""
-    return "--" + name.replace("_", "-")
 
 
 def _memory_advice(error: Exception, args: argparse.Namespace) -> str:

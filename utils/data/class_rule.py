@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _VOID = 255  # the value that marks pixels to ignore in label maps
 _MIN_VOID_RATIO = 0.01  # of labelled pixels to those of 255, which are otherwise the object, and the labels specks
+_MIN_THIN_LABELS = 0.01  # of all pixels; fewer without an area may be what compression has left
 _MANY = 8  # more values than classes and this many others: compressed or anti-aliased masks
 _MIN_CONTRAST = 16  # between two classes of such masks
 _MAX_NOISE_DISTANCE = 8  # of compression within an area
@@ -62,12 +63,18 @@ def decide_classes(
     options.check(n_classes)
     raw = merge_counts(masks.values())
     learnt = expected or MaskClasses(())
-    of_learnt = [value for value in (*learnt.values, learnt.ignored, options.ignored) if value is not None]
-    by_index = palettes_count_by_index(raw.values, of_learnt if expected else (), learnt.by_index)
+    named = [value for value in (*options.of_classes, options.ignored) if value is not None]
+    if expected:
+        known = [*named, *learnt.values, *([] if learnt.ignored is None else [learnt.ignored])]
+    else:
+        known = [value for value in named if value >= RGB_OFFSET]  # the user sees colours
+    by_index = palettes_count_by_index(raw.values, known, learnt.by_index)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
     counts = merge_counts(by_mask.values())
-    known = (options.ignored, _recorded_void(counts, expected, options.loaded), _void_value(counts, by_mask, n_classes))
-    ignored = next((value for value in known if value not in (None, *options.of_classes)), None)
+    voids = (options.ignored, _recorded_void(counts, expected, options.loaded), _void_value(counts, by_mask, n_classes))
+    ignored = next((value for value in voids if value not in (None, *options.of_classes)), None)
+    if ignored is None and not expected and not options.values:
+        _check_no_label_is_missing(counts, n_classes)
     kept, by_mask = counts.without(ignored), {name: one.without(ignored) for name, one in by_mask.items()}
     if expected is None and options.ignored is not None and options.ignored not in counts.values:
         text = "No mask has the value %s, which is to be ignored"
@@ -98,8 +105,24 @@ def _void_value(counts: ValueCounts, masks: Mapping[str, ValueCounts], n_classes
         return None
     beside_labels = [one for one in masks.values() if np.isin(one.values, range(1, n_classes)).any()]
     n_beside = sum(one.pixels[one.values == _VOID].sum() for one in beside_labels)
-    enough = n_beside >= counts.pixels[-1] / 2 and counts.pixels[1:-1].sum() >= _MIN_VOID_RATIO * counts.pixels[-1]
+    are_specks = counts.pixels[1:-1].sum() < _MIN_THIN_LABELS * counts.pixels.sum()  # unless they have areas
+    n_labelled = (counts.solid if are_specks else counts.pixels)[1:-1].sum()
+    enough = n_beside >= counts.pixels[-1] / 2 and n_labelled >= _MIN_VOID_RATIO * counts.pixels[-1]
     return _VOID if enough else None
+
+
+def _check_no_label_is_missing(counts: ValueCounts, n_classes: int) -> None:
+    """Raise an `InputError` if 255 lies beside some of the labels 0 ... N - 1: it may be a class, or mark no class."""
+    others = counts.without(_VOID).values
+    are_labels = np.isin(others, range(n_classes)).all() and 0 in others
+    if are_labels and 1 < len(others) < min(n_classes, len(counts.values)):
+        raise InputError(
+            f"the masks have the values {_list_values(counts.values)}, of which 255 may be a class or mark pixels that "
+            f"do not count, as it does beside all labels from 0 to {n_classes - 1}: name the values of the {n_classes} "
+            "classes, and the value to ignore",
+            "mask_values",
+            "ignore_value",
+        )
 
 
 def _recorded_void(counts: ValueCounts, expected: MaskClasses | None, loaded: MaskClasses) -> int | None:

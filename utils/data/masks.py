@@ -92,8 +92,10 @@ def read_mask(path: Path | str) -> RawMask:
     """Read a mask of any mode. Where one colour is everywhere and the alpha channel holds the shape, that is read.
 
     Raises:
-        InputError: the file cannot be read as an image, is a photograph, or its values are not integers.
+        InputError: the file cannot be read as an image, has several pages, is a photograph, or its values are not
+            integers.
     """
+    _check_single(path)
     mask = _read_codes(path)
     if len(mask.values) > _MAX_NOISE[0]:
         counts = mask.count()
@@ -103,6 +105,19 @@ def read_mask(path: Path | str) -> RawMask:
                 "per class was expected: is it a mask?"
             )
     return mask
+
+
+def _check_single(path: Path | str) -> None:
+    """Check that a file has no second page or frame of the first one's size, as stacks of masks do."""
+    with decoding_errors(path), Image.open(path) as image:
+        size = image.size
+        for page in range(1, getattr(image, "n_frames", 1)):
+            image.seek(page)
+            if image.size == size:
+                raise InputError(
+                    f"{path} has several pages or frames, where a single mask was expected: write each to a file of "
+                    "its own, or all of them as one mask"
+                )
 
 
 def _read_codes(path: Path | str) -> RawMask:

@@ -19,7 +19,7 @@ from utils.pipeline.items import Item
 from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import write_csv, write_json
-from utils.runtime.errors import InputError, bulleted, first_line, is_gpu_error, is_out_of_memory
+from utils.runtime.errors import InputError, bulleted, first_line, flag_of, is_gpu_error, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Report:
         try:
             yield
         except InputError as error:
-            reason = str(error)
+            reason = str(error) + f" (see {', '.join(map(flag_of, error.options))})" * bool(error.options)
         except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise

@@ -23,6 +23,11 @@ class InputError(ValueError):
         self.options = options
 
 
+def flag_of(option: str) -> str:
+    """The flag of an option."""
+    return "--" + option.replace("_", "-")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the memory of a GPU or of the host did not suffice; for that of the host PyTorch has no type of error."""
     of_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
