@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.cache import decode_pairs
-from utils.data.groups import groups_of, name_digests, names_digest, read_groups
+from utils.data.groups import count_named, groups_of, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.pairing import Pair, pair_files
 from utils.data_loading import (
@@ -78,8 +78,8 @@ def main(args: argparse.Namespace) -> None:
     continues = resumed is not None and args.checkpoint_dir.exists() and args.checkpoint_dir.samefile(resumed.parent)
     if distributed.is_main():
         check_room(args.checkpoint_dir, checkpoint_bytes(network, args.epochs - state.epoch, continues))
-    seen = {*validation_names} & {*loaded.settings.get("trained_names", ())} if args.load else ()
-    log_datasets(training_set, validation_set, len(seen))
+    seen = count_named(validation_names, {*loaded.settings.get("trained_names", ())}) if args.load else 0
+    log_datasets(training_set, validation_set, seen)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
     config = settings | {"trained_names": len(settings["trained_names"])}  # which may be thousands
@@ -158,7 +158,7 @@ def load_datasets(
     settings = files | {f"validation_{name}": value for name, value in held_out_files.items()}
     settings |= {"groups": json_digest(groups) if groups else None}
     trained = name_digests([images[i] for i in training], args.imgs_dir)
-    settings |= {"trained_names": sorted({*trained, *loaded.settings.get("trained_names", ())})}
+    settings |= {"trained_names": sorted({*loaded.settings.get("trained_names", ())}.union(*trained))}
     validation_names = name_digests([held_out.pairs[i].image for i in validation], (folders or (args.imgs_dir,))[0])
     training_set = SegmentationDataset(decoded, training, mask_classes)
     validation_set = SegmentationDataset(held_out, validation, held_out_classes, groups=groups)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import assert_one_clear_line, lively_network, make_folders, run_module, run_script
+from tests.conftest import ROOT, assert_one_clear_line, lively_network, make_folders, run_module, run_script
 from utils.calibration import held_out_indices
 from utils.checkpoint import TrainedModel, load_model, save_checkpoint
 from utils.data.groups import name_digests, names_digest
@@ -133,16 +133,86 @@ def test_images_of_the_training_are_warned_of(tmp_path: Path):
         ([], [*copies, *new], "trained on 6 of the 8 images, by their names: temperatures and guarantees"),
     ):
         trained = name_digests([images[i] for i in (*training, *also)], imgs)
-        settings = split | {"trained_names": trained}
+        settings = split | {"trained_names": sorted(set().union(*trained))}
         save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32), settings=settings))
         result = run_module("utils.calibration", *common, *flags)
         assert result.returncode == 0, result.stderr
         assert warning in result.stderr if warning else "trained on" not in result.stderr
+    for image in images[1:]:  # another format changes no name
+        Image.open(image).save(image.with_suffix(".bmp"))
+        image.unlink()
     images[0].rename(imgs / "T.jpg")
     (masks / "SKIN_000_Segmentation.png").rename(masks / "T_Segmentation.png")
     result = run_module("utils.calibration", *common, *folders, *new)
     assert "These are not the 8 images of the training: all 8 are used\n" in result.stderr
     assert f"trained on {6 - (0 in training)} of the 8 images" in result.stderr
+
+
+def test_images_with_the_names_of_the_training(tmp_path: Path):
+    """They are taken for them; whoever has others of these names reads how to use all."""
+    imgs, masks = make_folders(tmp_path, 8, (48, 40))
+    settings = {"validation": 25.0, "seed": 3, "groups": None, "images": 8}
+    settings |= {"image_names": names_digest(sorted(imgs.iterdir()), imgs)}
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32), settings=settings))
+    flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "c"]
+    line = "By their names these are the 8 images of the training: those that were held out are used"
+    for output in ((), ("--output", tmp_path / "new.pth")):
+        result = run_module("utils.calibration", *flags, *output)
+        assert result.returncode == 0, result.stderr
+        assert "Fitting on 2 images" in result.stderr
+        assert (line in result.stderr) == bool(output)
+
+
+@pytest.mark.parametrize("ignored", [(), ("--ignore-value", 7)])
+def test_without_pixels_that_count_the_file_stays(tmp_path: Path, ignored: tuple):
+    """The other mask of each image shows that all values are known."""
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32), temperatures={"softmax": 1.5}))
+    before = (tmp_path / "m.pth").read_bytes()
+    for path in masks.iterdir():
+        Image.new("L", (48, 40), 7 if ignored else 0).save(path)
+    flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "c"]
+    result = run_module("utils.calibration", *flags, *ignored)
+    if ignored:
+        assert_one_clear_line(result, "every pixel of the 2 images is ignored: some have to count (see --ignore-value)")
+        assert (tmp_path / "m.pth").read_bytes() == before
+    else:
+        assert result.returncode == 0
+        assert "No image has a lesion: they give temperatures, but no guarantee of" in result.stderr
+        assert "Levels that" not in result.stderr
+        assert load_model(tmp_path / "m.pth").risk_curves == {}
+
+
+def test_ignored_pixels_of_several_masks_do_not_count(tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    for path in list(masks.iterdir()):
+        mask = np.array(Image.open(path)).astype(np.int16)
+        mask[:20] = -1
+        for i in range(2):
+            Image.fromarray(mask.astype(np.int32)).save(masks / f"{path.name.partition('_S')[0]}_mask_{i}.tif")
+        path.unlink()
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32)))
+    flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "c"]
+    result = run_module("utils.calibration", *flags, "--ignore-value", -1)
+    assert result.returncode == 0, result.stderr
+    assert "-1 ignored, 50 % of all" in result.stderr
+
+
+def test_file_of_a_calibration(tmp_path: Path):
+    """A link stays one, and the default model, which is found from everywhere, is not replaced."""
+    imgs, masks = make_folders(tmp_path, 1, (48, 40))
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32)))
+    folder = tmp_path / "links"
+    folder.mkdir()
+    (folder / "link.pth").symlink_to(tmp_path / "m.pth")
+    flags = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "c"]
+    result = run_module("utils.calibration", "-m", folder / "link.pth", *flags)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "link.pth").is_symlink()
+    assert "softmax" in load_model(tmp_path / "m.pth").temperatures
+    shipped, nowhere = ROOT / "pretrained_model.pth", ["--imgs-dir", tmp_path / "nowhere"]
+    result = run_module("utils.calibration", *nowhere, "--output", shipped, cwd=tmp_path)
+    assert_one_clear_line(result, "pretrained_model.pth is one of the model files: it would be lost")
 
 
 def test_without_a_new_file_validation_images_are_those_of_the_training(tmp_path: Path):

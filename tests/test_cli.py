@@ -18,6 +18,7 @@ from utils import cli, model_flags
 from utils.arguments import compute_parent, model_parent, training_folders_parent, training_parent
 from utils.checkpoint import TrainedModel, save_checkpoint
 from utils.data.pairing import PairingOptions
+from utils.result_arguments import add_result_flags
 from utils.runtime.errors import InputError
 
 # -- the model ---------------------------------------------------------------------------------------------------------
@@ -63,6 +64,21 @@ def test_flags_complete_a_file_without_an_input_size(tmp_path: Path):
     torch.save({**weights, "mask_values": [0, 255]}, tmp_path / "original.pth")
     for flags, size in (((), (128, 128)), (("--newW", 64), (64, 128)), (("--newH", 32), (128, 32))):
         assert model_flags.model_from_args(parsed("-m", tmp_path / "original.pth", *flags))[0].input_size == size
+
+
+def test_guarantee_is_for_the_white_of_the_calibration(tmp_path: Path):
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), white=4095.0))
+    parser = argparse.ArgumentParser(parents=[model_parent()])
+    add_result_flags(parser)
+
+    def white(*flags: str) -> float | None:
+        args = parser.parse_args(["-m", str(tmp_path / "m.pth"), "--device", "cpu", *flags])
+        return model_flags.model_from_args(args)[0].white
+
+    assert white("--white", "1023") == 1023
+    assert white("--white", "4095", "--guarantee", "0.9") == white("--guarantee", "0.9") == 4095
+    with pytest.raises(InputError, match=r"--guarantee holds where white is 4095, .*: omit --white 1023"):
+        white("--white", "1023", "--guarantee", "0.9")
 
 
 def training_flags(*arguments: object) -> argparse.Namespace:

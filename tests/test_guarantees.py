@@ -166,6 +166,7 @@ def test_other_images():
     assert not are_other_images([one], 8, "x")
     assert not are_other_images([one, other], 9, "y")
     assert are_other_images([one, other], 9, "z")
+    assert are_other_images([one, {}], 9, "z")
 
 
 # -- the thresholds ----------------------------------------------------------------------------------------------------

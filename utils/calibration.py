@@ -19,7 +19,7 @@ import torch
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, is_of_this_project, read_checkpoint, save_checkpoint
 from utils.data.cache import decode_pairs
-from utils.data.groups import groups_of, name_digests, names_digest, read_groups
+from utils.data.groups import count_named, groups_of, name_digests, names_digest, read_groups
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.pairing import pair_files
 from utils.data_loading import SegmentationDataset, split_indices
@@ -50,26 +50,36 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("an ensemble of several model files is stored in a new one: name it with --output")
     if args.output and (args.output.suffix != ".pth" or args.output.is_dir()):
         raise InputError(f"output {args.output}: a file name that ends with .pth was expected")
-    existing = args.model if args.output and args.output.exists() else []
-    if any(path.exists() and path.samefile(args.output) for path in existing):
-        raise InputError(f"output {args.output} is one of the model files: it would be lost. Choose another name")
     model, dtype = model_flags.model_from_args(args)
+    if args.output and args.output.exists() and any(path.samefile(args.output) for path in args.model):
+        raise InputError(f"output {args.output} is one of the model files: it would be lost. Choose another name")
     if args.output is None and not is_of_this_project(read_checkpoint(args.model[0])):
         raise InputError(
             f"{args.model[0]} is a file of another project, which cannot keep a calibration: name a new one", "output"
         )
     # Without a new file the folder is that of a training, which writes files of these names.
-    with output_folder(args.model[0].parent) if args.output is None else nullcontext():
+    stored = args.output or args.model[0]
+    file = stored.resolve()  # of a link its target
+    with nullcontext() if args.output else output_folder(file.parent):
         _calibrate_on_images(args, model, dtype)
+        if args.output:
+            save_checkpoint(file, model)
+        else:
+            save_calibration(file, model)
+    logger.info("Temperatures stored in %s: %s", stored, format_temperatures(model.temperatures))
+    if curves := next(iter(model.risk_curves.values()), None):
+        level = math.floor(1000 * curves.n / (curves.n + 1)) / 1000
+        logger.info("Levels that %d %s can guarantee: up to %g", curves.n, curves.unit, level)
 
 
 def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> None:
-    """Calibrate a model on the images that the flags name, and store the result where they say."""
+    """Calibrate a model on the images that the flags name."""
     # Pair, group and decode; a guarantee is one for images that are read like these
     folders = cli.validation_folders(args) or (args.imgs_dir, args.masks_dir)
     pairs = pair_files(*folders, cli.pairing_options(args))
     group_of = read_groups(args.groups, [pair.image for pair in pairs], args.skip_unusable) if args.groups else None
-    decoded = decode_pairs(pairs, model.input_size, args.cache_dir, model.white, args.skip_unusable, model.background)
+    of_masks = {"background": model.background, "ignored": args.ignore_value}
+    decoded = decode_pairs(pairs, model.input_size, args.cache_dir, model.white, args.skip_unusable, **of_masks)
     model.white, images = decoded.white, [pair.image for pair in decoded.pairs]
     groups = groups_of(images, group_of)
 
@@ -83,21 +93,16 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
     if not trained_on:
         warn_of_training_images(trained, name_digests([images[i] for i in indices], folders[0]))
 
-    # Calibrate and store
+    # Calibrate
     expected = MaskClasses(model.mask_values, model.ignore_value)
     mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=args.ignore_value), expected)
     dataset = SegmentationDataset(decoded, indices, mask_classes, groups=groups)
-    logger.info("Fitting on %d images", len(dataset))
+    if not dataset.n_counted:
+        text = f"every pixel of the {len(dataset)} images is ignored: some have to count"
+        raise InputError(text, "ignore_value")
+    without = f", {dataset.n_without_lesion} of them without a lesion" * bool(dataset.n_without_lesion)
+    logger.info("Fitting on %d images%s", len(dataset), without)
     calibrate(model, dataset, args.batch_size, dtype, trained_on, args.seed, dataset.groups)
-    if args.output is None:
-        save_calibration(args.model[0], model)
-    else:
-        save_checkpoint(args.output, model)
-    stored = args.output or args.model[0]
-    logger.info("Temperatures stored in %s: %s", stored, format_temperatures(model.temperatures))
-    if curves := next(iter(model.risk_curves.values()), None):
-        level = math.floor(1000 * curves.n / (curves.n + 1)) / 1000
-        logger.info("Levels that %d %s can guarantee: up to %g", curves.n, curves.unit, level)
 
 
 def are_other_images(trained: Sequence[Mapping[str, Any]], n_images: int, names: str) -> bool:
@@ -108,26 +113,32 @@ def are_other_images(trained: Sequence[Mapping[str, Any]], n_images: int, names:
         n_images: number of images of the folder.
         names: their `names_digest`.
     """
-    if any(settings.get("image_names", names) == names for settings in trained):
+    recorded = [settings for settings in trained if "image_names" in settings]
+    if any(settings["image_names"] == names for settings in recorded):
+        logger.info(
+            "By their names these are the %d images of the training: those that were held out are used. If they are "
+            "others, name them with --val-imgs-dir and --val-masks-dir",
+            n_images,
+        )
+    if not recorded or any(settings["image_names"] == names for settings in recorded):
         return False
-    numbers = " or ".join(sorted({str(settings["images"]) for settings in trained}))
+    numbers = " or ".join(sorted({str(settings["images"]) for settings in recorded}))
     logger.info("These are not the %s images of the training: all %d are used", numbers, n_images)
     return True
 
 
-def warn_of_training_images(trained: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def warn_of_training_images(trained: Sequence[Mapping[str, Any]], names: Sequence[set[str]]) -> None:
     """Warn of images that a model, or a member of an ensemble, may have been trained on, by their names.
 
     Args:
         trained: as for `are_other_images`.
         names: `name_digests` of the images.
     """
-    seen = {*names}.intersection(name for settings in trained for name in settings.get("trained_names", ()))
-    if seen:
+    if seen := count_named(names, {name for settings in trained for name in settings.get("trained_names", ())}):
         logger.warning(
             "The model may have been trained on %d of the %d images, by their names: temperatures and guarantees are "
             "then too optimistic. If they are the same images, calibrate it on others, into a new file (see --output)",
-            *(len(seen), len(names)),
+            *(seen, len(names)),
         )
 
 
@@ -152,12 +163,15 @@ def check_validation_images(model: TrainedModel, names: str) -> None:
 def held_out_by_all(model: TrainedModel, n_images: int, names: str, groups: Sequence[str] | None) -> Sequence[int]:
     """The images that every member of an ensemble, or a single model, has held out; see `held_out_indices`.
 
+    Members that were trained on images of other names have held out all of these, if another one was trained on them.
+
     Raises:
         InputError: there are none, or these are not the images and groups that a member was trained on.
     """
     if not model.members:
         return held_out_indices(model, n_images, names, groups)
-    indices = sorted(set.intersection(*(set(held_out_indices(one, n_images, names, groups)) for one in model.members)))
+    members = [one for one in model.members if one.settings.get("image_names", names) == names] or model.members
+    indices = sorted(set.intersection(*(set(held_out_indices(one, n_images, names, groups)) for one in members)))
     if not indices:
         raise InputError(
             "no image was held out by all members: name images that none was trained on with --val-imgs-dir and "

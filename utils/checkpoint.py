@@ -210,7 +210,7 @@ def _mask_value(value: int | list[int]) -> int:
     """A mask value of a file: a number or, in those of other projects, a colour."""
     if not isinstance(value, list):
         return int(value)
-    red, green, blue = value
+    red, green, blue = value[:3]
     return int(red) if red == green == blue else RGB_OFFSET + (int(red) << 16) + (int(green) << 8) + int(blue)
 
 

@@ -55,6 +55,9 @@ def model_from_args(
     for path, model in models.items():
         check_model_flags(args, path, model)
     model = combine_models(models)
+    if getattr(args, "guarantee", None) and args.white and model.white not in (None, args.white):
+        text = f"--guarantee holds where white is {model.white:g}, as in the calibration: omit --white {args.white:g}"
+        raise InputError(text)
     model.white = args.white or model.white or find_white(image_paths)
     logger.info("%s, input size %dx%d", describe_models(args.model, model), *model.input_size)
     log_device(device, dtype)

@@ -5,7 +5,7 @@ import hashlib
 import io
 import logging
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from utils.runtime.errors import InputError, bulleted
@@ -77,10 +77,19 @@ def names_digest(images: Sequence[Path], folder: Path) -> str:
     return json_digest([image.relative_to(folder).as_posix() for image in images])
 
 
-def name_digests(images: Sequence[Path], folder: Path) -> list[str]:
-    """A short digest of each image's name within its folder, to recognise single ones."""
-    names = [image.relative_to(folder).as_posix() for image in images]
-    return [hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8] for name in names]
+def name_digests(images: Sequence[Path], folder: Path) -> list[set[str]]:
+    """Digests of each image's name within its folder, with and without its extension, to recognise single images."""
+
+    def digest(name: str) -> str:
+        return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]
+
+    names = [image.relative_to(folder) for image in images]
+    return [{digest(name.as_posix()), digest(_normalised(name.with_suffix("")))} for name in names]
+
+
+def count_named(names: Sequence[set[str]], recorded: Collection[str]) -> int:
+    """How many images, of which these are the `name_digests`, are among those recorded."""
+    return sum(not one.isdisjoint(recorded) for one in names)
 
 
 def _names_of(image: Path) -> Iterator[str]:

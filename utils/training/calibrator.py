@@ -39,8 +39,9 @@ def calibrate(
     """Fit the temperature and the risk curves of each prediction method.
 
     Both are computed at the network's resolution, as the images are decoded for training: a guarantee is one of the
-    losses there, not of those at the images' own sizes. If no pixel counts there are none, and a warning. The images of
-    a group may be alike, so a guarantee is one for groups: of the mean loss of a further group's images.
+    losses there, not of those at the images' own sizes. If no pixel counts there are none, without a lesion no risk
+    curves, and a warning. The images of a group may be alike, so a guarantee is one for groups: of the mean loss of a
+    further group's images.
 
     Args:
         model: to be calibrated; its `temperatures` and `risk_curves` are replaced.
@@ -54,7 +55,8 @@ def calibrate(
     """
     samplers = _applicable_samplers(model, batch_size, dtype, seed)
     # An image without pixels that count has no loss: it proves nothing
-    counted = [i for i in range(len(dataset)) if (dataset[i][1] != IGNORED_CLASS).any()]
+    shown = [set(dataset[i][1].unique().tolist()) - {IGNORED_CLASS} for i in range(len(dataset))]
+    counted, has_lesion = [i for i, classes in enumerate(shown) if classes], any(classes - {0} for classes in shown)
     units = groups or range(len(dataset))  # what the guarantee is for
     sizes = Counter(units[i] for i in counted)
     nll, losses = defaultdict(float), defaultdict(float)
@@ -71,9 +73,11 @@ def calibrate(
             "Calibrate on images with pixels that count",
             len(dataset),
         )
+    elif not has_lesion:
+        logger.warning("No image has a lesion: they give temperatures, but no guarantee of how much of one is found")
     model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items()}
     model.risk_curves = {}
-    for sampler in samplers if counted and not trained_on else ():
+    for sampler in samplers if has_lesion and not trained_on else ():
         outer, inner = np.minimum(losses[sampler.method] / len(sizes), 1)  # rounding may exceed it
         of_units = (outer, inner, probability_settings(sampler), len(sizes) if groups else None)
         model.risk_curves[sampler.method] = RiskCurves(len(counted), *of_units)
