@@ -89,7 +89,7 @@ def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
         read_results([project / "direct", project / "direct"])
     content = json.loads((tmp_path / "other" / "metrics.json").read_text())
     (tmp_path / "other" / "metrics.json").write_text(json.dumps(content | {"images": 5}))
-    with pytest.raises(InputError, match=r"of different images: .*direct of 6, .*other of 5"):
+    with pytest.raises(InputError, match=r"of different images, or of different masks: .*direct of 6, .*other of 5"):
         read_results([project / "direct", tmp_path / "other"])
     of_three = content | {"run": content["run"] | {"mask_values": [0, 1, 2], "class_index": 2}}
     (tmp_path / "other" / "metrics.json").write_text(json.dumps(of_three))
@@ -126,6 +126,31 @@ def test_summary_of_another_run(project: Path, tmp_path: Path):
     folders = ["--imgs-dir", project / "imgs", "--masks-dir", project / "masks", "--output-dir", tmp_path / "d"]
     assert_one_clear_line(run_module("utils.compare", folder, *folders), "summary.csv", "has a mask in")
     assert not (tmp_path / "d").exists()
+
+
+def test_runs_against_other_masks_are_not_compared(project: Path, tmp_path: Path, model_file: Path):
+    """Those of two images are exchanged: there are as many images and pixels."""
+    masks = shutil.copytree(project / "masks", tmp_path / "masks")
+    first, second = sorted(masks.iterdir())[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    for folder in (masks, project / "masks"):
+        flags = [
+            "--input-dir",
+            project / "imgs",
+            "--mask-dir",
+            folder,
+            "-m",
+            model_file,
+            "--output-dir",
+            tmp_path / "o",
+        ]
+        assert run_script("predict_prob_direct.py", *flags).returncode == 0
+        if folder == masks:
+            with pytest.raises(InputError, match="or of different masks"):
+                read_results([project / "bayesian", tmp_path / "o"])
+    assert len(read_results([project / "bayesian", tmp_path / "o"])) == 2
 
 
 def test_entropy_of_a_figure(tmp_path: Path):

@@ -14,11 +14,11 @@ from PIL import Image
 from tests.conftest import ROOT, assert_one_clear_line, make_folders, run_module, run_script
 from tests.review_runs import SAMPLE_NAMES, SAMPLES, sample_probabilities, sample_run, write_run
 from tests.test_output_folder import needs_fork, run_in
-from utils.data.images import save_png
+from utils.data.images import IMAGE_EXTENSIONS, save_png
 from utils.data.mask_values import RGB_OFFSET
 from utils.data.masks import mask_to_image
 from utils.metrics.segmentation import segmentation_scores
-from utils.pipeline.items import Item
+from utils.pipeline.items import Item, find_items
 from utils.review_page.page import MAX_EMBEDDED, TEMPLATE, ReviewOptions, describe_score, write_review
 from utils.review_page.pictures import PictureMaker
 from utils.review_page.runs import ResultFiles, fingerprint, mask_values_of, read_run, read_runs
@@ -139,6 +139,47 @@ def test_a_value_ignored_in_other_masks(tmp_path: Path):
     Image.fromarray(255 * np.roll(classes, 1, axis=0)).save(tmp_path / "truth" / "a.png")
     page, _ = write_review([tmp_path / "run"], imgs, ReviewOptions(tmp_path / "truth"))
     assert scores_of(data_of(page), 0)["dice"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_value_that_one_of_several_runs_has_ignored(order: int, tmp_path: Path):
+    """The other one was not compared. Without either the user says it."""
+    imgs, classes = images_of(tmp_path / "imgs", "a.png"), np.zeros((6, 8), np.uint8)
+    classes[:3] = 255
+    truth = np.roll(classes, 1, axis=0)
+    truth[4:] = 128
+    classes[5] = 255
+    save_png(tmp_path / "truth" / "a.png", truth)
+    settings = {"threshold": 0.5, "mask_values": [0, 255]}
+    plain = write_run(tmp_path / "plain", {"a.png": classes}, settings)
+    compared = settings | {"ignore_value": 128, "mask_dir": str(tmp_path / "truth")}
+    both = [plain, write_run(tmp_path / "compared", {"a.png": classes}, compared)]
+    page, _ = write_review(both[::order], imgs, ReviewOptions(tmp_path / "truth"))
+    for i in range(2):
+        assert scores_of(data_of(page), 0, i)["dice"] == pytest.approx(2 / 3)
+    for ignore_value, dice in ((None, 4 / 7), (128, 2 / 3)):
+        page, _ = write_review([plain], imgs, ReviewOptions(tmp_path / "truth", ignore_value=ignore_value))
+        assert scores_of(data_of(page), 0)["dice"] == pytest.approx(dice)
+
+
+def test_scores_against_masks_that_have_changed_are_left_out(model_file: Path, tmp_path: Path):
+    imgs, masks = make_folders(tmp_path, 2, (48, 40))
+    flags = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file, "--output-dir", tmp_path / "o"]
+    assert run_script("predict_prob_direct.py", *flags).returncode == 0
+    Image.new("L", (48, 40)).save(masks / "SKIN_001_Segmentation.png")
+    page, _ = write_review([tmp_path / "o"], imgs, ReviewOptions(masks))
+    data = data_of(page)
+    scores = {image["name"]: scores_of(data, i) for i, image in enumerate(data["images"])}
+    assert [scores[f"SKIN_00{i}.jpg"]["nll"] is None for i in range(2)] == [False, True]
+    assert scores["SKIN_001.jpg"]["specificity"] < 1  # that is measured
+
+
+@pytest.mark.parametrize("ending", [".html", ".htm", ".HTM"])
+def test_pictures_of_a_page_are_no_images(ending: str, tmp_path: Path):
+    imgs = images_of(tmp_path / "imgs", "a.png")
+    run = write_run(tmp_path / "run", {"a.png": np.full((6, 8), 200, np.uint8)})
+    write_review([run], imgs, ReviewOptions(output=imgs / f"page{ending}"))
+    assert [item.key for item in find_items(imgs, tmp_path / "o", IMAGE_EXTENSIONS, recursive=True)] == ["a.png"]
 
 
 @pytest.mark.parametrize("values", [[0, 1, 2], [0, 127, 255], [0, RGB_OFFSET + 0xFF0000, 255]])

@@ -314,6 +314,15 @@ def test_command_interrupted_and_resumed(
     with Image.open(tmp_path / "shift.png") as image:
         assert image.width == 1800
 
+    # Other strengths, which may be incomplete, are kept but not shown.
+    args.strengths = [4]
+    assert shift.main(args) == 0
+    content = json.loads((tmp_path / "shift.json").read_text())["results"]
+    assert len(content) == 3 * (1 + 2 * len(CORRUPTIONS))
+    shown = [row for row in content if row["strength"] in (0, 4)]
+    assert capsys.readouterr().out.strip() == format_shift_means(shown)
+    assert "| 5 |" not in (tmp_path / "shift.md").read_text()
+
 
 def resumed_dice(folder: Path, out: Path) -> list[float]:
     """Of the unchanged images, and of those with more gamma, what a run has after it kept what it can of `out`.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import arguments, cli, pairing_arguments
+from utils import arguments, cli, pairing_arguments, value_arguments
 from utils.data.images import read_image
 from utils.data.mask_classes import MaskClasses
 from utils.figures.curves import draw_reliability, draw_risk_coverage
@@ -61,6 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--imgs-dir", type=Path, required=True, metavar="DIR", help="the images")
     parser.add_argument("--masks-dir", type=Path, required=True, metavar="DIR", help="their ground-truth masks")
     pairing_arguments.add_mask_suffix(parser)
+    value_arguments.add_max_megapixels(parser)
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for the table and the figures")
     arguments.add_with_default(
         parser, "--rows", type=arguments.integer(1, 50), default=4, metavar="N", help="number of images shown"
@@ -113,14 +114,14 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
     Raises:
         InputError: a folder is given twice, has no such file, one of an earlier version or of background
-            probabilities, or the folders are of different images or numbers of classes.
+            probabilities, or the folders are of different images, masks or numbers of classes.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a result folder was given twice")
     results = [_read_metrics(folder) for folder in folders]
-    if len({(result["images"], result["pixels"]) for result in results}) > 1:
+    if len({(result["images"], result["pixels"], result.get("ground_truth")) for result in results}) > 1:
         counts = ", ".join(f"{folder} of {result['images']}" for folder, result in zip(folders, results, strict=True))
-        raise InputError(f"the result folders are of different images: {counts}")
+        raise InputError(f"the result folders are of different images, or of different masks: {counts}")
     if len({len(result["run"]["mask_values"]) for result in results}) > 1:
         numbers = [f"{folder} of {len(r['run']['mask_values'])}" for folder, r in zip(folders, results, strict=True)]
         raise InputError(f"the result folders are of different numbers of classes: {', '.join(numbers)}")

@@ -8,7 +8,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from utils import cli, pairing_arguments
+from utils import cli, pairing_arguments, value_arguments
 from utils.review_page.page import MAX_EMBEDDED, ReviewOptions, write_review
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--imgs-dir", type=Path, required=True, metavar="DIR", help="the images")
     parser.add_argument("--masks-dir", type=Path, metavar="DIR", help="their ground-truth masks, for the scores")
     pairing_arguments.add_mask_suffix(parser)
+    value_arguments.add_ignore_value(parser, recorded="as in the runs, or ")
+    value_arguments.add_max_megapixels(parser)
     parser.add_argument(
         "--output",
         "-o",
@@ -37,7 +39,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     cli.require_one_process()
-    options = ReviewOptions(args.masks_dir, args.mask_suffix, args.output, args.single_file)
+    options = ReviewOptions(args.masks_dir, args.mask_suffix, args.ignore_value, args.output, args.single_file)
     page, report = write_review(args.results, args.imgs_dir, options)
     return report.finish(f": open {page} in a browser")
 

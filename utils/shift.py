@@ -130,6 +130,8 @@ def main(args: argparse.Namespace) -> int:
             write_json(path, {"run": run, "results": results})
     report, failed = evaluation.report, {*evaluation.failed}
     report.rows = [{"image": item.reported} for item in items if item.reported not in failed]
+    asked = {(shift.corruption, shift.strength) for shift in list_shifts(args.strengths)}
+    results = [row for row in results if (row["corruption"], row["strength"]) in asked]  # others may be incomplete
     if any(row["strength"] for row in results):
         write_results(args.output_dir, results)
     return report.finish(f": {args.output_dir}")

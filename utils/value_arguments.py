@@ -13,18 +13,28 @@ def add_value_flags(parser: argparse._ActionsContainer, recorded: str = "as in t
         parser: to which they are added.
         recorded: begins the defaults of the first two, which a model has recorded.
     """
-    parser.add_argument(
-        "--ignore-value",
-        type=mask_value,
-        metavar="V",
-        help=f"mask value of pixels that do not count (default: {recorded}255 beside labels 0, 1, 2, ...)",
-    )
+    add_ignore_value(parser, recorded)
     parser.add_argument(
         "--white",
         type=number(0),
         metavar="V",
         help=f"value of white in 16-bit images (default: {recorded}by the bit depth that the images show)",
     )
+    add_max_megapixels(parser)
+
+
+def add_ignore_value(parser: argparse._ActionsContainer, recorded: str) -> None:
+    """Add --ignore-value, whose default begins with what has been recorded."""
+    parser.add_argument(
+        "--ignore-value",
+        type=mask_value,
+        metavar="V",
+        help=f"mask value of pixels that do not count (default: {recorded}255 beside labels 0, 1, 2, ...)",
+    )
+
+
+def add_max_megapixels(parser: argparse._ActionsContainer) -> None:
+    """Add --max-megapixels, which `utils.cli` heeds."""
     parser.add_argument(
         "--max-megapixels",
         type=number(0),

@@ -131,7 +131,9 @@ def find_images(
 
 def _holds_pictures(folder: Path) -> bool:
     """Whether a folder is that of the pictures of a review page."""
-    return folder.name.endswith("_files") and folder.with_name(f"{folder.name.removesuffix('_files')}.html").exists()
+    stem = folder.name.removesuffix("_files")
+    pages = [folder.with_name(stem + ending) for ending in (".html", ".htm", ".HTML", ".HTM")]
+    return stem != folder.name and any(page.exists() for page in pages)
 
 
 def find_items(

@@ -20,6 +20,7 @@ from utils.pipeline.summary import read_earlier_summary, write_summary
 from utils.runtime import distributed
 from utils.runtime.atomic_files import write_csv, write_json
 from utils.runtime.errors import InputError, bulleted, first_line, flag_of, is_gpu_error, is_out_of_memory
+from utils.runtime.seeds import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -162,15 +163,16 @@ class Report:
             print(f"{masks}:\n{format_evaluation(result)}", flush=True)
 
     def _evaluate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """`evaluate_set` of compared images, which have these rows."""
+        """`evaluate_set` of compared images, which have these rows; of counted pixels a digest of the ground truth."""
         if not self.packed:
             return evaluate_set(rows)
-        coarse, total = [], None
+        coarse, truth, total = [], [], None
         for row in rows:
             counts = PixelCounts.unpack(self.packed[row["image"]])
             coarse.append(counts.coarse())
+            truth.append([row["image"], int(counts.pixels), int(counts.foreground[2].sum())])
             total = counts if total is None else total + counts
-        return evaluate_set(rows, coarse, total)
+        return {"ground_truth": json_digest(truth), **evaluate_set(rows, coarse, total)}
 
     def finish(self, destination: str = "") -> int:
         """Log how the run ended; returns the exit code.

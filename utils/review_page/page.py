@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from utils.data.images import IMAGE_EXTENSIONS
-from utils.data.mask_classes import MaskClasses
 from utils.figures.palette import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -28,13 +27,12 @@ from utils.figures.palette import (
 from utils.metrics.pixel_metrics import PIXEL_METRIC_TITLES
 from utils.metrics.segmentation import CHALLENGE_SCORES, segmentation_title
 from utils.metrics.uncertainty import CONFIDENCE_SIGNS, score_title
-from utils.pipeline.ground_truth import GroundTruth
 from utils.pipeline.items import Item, find_images
 from utils.pipeline.outputs import MAX_STD
 from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
 from utils.review_page.pictures import SIDES, SMALL_SIDES, ImagePictures, PictureMaker
-from utils.review_page.runs import PredictionRun, fingerprint, mask_values_of, read_runs
+from utils.review_page.runs import PredictionRun, compare_runs, fingerprint, mask_values_of, read_runs
 from utils.runtime.atomic_files import rename, write_file
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
@@ -57,12 +55,14 @@ class ReviewOptions:
     Attributes:
         masks_dir: folder of ground-truth masks.
         mask_suffix: how the masks are named, see `PairingOptions`.
+        ignore_value: the value of their pixels that do not count; None for what a run has ignored in them.
         output: the file of the page; None for `review.html` in the first output folder.
         single_file: embed all pictures in the page.
     """
 
     masks_dir: Path | None = None
     mask_suffix: str | None = None
+    ignore_value: int | None = None
     output: Path | None = None
     single_file: bool = False
 
@@ -99,10 +99,8 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
     items = [Item(imgs_dir / name, PurePosixPath(name)) for name in names]
     mask_values, ground_truth = mask_values_of(runs), None
     if options.masks_dir:
-        runs = [run.compared_with(options.masks_dir, options.mask_suffix) for run in runs]
-        ignore_value = runs[0].settings.get("ignore_value")
-        recorded = MaskClasses(mask_values[0], runs[0].settings.get("model_ignore_value"))
-        ground_truth = GroundTruth(items, options.masks_dir, recorded, ignore_value, options.mask_suffix)
+        of_masks = (options.masks_dir, options.mask_suffix, options.ignore_value)
+        runs, ground_truth = compare_runs(runs, items, *of_masks)
     page = _Page(output, options.single_file, _run_data(runs, len(mask_values[0])))
     report = Report()
     read_target = partial(report.read_target, ground_truth)

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.pipeline.journal import Entry, read_entries
+from utils.data.mask_classes import MaskClasses
+from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.items import Item
+from utils.pipeline.journal import Entry, file_state, read_entries
 from utils.pipeline.summary import SUMMARY_COLUMNS, review_order
 from utils.runtime.errors import InputError
 from utils.runtime.output_folder import JOURNAL_OF_MAIN
@@ -47,6 +50,7 @@ class PredictionRun:
         scores: those of each image by its path within the folder of images, the least confident first; with those
             against a ground truth, if the run has compared its predictions with one.
         written: the files of each image, as paths within the folder, the mask or probability map first.
+        masks: sizes and modification times of the masks with which each image was compared.
         title: display name of its method.
     """
 
@@ -54,6 +58,7 @@ class PredictionRun:
     settings: Mapping[str, Any]
     scores: Mapping[str, Mapping[str, float]]
     written: Mapping[str, Sequence[str]]
+    masks: Mapping[str, Sequence[Sequence[int]]]
     title: str
 
     def files(self, name: str) -> ResultFiles:
@@ -87,13 +92,21 @@ class PredictionRun:
         recorded = self.settings.get("mask_dir"), self.settings.get("mask_suffix")
         if recorded[0] and (Path(recorded[0]).resolve(), recorded[1]) == (masks_dir.resolve(), mask_suffix):
             return self
-        scores = {}
-        for name, row in self.scores.items():
-            scores[name] = {score: value for score, value in row.items() if score in SUMMARY_COLUMNS}
+        scores = {name: _without_truth(row) for name, row in self.scores.items()}
         settings = {**self.settings, "ignore_value": None}
         if self.settings.get("ignore_value") is not None:
             settings["model_ignore_value"] = self.settings["ignore_value"]
         return replace(self, scores=scores, settings=settings)
+
+    def compared_like(self, ground_truth: GroundTruth, items: Sequence[Item]) -> "PredictionRun":
+        """The run without its scores against masks that have changed since, or in which it ignored other pixels."""
+        others = self.settings.get("ignore_value") != ground_truth.ignore_value
+        scores = dict(self.scores)
+        for item in items:
+            states = [file_state(path) for path in ground_truth.paths.get(item.name, ())]
+            if item.key in scores and (others or self.masks[item.key] not in ((), states)):
+                scores[item.key] = _without_truth(scores[item.key])
+        return replace(self, scores=scores)
 
 
 def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:
@@ -121,7 +134,8 @@ def read_run(folder: Path, imgs_dir: Path) -> PredictionRun:
     entries = _by_names_within(folder, imgs_dir, finished, latest)
     scores = {name: _numbers(entry.row) for name, entry in entries.items()}
     written = {name: entry.files for name, entry in entries.items()}
-    return PredictionRun(folder, settings, scores, written, settings["method"])
+    masks = {name: entry.masks for name, entry in entries.items()}
+    return PredictionRun(folder, settings, scores, written, masks, settings["method"])
 
 
 def read_runs(folders: Sequence[Path], imgs_dir: Path) -> list[PredictionRun]:
@@ -152,6 +166,37 @@ def mask_values_of(runs: Sequence[PredictionRun]) -> list[list[int]]:
             numbers = f"{len(values)} classes, {runs[0].folder} {len(of_runs[0])}"
             raise InputError(f"{run.folder} has {numbers}: they do not fit on one page")
     return of_runs
+
+
+def compare_runs(
+    runs: Sequence[PredictionRun],
+    items: Sequence[Item],
+    masks_dir: Path,
+    mask_suffix: str | None = None,
+    ignore_value: int | None = None,
+) -> tuple[list[PredictionRun], GroundTruth]:
+    """The ground truth of the images, and the runs with those of their recorded scores that are against it.
+
+    Args:
+        runs: of the same number of classes.
+        items: the images.
+        masks_dir, mask_suffix: as for `GroundTruth`.
+        ignore_value: the value of pixels that do not count; None for what a run has ignored in these masks.
+    """
+    runs = [run.compared_with(masks_dir, mask_suffix) for run in runs]
+
+    def recorded(name: str) -> int | None:
+        return next((value for run in runs if (value := run.settings.get(name)) is not None), None)
+
+    classes = MaskClasses(runs[0].settings["mask_values"], recorded("model_ignore_value"))
+    ignored = recorded("ignore_value") if ignore_value is None else ignore_value
+    ground_truth = GroundTruth(items, masks_dir, classes, ignored, mask_suffix)
+    return [run.compared_like(ground_truth, items) for run in runs], ground_truth
+
+
+def _without_truth(row: Mapping[str, float]) -> dict[str, float]:
+    """The scores that need no ground truth."""
+    return {score: value for score, value in row.items() if score in SUMMARY_COLUMNS}
 
 
 def fingerprint(runs: Sequence[PredictionRun]) -> str:
