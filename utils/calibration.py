@@ -2,8 +2,9 @@
 
 `python -m utils.calibration -m MODEL` does what train_bayesian.py does at the end of training, on the same validation
 images. With --output a new file is written, and --imgs-dir and --masks-dir may be images of your own, all of which are
-used unless they have the names of the training images; several models are a deep ensemble, whose file is a model like any other. A guarantee then holds on average over
-images like these, or with --groups over such groups: not for each image, and not for other sources.
+used unless they have the names of the training images; several models are a deep ensemble, whose file is a model like
+any other. A guarantee then holds on average over images like these, or with --groups over such groups: not for each
+image, and not for other sources.
 """
 
 import argparse
