@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     log_datasets(training_set, validation_set, seen)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
-    config = settings | {"trained_names": len(settings["trained_names"])}  # which may be thousands
+    config = settings | {"trained_names": None}  # which may be thousands
     wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", config, args.checkpoint_dir, continues)
 
     # Epochs: train, validate, save, log
@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
 
 def load_datasets(
     args: argparse.Namespace, loaded: TrainedModel
-) -> tuple[SegmentationDataset, SegmentationDataset, dict[str, Any], list[str]]:
+) -> tuple[SegmentationDataset, SegmentationDataset, dict[str, Any], list[set[str]]]:
     """The training set, with random transforms, the validation set, their settings, `name_digests` of the second."""
     from utils.data.augmentation import training_transforms  # torchvision takes a second to import
 
@@ -164,7 +164,7 @@ def load_datasets(
     validation_set = SegmentationDataset(held_out, validation, held_out_classes, groups=groups)
     for data, name in ((training_set, "training"), (validation_set, "validation")):
         if not data.n_counted:
-            options = () if folders else ("validation", "seed", "val_imgs_dir")
+            options = () if folders or not args.validation else ("validation", "seed", "val_imgs_dir")
             raise InputError(
                 f"in the {name} masks every pixel is ignored: some have to count", "ignore_value", *options
             )
@@ -244,8 +244,8 @@ def log_datasets(training: SegmentationDataset, validation: SegmentationDataset,
         )
     if training.n_without_lesion == training.n_counted:
         logger.warning(
-            "No training image has a lesion, so the network cannot learn any. --validation, --seed or --val-imgs-dir "
-            "change the training images"
+            "No training image has a lesion, so the network cannot learn to mark one. If the masks show any, see above "
+            "what their values were taken for; another --seed draws other training images"
         )
     if validation.n_without_lesion == validation.n_counted:
         logger.warning(

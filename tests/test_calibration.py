@@ -45,7 +45,7 @@ def test_command_uses_the_validation_images(tmp_path: Path):
     result = run_module("utils.calibration", *flags)
     assert result.returncode == 2
     assert "these 7 images are not the 8 that the model was trained on" in result.stderr
-    assert "On other labelled images, calibrate it into a new file (see --output)" in result.stderr
+    assert "images, name them with --val-imgs-dir and --val-masks-dir, and a new file (see --output)" in result.stderr
 
 
 def test_the_seed_is_that_of_the_dropout_masks(tmp_path: Path):
@@ -178,7 +178,7 @@ def test_without_pixels_that_count_the_file_stays(tmp_path: Path, ignored: tuple
         assert (tmp_path / "m.pth").read_bytes() == before
     else:
         assert result.returncode == 0
-        assert "No image has a lesion: they give temperatures, but no guarantee of" in result.stderr
+        assert "No image has a lesion: they give temperatures, but can support no guarantee" in result.stderr
         assert "Levels that" not in result.stderr
         assert load_model(tmp_path / "m.pth").risk_curves == {}
 
@@ -210,6 +210,11 @@ def test_file_of_a_calibration(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     assert (folder / "link.pth").is_symlink()
     assert "softmax" in load_model(tmp_path / "m.pth").temperatures
+    (folder / "output.pth").symlink_to(tmp_path / "new.pth")
+    flags += ["-m", tmp_path / "m.pth"]
+    assert run_module("utils.calibration", *flags, "--output", folder / "output.pth").returncode == 0
+    assert (folder / "output.pth").is_symlink()
+    assert (tmp_path / "new.pth").is_file()
     shipped, nowhere = ROOT / "pretrained_model.pth", ["--imgs-dir", tmp_path / "nowhere"]
     result = run_module("utils.calibration", *nowhere, "--output", shipped, cwd=tmp_path)
     assert_one_clear_line(result, "pretrained_model.pth is one of the model files: it would be lost")

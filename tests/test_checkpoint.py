@@ -162,9 +162,16 @@ def test_wrapped_and_prefixed_weights(tmp_path: Path, wrap: str | None, prefix: 
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_mask_values_of_wrapped_weights(tmp_path: Path, inside: bool):
-    weights, values = lively_network(dropout=0.0).state_dict(), {"mask_values": [[9, 9, 9], [255, 0, 1, 255]]}
+    weights, values = lively_network(dropout=0.0).state_dict(), {"mask_values": [[9, 9, 9], [255, 0, 1]]}
     torch.save({"state_dict": weights | values} if inside else {"state_dict": weights} | values, tmp_path / "o.pth")
     assert load_model(tmp_path / "o.pth").mask_values == [9, int(colour_values([255, 0, 1]))]
+
+
+def test_mask_values_with_an_alpha_channel(tmp_path: Path):
+    values = {"mask_values": [[0, 0, 0, 0], [0, 0, 0, 255]]}
+    torch.save({"state_dict": lively_network(dropout=0.0).state_dict()} | values, tmp_path / "o.pth")
+    with pytest.raises(InputError, match=r"o\.pth is not a .* it has a mask value \[0, 0, 0, 0\]: a number or"):
+        load_model(tmp_path / "o.pth")
 
 
 @pytest.mark.parametrize(("filters", "layers"), [(32, 8), (64, 0), (16, 0)])

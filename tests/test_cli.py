@@ -79,6 +79,8 @@ def test_guarantee_is_for_the_white_of_the_calibration(tmp_path: Path):
     assert white("--white", "4095", "--guarantee", "0.9") == white("--guarantee", "0.9") == 4095
     with pytest.raises(InputError, match=r"--guarantee holds where white is 4095, .*: omit --white 1023"):
         white("--white", "1023", "--guarantee", "0.9")
+    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network()))  # calibrated on images of 8 bits
+    assert white("--white", "1023", "--guarantee", "0.9") == 1023
 
 
 def training_flags(*arguments: object) -> argparse.Namespace:

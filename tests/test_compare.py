@@ -89,7 +89,7 @@ def test_results_that_cannot_be_compared(project: Path, tmp_path: Path):
         read_results([project / "direct", project / "direct"])
     content = json.loads((tmp_path / "other" / "metrics.json").read_text())
     (tmp_path / "other" / "metrics.json").write_text(json.dumps(content | {"images": 5}))
-    with pytest.raises(InputError, match=r"of different images, or of different masks: .*direct of 6, .*other of 5"):
+    with pytest.raises(InputError, match=r"of different images: .*direct of 6, .*other of 5"):
         read_results([project / "direct", tmp_path / "other"])
     of_three = content | {"run": content["run"] | {"mask_values": [0, 1, 2], "class_index": 2}}
     (tmp_path / "other" / "metrics.json").write_text(json.dumps(of_three))
@@ -148,7 +148,7 @@ def test_runs_against_other_masks_are_not_compared(project: Path, tmp_path: Path
         ]
         assert run_script("predict_prob_direct.py", *flags).returncode == 0
         if folder == masks:
-            with pytest.raises(InputError, match="or of different masks"):
+            with pytest.raises(InputError, match="or were compared with different masks"):
                 read_results([project / "bayesian", tmp_path / "o"])
     assert len(read_results([project / "bayesian", tmp_path / "o"])) == 2
 

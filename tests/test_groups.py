@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.groups import groups_of, names_digest, read_groups
+from utils.data.groups import count_named, groups_of, name_digests, names_digest, read_groups
 from utils.runtime.errors import InputError
 
 IMAGES = [Path("data/a/x.jpg"), Path("data/a/y.v2.png"), Path("data/b/x.jpg"), Path("data/b/ü.jpg")]
@@ -115,6 +115,15 @@ def test_letters_in_either_form_of_unicode(tmp_path: Path, forms: tuple[str, str
     images = [Path(f"data/{name}/{name}.jpg"), Path("data/x.jpg")]
     groups = read_groups(written(tmp_path, f"image,group\n{row}/{row}.jpg,1\nx,2\n"), images)
     assert groups == dict(zip(images, "12", strict=True))
+
+
+def test_names_of_single_images():
+    """In another format, or with the other form of a letter, an image is the same, but not in another folder."""
+    names = ("a.jpg", "sub/M\u00e4rz.jpg", "b.jpg", "other/a.jpg")
+    recorded = set().union(*name_digests([Path("x", name) for name in names[:2]], Path("x")))
+    others = ("a.png", f"sub/{unicodedata.normalize('NFD', names[1][4:-4])}.tif", "b.jpg", "other/a.jpg")
+    found = [count_named([one], recorded) for one in name_digests([Path("y", name) for name in others], Path("y"))]
+    assert found == [1, 1, 0, 0]
 
 
 def test_digest():

@@ -92,10 +92,16 @@ def test_what_is_no_mask(tmp_path: Path):
 def test_stack_of_masks_is_refused(tmp_path: Path, name: str):
     pages = [Image.fromarray(np.roll(GREY, i)) for i in range(2)]
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-    with pytest.raises(InputError, match=f"{re.escape(name)} has several pages or frames, where a single mask"):
+    with pytest.raises(InputError, match=f"{re.escape(name)} has 2 pages or frames of one size, where a single mask"):
         read_mask(tmp_path / name)
     if name == "x.tif":
         pages[0].save(tmp_path / name, save_all=True, append_images=[pages[1].resize((1, 1))])  # a thumbnail
+        assert values_of(tmp_path / name) == GREY.tolist()
+        content = bytearray(saved(pages[0], tmp_path / name).read_bytes())
+        directory = struct.unpack("<I", content[4:8])[0]
+        following = directory + 2 + 12 * struct.unpack("<H", content[directory : directory + 2])[0]
+        content[following : following + 4] = struct.pack("<I", 9)  # no directory is there
+        (tmp_path / name).write_bytes(content)
         assert values_of(tmp_path / name) == GREY.tolist()
 
 

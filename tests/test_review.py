@@ -162,6 +162,27 @@ def test_a_value_that_one_of_several_runs_has_ignored(order: int, tmp_path: Path
         assert scores_of(data_of(page), 0)["dice"] == pytest.approx(dice)
 
 
+def test_scores_of_other_ignored_pixels_are_left_out(tmp_path: Path):
+    """Of a run that ignored nothing, or that a model has recorded as ignored, which the other run does not say."""
+    imgs, classes = images_of(tmp_path / "imgs", "a.png"), np.zeros((6, 8), np.uint8)
+    classes[:3] = 255
+    save_png(tmp_path / "truth" / "a.png", np.where(np.eye(6, 8, dtype=bool), 128, classes).astype(np.uint8))
+    settings, scores = {"class_index": 1, "mask_dir": str(tmp_path / "truth")}, {"a.png": {"dice": 0.9, "nll": 0.25}}
+    runs = [
+        write_run(tmp_path / str(i), {"a.png": classes}, settings | {"ignore_value": value}, scores=scores)
+        for i, value in enumerate((128, None))
+    ]
+    page, _ = write_review(runs, imgs, ReviewOptions(tmp_path / "truth"))
+    shown = [scores_of(data_of(page), 0, i) for i in range(2)]
+    assert [(one["dice"], one.get("nll")) for one in shown] == [(1, 0.25), (1, None)]
+    page, _ = write_review(runs, imgs, ReviewOptions(tmp_path / "truth", ignore_value=7))
+    assert "nll" not in scores_of(data_of(page), 0)
+    recorded = {"threshold": 0.5, "model_ignore_value": 128}
+    plain = [write_run(tmp_path / f"p{i}", {"a.png": classes}, recorded if i else {"threshold": 0.5}) for i in range(2)]
+    page, _ = write_review(plain, imgs, ReviewOptions(tmp_path / "truth"))
+    assert scores_of(data_of(page), 0)["dice"] == 1
+
+
 def test_scores_against_masks_that_have_changed_are_left_out(model_file: Path, tmp_path: Path):
     imgs, masks = make_folders(tmp_path, 2, (48, 40))
     flags = ["--input-dir", imgs, "--mask-dir", masks, "-m", model_file, "--output-dir", tmp_path / "o"]
@@ -174,7 +195,7 @@ def test_scores_against_masks_that_have_changed_are_left_out(model_file: Path, t
     assert scores["SKIN_001.jpg"]["specificity"] < 1  # that is measured
 
 
-@pytest.mark.parametrize("ending", [".html", ".htm", ".HTM"])
+@pytest.mark.parametrize("ending", [".html", ".htm", ".Html"])
 def test_pictures_of_a_page_are_no_images(ending: str, tmp_path: Path):
     imgs = images_of(tmp_path / "imgs", "a.png")
     run = write_run(tmp_path / "run", {"a.png": np.full((6, 8), 200, np.uint8)})

@@ -20,7 +20,7 @@ from tests.test_guarantees import dataset
 from tests.test_prediction_scripts import pixels
 from unet import BayesianUNet
 from utils import model_flags
-from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint
+from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_checkpoint, write_checkpoint
 from utils.data.augmentation import training_transforms
 from utils.data_loading import split_indices, training_batches
 from utils.runtime.errors import InputError
@@ -106,6 +106,9 @@ def test_resume_after_a_kill_is_exact(tmp_path: Path, small: list[object]):
         assert (out / "metrics.csv").read_bytes() == scores
         assert (out / "earlier-1").exists() == bool(source)
     assert {path.name: path.read_bytes() for path in (out / "earlier-1").iterdir()} == finished
+    resumed["settings"]["trained_names"] = ["0" * 8]  # of an earlier version
+    write_checkpoint(out / "last.pth", resumed)
+    train(tmp_path, *arguments, "--resume")
 
 
 def test_interrupted_training(tmp_path: Path, small: list[object]):

@@ -115,13 +115,14 @@ def are_other_images(trained: Sequence[Mapping[str, Any]], n_images: int, names:
         names: their `names_digest`.
     """
     recorded = [settings for settings in trained if "image_names" in settings]
-    if any(settings["image_names"] == names for settings in recorded):
+    of_these = [settings for settings in recorded if settings["image_names"] == names]
+    if any(settings.get("validation") and not settings.get("validation_images") for settings in of_these):
         logger.info(
             "By their names these are the %d images of the training: those that were held out are used. If they are "
             "others, name them with --val-imgs-dir and --val-masks-dir",
             n_images,
         )
-    if not recorded or any(settings["image_names"] == names for settings in recorded):
+    if of_these or not recorded:
         return False
     numbers = " or ".join(sorted({str(settings["images"]) for settings in recorded}))
     logger.info("These are not the %s images of the training: all %d are used", numbers, n_images)
@@ -164,15 +165,12 @@ def check_validation_images(model: TrainedModel, names: str) -> None:
 def held_out_by_all(model: TrainedModel, n_images: int, names: str, groups: Sequence[str] | None) -> Sequence[int]:
     """The images that every member of an ensemble, or a single model, has held out; see `held_out_indices`.
 
-    Members that were trained on images of other names have held out all of these, if another one was trained on them.
-
     Raises:
         InputError: there are none, or these are not the images and groups that a member was trained on.
     """
     if not model.members:
         return held_out_indices(model, n_images, names, groups)
-    members = [one for one in model.members if one.settings.get("image_names", names) == names] or model.members
-    indices = sorted(set.intersection(*(set(held_out_indices(one, n_images, names, groups)) for one in members)))
+    indices = sorted(set.intersection(*(set(held_out_indices(one, n_images, names, groups)) for one in model.members)))
     if not indices:
         raise InputError(
             "no image was held out by all members: name images that none was trained on with --val-imgs-dir and "
@@ -205,8 +203,8 @@ def held_out_indices(model: TrainedModel, n_images: int, names: str, groups: Seq
     if settings.get("image_names") != names:
         raise InputError(
             f"these {n_images} images are not the {settings.get('images')} that the model was trained on, or not in "
-            "their order: its validation images cannot be identified. On other labelled images, calibrate it into a "
-            "new file",
+            "their order: its validation images cannot be identified. To calibrate it on other labelled images, name "
+            "them with --val-imgs-dir and --val-masks-dir, and a new file",
             "output",
         )
     if settings.get("groups") != (json_digest(groups) if groups else None):

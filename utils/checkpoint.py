@@ -210,7 +210,9 @@ def _mask_value(value: int | list[int]) -> int:
     """A mask value of a file: a number or, in those of other projects, a colour."""
     if not isinstance(value, list):
         return int(value)
-    red, green, blue = value[:3]
+    if len(value) != 3:
+        raise ValueError(f"it has a mask value {value}: a number or the three channels of a colour were expected")
+    red, green, blue = value
     return int(red) if red == green == blue else RGB_OFFSET + (int(red) << 16) + (int(green) << 8) + int(blue)
 
 

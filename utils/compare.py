@@ -119,9 +119,11 @@ def read_results(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a result folder was given twice")
     results = [_read_metrics(folder) for folder in folders]
-    if len({(result["images"], result["pixels"], result.get("ground_truth")) for result in results}) > 1:
+    if len({(result["images"], result["pixels"]) for result in results}) > 1:
         counts = ", ".join(f"{folder} of {result['images']}" for folder, result in zip(folders, results, strict=True))
-        raise InputError(f"the result folders are of different images, or of different masks: {counts}")
+        raise InputError(f"the result folders are of different images: {counts}")
+    if len({result["ground_truth"] for result in results}) > 1:
+        raise InputError("the result folders are of different images, or were compared with different masks")
     if len({len(result["run"]["mask_values"]) for result in results}) > 1:
         numbers = [f"{folder} of {len(r['run']['mask_values'])}" for folder, r in zip(folders, results, strict=True)]
         raise InputError(f"the result folders are of different numbers of classes: {', '.join(numbers)}")
@@ -140,7 +142,8 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
         run, bins = result["run"], result["reliability"].values()
         complete = {"method", "class_index", "mask_values", "ignore_value", "white", "save_entropy"} <= run.keys()
-        complete = complete and result["images"] and result["pixels"] and all("positives" in one for one in bins)
+        complete = complete and result["images"] and result["pixels"] and result["ground_truth"]
+        complete = complete and all("positives" in one for one in bins)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: the predict_prob scripts write it when run with --mask-dir") from error
     except (ValueError, KeyError, TypeError, AttributeError):

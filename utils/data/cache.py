@@ -30,7 +30,7 @@ from utils.runtime.seeds import json_digest
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_DIR = Path(__file__).resolve().parents[2] / "data" / ".cache"
-_VERSION = 5  # to be incremented when the cached arrays change
+_VERSION = 6  # to be incremented when the cached arrays change
 _ABANDONED_AFTER = 86400  # seconds, after which an unfinished folder counts as abandoned
 
 

@@ -2,7 +2,7 @@
 
 The classes are the N most frequent values or colours of the set, sorted, so that of two the lower is the background.
 Any other value belongs to the nearest class if it is thin, as edges and compression leave it; one with an area of its
-own is an error. 255 beside labels 0 ... N - 1 is ignored.
+own is an error. 255 beside all labels 0 ... N - 1 is ignored; beside some of them the user has to say what it is.
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _VOID = 255  # the value that marks pixels to ignore in label maps
 _MIN_VOID_RATIO = 0.01  # of labelled pixels to those of 255, which are otherwise the object, and the labels specks
-_MIN_THIN_LABELS = 0.01  # of all pixels; fewer without an area may be what compression has left
+_MIN_MARKED = 0.01  # of all pixels; in masks of less, compression leaves as many specks as there is of the object
 _MANY = 8  # more values than classes and this many others: compressed or anti-aliased masks
 _MIN_CONTRAST = 16  # between two classes of such masks
 _MAX_NOISE_DISTANCE = 8  # of compression within an area
@@ -63,17 +63,15 @@ def decide_classes(
     options.check(n_classes)
     raw = merge_counts(masks.values())
     learnt = expected or MaskClasses(())
-    named = [value for value in (*options.of_classes, options.ignored) if value is not None]
-    if expected:
-        known = [*named, *learnt.values, *([] if learnt.ignored is None else [learnt.ignored])]
-    else:
-        known = [value for value in named if value >= RGB_OFFSET]  # the user sees colours
+    named = (*options.of_classes, options.ignored)
+    of_others = (*learnt.values, learnt.ignored) if expected else (*options.loaded.values, options.loaded.ignored)
+    known = [value for value in (*named, *of_others) if value is not None and (expected or value >= RGB_OFFSET)]
     by_index = palettes_count_by_index(raw.values, known, learnt.by_index)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}
     counts = merge_counts(by_mask.values())
     voids = (options.ignored, _recorded_void(counts, expected, options.loaded), _void_value(counts, by_mask, n_classes))
     ignored = next((value for value in voids if value not in (None, *options.of_classes)), None)
-    if ignored is None and not expected and not options.values:
+    if ignored is None and not expected and _VOID not in (*options.of_classes, *options.loaded.values):
         _check_no_label_is_missing(counts, n_classes)
     kept, by_mask = counts.without(ignored), {name: one.without(ignored) for name, one in by_mask.items()}
     if expected is None and options.ignored is not None and options.ignored not in counts.values:
@@ -105,8 +103,8 @@ def _void_value(counts: ValueCounts, masks: Mapping[str, ValueCounts], n_classes
         return None
     beside_labels = [one for one in masks.values() if np.isin(one.values, range(1, n_classes)).any()]
     n_beside = sum(one.pixels[one.values == _VOID].sum() for one in beside_labels)
-    are_specks = counts.pixels[1:-1].sum() < _MIN_THIN_LABELS * counts.pixels.sum()  # unless they have areas
-    n_labelled = (counts.solid if are_specks else counts.pixels)[1:-1].sum()
+    is_little = counts.pixels[1:].sum() < _MIN_MARKED * counts.pixels.sum()  # then specks without areas are no labels
+    n_labelled = (counts.solid if is_little else counts.pixels)[1:-1].sum()
     enough = n_beside >= counts.pixels[-1] / 2 and n_labelled >= _MIN_VOID_RATIO * counts.pixels[-1]
     return _VOID if enough else None
 

@@ -30,7 +30,7 @@ _SUPERPIXELS = "_superpixels"  # ends the stems of ISIC 2017's label maps, which
 _CHALLENGE_FOLDERS = ("imgs", "masks", "imgs_test", "masks_test")  # in data/
 
 # What Pillow and its plugins raise on files that are not images, or are damaged.
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -140,7 +140,7 @@ def _exif_orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 if there is none, or the EXIF data are damaged. Pillow applies that of a TIFF."""
     try:
         orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION)
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         return 1
     return orientation if orientation in (*_UPRIGHT,) else 1
 
@@ -279,7 +279,7 @@ def decoding_errors(path: Path | str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         limit = f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:g} megapixels"
         raise InputError(f"{path} has {limit}: raise the limit if the file can be trusted", "max_megapixels") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         reason = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise InputError(f"{path} cannot be read as an image ({reason})") from error
 

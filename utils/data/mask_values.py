@@ -51,8 +51,9 @@ def palettes_count_by_index(values: np.ndarray, expected: Sequence[int] = (), by
 
     Args:
         values: of all masks of the set.
-        expected: the values of another set, of whose entries this one may show a part, such as the grey ones. They
-            are read as indices, unless index 0 is not black, if only that gives expected values.
+        expected: the values of another set, of whose entries this one may show a part, such as the grey ones, and those
+            that the user names. They are read as indices, unless index 0 is not black, if only that gives expected
+            values.
         by_index: whether those of the other set were; then those of this one are, unless index 0 is not black.
     """
     if max(expected, default=0) >= RGB_OFFSET:

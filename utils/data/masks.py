@@ -1,6 +1,7 @@
 """Mask files: read them as codes with a value each, count the values, draw classes in mask values."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from utils import RGB_OFFSET
-from utils.data.images import decoding_errors, is_deep, open_upright, read_wide_integers
+from utils.data.images import PILLOW_ERRORS, decoding_errors, is_deep, open_upright, read_wide_integers
 from utils.data.mask_values import PALETTE_OFFSET, ValueCounts, as_colours, colour_values
 from utils.runtime.errors import InputError
 
@@ -109,15 +110,17 @@ def read_mask(path: Path | str) -> RawMask:
 
 def _check_single(path: Path | str) -> None:
     """Check that a file has no second page or frame of the first one's size, as stacks of masks do."""
-    with decoding_errors(path), Image.open(path) as image:
+    n_masks = 1
+    with decoding_errors(path), Image.open(path) as image, suppress(*PILLOW_ERRORS):  # a page that cannot be opened
         size = image.size
         for page in range(1, getattr(image, "n_frames", 1)):
             image.seek(page)
-            if image.size == size:
-                raise InputError(
-                    f"{path} has several pages or frames, where a single mask was expected: write each to a file of "
-                    "its own, or all of them as one mask"
-                )
+            n_masks += image.size == size
+    if n_masks > 1:
+        raise InputError(
+            f"{path} has {n_masks} pages or frames of one size, where a single mask was expected: write each to a file "
+            "of its own, or all of them as one mask"
+        )
 
 
 def _read_codes(path: Path | str) -> RawMask:

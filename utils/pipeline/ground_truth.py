@@ -109,10 +109,10 @@ class GroundTruth:
 
         def count(path: Path) -> tuple[ValueCounts, MaskRuns] | None:
             try:
-                mask = read_mask(path)
+                runs = read_mask(path).runs()
             except InputError:  # reading it again will report why
                 return None
-            return mask.count(), mask.runs()
+            return runs.count(), runs
 
         share, counted, room = paths[distributed.rank() :: distributed.world_size()], {}, _MAX_KEPT
         with ThreadPoolExecutor(cores_per_process()) as pool:

@@ -131,9 +131,10 @@ def find_images(
 
 def _holds_pictures(folder: Path) -> bool:
     """Whether a folder is that of the pictures of a review page."""
+    if not folder.name.endswith("_files"):
+        return False
     stem = folder.name.removesuffix("_files")
-    pages = [folder.with_name(stem + ending) for ending in (".html", ".htm", ".HTML", ".HTM")]
-    return stem != folder.name and any(page.exists() for page in pages)
+    return any(path.stem == stem and path.suffix.lower() in (".html", ".htm") for path in folder.parent.iterdir())
 
 
 def find_items(

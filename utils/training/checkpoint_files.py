@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 # Settings that identify files, and which they are.
 _DIGESTS = {"image_names": "training images", "validation_image_names": "validation images"}
 _DIGESTS |= {"mask_names": "training masks", "validation_mask_names": "validation masks"}
-_DIGESTS |= {"trained_names": "training images"}
 _FILES = ("metrics.csv", "checkpoint_epoch*.pth", "best.pth", "last.pth")  # first what another program may have open
 
 
@@ -152,8 +151,9 @@ class CheckpointWriter:
 
 
 def changed_setting(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """The first setting that differs from what a checkpoint records."""
-    return next((name for name in settings if recorded.get(name) != settings[name]), None)
+    """The first setting that differs from what a checkpoint records; the names of the images follow from the others."""
+    compared = [name for name in settings if name != "trained_names"]
+    return next((name for name in compared if recorded.get(name) != settings[name]), None)
 
 
 def resume(
