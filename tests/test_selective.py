@@ -41,6 +41,26 @@ def test_equal_confidences_share_their_risk():
 
 
 @settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 0.25, 0.5, 1]), st.floats(0, 1)), min_size=1, max_size=12),
+    st.integers(0, 99),
+)
+def test_repeated_images_are_images_of_their_own(pairs: list[tuple[float, float]], seed: int):
+    """The metrics of several sets at once are those by the curve of each."""
+    confidence, risks = np.array(pairs).T
+    repeats = np.random.default_rng(seed).integers(0, 4, (3, len(risks)))
+    repeats[:, 0] += 1
+    curves = [risk_coverage_curve(np.repeat(confidence, one), np.repeat(risks, one)) for one in repeats]
+    oracles = [risk_coverage_curve(-np.repeat(risks, one), np.repeat(risks, one)) for one in repeats]
+    expected = np.array([curve.mean() for _, curve in curves])
+    assert aurc(confidence, risks, repeats) == pytest.approx(expected, abs=1e-12)
+    excess = expected - [curve.mean() for _, curve in oracles]
+    assert excess_aurc(confidence, risks, repeats) == pytest.approx(excess, abs=1e-12)
+    generalised = [(coverage * curve).mean() for coverage, curve in curves]
+    assert augrc(confidence, risks, repeats) == pytest.approx(generalised, abs=1e-12)
+
+
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
 def test_oracle_is_optimal_and_order_of_images_irrelevant(pairs: list[tuple[float, float]]):
     confidence, risks = np.array(pairs).T

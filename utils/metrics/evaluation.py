@@ -131,18 +131,14 @@ def _evaluate_selection(rows: Rows, weights: np.ndarray) -> dict[str, Any]:
         if any(row.get(name) is None for row in rows):
             continue
         confidence = sign * np.array([row[name] for row in rows], dtype=np.float64)
-        resampled = np.empty((len(weights), len(SELECTIVE_METRICS)))
-        for i, repeats in enumerate(weights):
-            drawn = np.repeat(confidence, repeats), np.repeat(risks, repeats)
-            resampled[i] = [f(*drawn) for f in SELECTIVE_METRICS.values()]
         selective[name] = {
-            metric: _interval(f(confidence, risks), values, len(rows))
-            for (metric, f), values in zip(SELECTIVE_METRICS.items(), resampled.T, strict=True)
+            metric: _interval(f(confidence, risks, None), f(confidence, risks, weights), len(rows))
+            for metric, f in SELECTIVE_METRICS.items()
         }
         coverage, risk = risk_coverage_curve(confidence, risks)
         curves[name] = {"coverage": coverage.tolist(), "risk": risk.tolist()}
     for name, confidence in (("oracle", -risks), ("random", np.zeros(len(risks)))):
-        selective[name] = {"aurc": aurc(confidence, risks), "augrc": augrc(confidence, risks)}
+        selective[name] = {"aurc": float(aurc(confidence, risks)), "augrc": float(augrc(confidence, risks))}
     return {"selective": selective, "risk_coverage": curves}
 
 
