@@ -178,7 +178,7 @@ def test_without_pixels_that_count_the_file_stays(tmp_path: Path, ignored: tuple
         assert (tmp_path / "m.pth").read_bytes() == before
     else:
         assert result.returncode == 0
-        assert "No image has a lesion: they give temperatures, but can support no guarantee" in result.stderr
+        assert "No image has a lesion: the images give temperatures, but cannot support a guarantee" in result.stderr
         assert "Levels that" not in result.stderr
         assert load_model(tmp_path / "m.pth").risk_curves == {}
 

@@ -74,7 +74,7 @@ def calibrate(
             len(dataset),
         )
     elif not has_lesion:
-        logger.warning("No image has a lesion: they give temperatures, but can support no guarantee")
+        logger.warning("No image has a lesion: the images give temperatures, but cannot support a guarantee")
     model.temperatures = {method: minimising_temperature(of_method) for method, of_method in nll.items()}
     model.risk_curves = {}
     for sampler in samplers if has_lesion and not trained_on else ():
