@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     log_datasets(training_set, validation_set, seen)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
-    config = settings | {"trained_names": None}  # which may be thousands
+    config = {name: value for name, value in settings.items() if name != "trained_names"}  # which may be thousands
     wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", config, args.checkpoint_dir, continues)
 
     # Epochs: train, validate, save, log
