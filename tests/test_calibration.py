@@ -1,5 +1,7 @@
 """The command that fits the temperatures of an existing model, and --calibrated, which uses them."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -163,24 +165,29 @@ def test_images_with_the_names_of_the_training(tmp_path: Path):
         assert (line in result.stderr) == bool(output)
 
 
-@pytest.mark.parametrize("ignored", [(), ("--ignore-value", 7)])
-def test_without_pixels_that_count_the_file_stays(tmp_path: Path, ignored: tuple):
-    """The other mask of each image shows that all values are known."""
-    imgs, masks = make_folders(tmp_path, 2, (48, 40))
-    save_checkpoint(tmp_path / "m.pth", TrainedModel(lively_network(), (32, 32), temperatures={"softmax": 1.5}))
-    before = (tmp_path / "m.pth").read_bytes()
+def calibrated_on_masks_of(value: int, folder: Path, *flags: object) -> subprocess.CompletedProcess:
+    """The command on two images, all pixels of whose masks have a value."""
+    imgs, masks = make_folders(folder, 2, (48, 40))
+    save_checkpoint(folder / "before.pth", TrainedModel(lively_network(), (32, 32), temperatures={"softmax": 1.5}))
+    shutil.copy(folder / "before.pth", folder / "m.pth")
     for path in masks.iterdir():
-        Image.new("L", (48, 40), 7 if ignored else 0).save(path)
-    flags = ["-m", tmp_path / "m.pth", "--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "c"]
-    result = run_module("utils.calibration", *flags, *ignored)
-    if ignored:
-        assert_one_clear_line(result, "every pixel of the 2 images is ignored: some have to count (see --ignore-value)")
-        assert (tmp_path / "m.pth").read_bytes() == before
-    else:
-        assert result.returncode == 0
-        assert "No image has a lesion: the images give temperatures, but cannot support a guarantee" in result.stderr
-        assert "Levels that" not in result.stderr
-        assert load_model(tmp_path / "m.pth").risk_curves == {}
+        Image.new("L", (48, 40), value).save(path)
+    folders = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", folder / "c"]
+    return run_module("utils.calibration", "-m", folder / "m.pth", *folders, *flags)
+
+
+def test_without_a_pixel_that_counts_the_file_stays(tmp_path: Path):
+    result = calibrated_on_masks_of(7, tmp_path, "--ignore-value", 7)
+    assert_one_clear_line(result, "every pixel of the 2 images is ignored: some have to count (see --ignore-value)")
+    assert (tmp_path / "m.pth").read_bytes() == (tmp_path / "before.pth").read_bytes()
+
+
+def test_without_a_lesion_there_is_no_guarantee(tmp_path: Path):
+    result = calibrated_on_masks_of(0, tmp_path)
+    assert result.returncode == 0
+    assert "No image has a lesion: the images give temperatures, but cannot support a guarantee" in result.stderr
+    assert "Levels that" not in result.stderr
+    assert load_model(tmp_path / "m.pth").risk_curves == {}
 
 
 def test_ignored_pixels_of_several_masks_do_not_count(tmp_path: Path):

@@ -135,18 +135,9 @@ def test_runs_against_other_masks_are_not_compared(project: Path, tmp_path: Path
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
+    common = ["--input-dir", project / "imgs", "-m", model_file, "--output-dir", tmp_path / "o"]
     for folder in (masks, project / "masks"):
-        flags = [
-            "--input-dir",
-            project / "imgs",
-            "--mask-dir",
-            folder,
-            "-m",
-            model_file,
-            "--output-dir",
-            tmp_path / "o",
-        ]
-        assert run_script("predict_prob_direct.py", *flags).returncode == 0
+        assert run_script("predict_prob_direct.py", *common, "--mask-dir", folder).returncode == 0
         if folder == masks:
             with pytest.raises(InputError, match="or were compared with different masks"):
                 read_results([project / "bayesian", tmp_path / "o"])

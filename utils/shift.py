@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
 
     # The images as they are, which show which ones fail; then the corruptions that were not finished for the others
     evaluation = ShiftEvaluation(model, samplers, ground_truth, args.seed, guarantees, args.compile)
-    unchanged, *shifts = list_shifts(args.strengths)
+    unchanged, *shifts = asked = list_shifts(args.strengths)
     with progress(total=(1 + len(shifts)) * len(items), unit="image") as bar:
         results = evaluation.evaluate(items, unchanged, bar.update)
         ground_truth.fitter.log()
@@ -130,7 +130,6 @@ def main(args: argparse.Namespace) -> int:
             write_json(path, {"run": run, "results": results})
     report, failed = evaluation.report, {*evaluation.failed}
     report.rows = [{"image": item.reported} for item in items if item.reported not in failed]
-    asked = {(shift.corruption, shift.strength) for shift in list_shifts(args.strengths)}
     results = [row for row in results if (row["corruption"], row["strength"]) in asked]  # others may be incomplete
     if any(row["strength"] for row in results):
         write_results(args.output_dir, results)

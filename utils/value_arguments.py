@@ -29,7 +29,7 @@ def add_ignore_value(parser: argparse._ActionsContainer, recorded: str) -> None:
         "--ignore-value",
         type=mask_value,
         metavar="V",
-        help=f"mask value of pixels that do not count (default: {recorded}255 beside labels 0, 1, 2, ...)",
+        help=f"mask value of pixels that do not count (default: {recorded}255 beside all labels 0, 1, 2, ...)",
     )
 
 

@@ -65,6 +65,7 @@ def decide_classes(
     learnt = expected or MaskClasses(())
     named = (*options.of_classes, options.ignored)
     of_others = (*learnt.values, learnt.ignored) if expected else (*options.loaded.values, options.loaded.ignored)
+    # Without masks that a model expects, only named colours tell how palettes are meant
     known = [value for value in (*named, *of_others) if value is not None and (expected or value >= RGB_OFFSET)]
     by_index = palettes_count_by_index(raw.values, known, learnt.by_index)
     by_mask = {name: merge_counts([one], by_index) for name, one in masks.items()}

@@ -67,8 +67,8 @@ def augrc(confidence: np.ndarray, risks: np.ndarray, repeats: np.ndarray | None 
 def _by_group(confidence: np.ndarray, risks: np.ndarray, repeats: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Number and summed risk of the images of equal confidence, (..., G) each, the most confident ones first."""
     repeats = np.ones(len(risks), np.int64) if repeats is None else repeats
-    order = np.argsort(-np.asarray(confidence))
-    first = np.flatnonzero(np.diff(np.asarray(confidence)[order], prepend=np.nan))
+    order = np.argsort(-confidence)
+    first = np.flatnonzero(np.diff(confidence[order], prepend=np.nan))
     return tuple(np.add.reduceat(values[..., order], first, axis=-1) for values in (repeats, repeats * risks))
 
 

@@ -99,8 +99,7 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
     items = [Item(imgs_dir / name, PurePosixPath(name)) for name in names]
     mask_values, ground_truth = mask_values_of(runs), None
     if options.masks_dir:
-        of_masks = (options.masks_dir, options.mask_suffix, options.ignore_value)
-        runs, ground_truth = compare_runs(runs, items, *of_masks)
+        runs, ground_truth = compare_runs(runs, items, options.masks_dir, options.mask_suffix, options.ignore_value)
     page = _Page(output, options.single_file, _run_data(runs, len(mask_values[0])))
     report = Report()
     read_target = partial(report.read_target, ground_truth)

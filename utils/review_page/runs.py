@@ -98,7 +98,7 @@ class PredictionRun:
             settings["model_ignore_value"] = self.settings["ignore_value"]
         return replace(self, scores=scores, settings=settings)
 
-    def compared_like(self, ground_truth: GroundTruth, items: Sequence[Item]) -> "PredictionRun":
+    def without_outdated_scores(self, ground_truth: GroundTruth, items: Sequence[Item]) -> "PredictionRun":
         """The run without its scores against masks that have changed since, or in which it ignored other pixels."""
         others = self.settings.get("ignore_value") != ground_truth.ignore_value
         scores = dict(self.scores)
@@ -191,7 +191,7 @@ def compare_runs(
     classes = MaskClasses(runs[0].settings["mask_values"], recorded("model_ignore_value"))
     ignored = recorded("ignore_value") if ignore_value is None else ignore_value
     ground_truth = GroundTruth(items, masks_dir, classes, ignored, mask_suffix)
-    return [run.compared_like(ground_truth, items) for run in runs], ground_truth
+    return [run.without_outdated_scores(ground_truth, items) for run in runs], ground_truth
 
 
 def _without_truth(row: Mapping[str, float]) -> dict[str, float]:

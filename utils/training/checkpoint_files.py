@@ -151,7 +151,7 @@ class CheckpointWriter:
 
 
 def changed_setting(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """The first setting that differs from what a checkpoint records; the names of the images follow from the others."""
+    """The first setting that differs from what a checkpoint records; `trained_names` follows from the others."""
     compared = [name for name in settings if name != "trained_names"]
     return next((name for name in compared if recorded.get(name) != settings[name]), None)
 
