@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -63,32 +64,71 @@ def test_signal_while_a_line_is_written():
         logger.removeHandler(handler)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signals")
+@pytest.fixture
+def terminating() -> Iterator[None]:
+    """`exit_on_termination` has been called."""
+    if not hasattr(signal, "SIGUSR1"):
+        pytest.skip("Windows has no such signals")
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    for n in before:
+        signal.signal(n, signal.SIG_DFL)  # nohup ignores SIGHUP
+    exit_on_termination()
+    yield
+    for n, handler in before.items():
+        signal.signal(n, handler)
+
+
+@pytest.mark.usefixtures("terminating")
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
 def test_warnings_are_gentle_however_often_they_come(name: str):
     number = getattr(signal, name)
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
-    try:
-        for n in before:
-            signal.signal(n, signal.SIG_DFL)  # nohup ignores SIGHUP
-        exit_on_termination()
-        with pytest.raises(SystemExit) as error, GracefulStop() as stop:
-            for _ in range(3):
-                signal.raise_signal(number)
-            assert stop()
-            stop.exit()
-        assert error.value.code == 128 + number
-        with pytest.raises(SystemExit) as error, GracefulStop() as stop:
+    with pytest.raises(SystemExit) as error, GracefulStop() as stop:
+        for _ in range(3):
             signal.raise_signal(number)
-            signal.raise_signal(signal.SIGTERM)  # what Slurm sends at its time limit
-        assert error.value.code == 143
-        with pytest.raises(SystemExit) as error:  # where nothing is waited for
-            signal.raise_signal(number)
-        assert error.value.code == 128 + number
-        signal.raise_signal(number)  # while `finally` blocks run
-        signal.signal(number, signal.SIG_IGN)  # as by nohup
-        exit_on_termination()
+        assert stop()
+        stop.exit()
+    assert error.value.code == 128 + number
+    with pytest.raises(SystemExit) as error, GracefulStop() as stop:
         signal.raise_signal(number)
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
+        signal.raise_signal(signal.SIGTERM)  # what Slurm sends at its time limit
+    assert error.value.code == 143
+    with pytest.raises(SystemExit) as error:  # where nothing is waited for
+        signal.raise_signal(number)
+    assert error.value.code == 128 + number
+    signal.raise_signal(number)  # while `finally` blocks run
+    signal.signal(number, signal.SIG_IGN)  # as by nohup
+    exit_on_termination()
+    signal.raise_signal(number)
+
+
+@pytest.mark.usefixtures("terminating")
+def test_the_first_signal_decides_the_exit_code():
+    """After Slurm's warning a connection may be closed, too; its job is queued again by the code of the warning."""
+    with pytest.raises(SystemExit) as error, GracefulStop() as stop:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGHUP)
+        stop.exit()
+    assert error.value.code == 128 + signal.SIGUSR1
+
+
+@pytest.mark.usefixtures("terminating")
+def test_termination_under_torchrun_may_come_twice(monkeypatch: pytest.MonkeyPatch):
+    """To each process of a job, and once more from torchrun, which has been terminated with them."""
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    counts = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (address | counts).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as error, GracefulStop() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        stop.exit()
+    assert error.value.code == 143
+    with pytest.raises(SystemExit) as error:  # where nothing is waited for
+        signal.raise_signal(signal.SIGTERM)
+    assert error.value.code == 143
+    signal.raise_signal(signal.SIGTERM)  # while `finally` blocks run
+    with pytest.raises(KeyboardInterrupt), GracefulStop():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from utils.runtime.distributed import started_by_torchrun
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,8 +21,19 @@ _TERMINATION = signal.SIGTERM
 _WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
+def _may_repeat(number: int) -> bool:
+    """Whether a signal may come more than once and mean no more by it.
+
+    A batch system may terminate each process of a job, and torchrun, which it has terminated, then its own once more.
+    """
+    return number in _WARNINGS or (number == _TERMINATION and started_by_torchrun())
+
+
 def exit_on_termination() -> None:
-    """On SIGTERM, SIGHUP or SIGUSR1 run `finally` blocks and exit with 128 + signal; a second SIGTERM kills."""
+    """On SIGTERM, SIGHUP or SIGUSR1 run `finally` blocks and exit with 128 + signal; a second SIGTERM kills.
+
+    Under torchrun it does not, which kills by itself in the end.
+    """
     for number in (_TERMINATION, *_WARNINGS):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP ignored
             signal.signal(number, _exit)
@@ -48,15 +61,15 @@ def _exit_for(parent: int) -> None:
 
 
 def _exit(signum: int, frame: Any) -> NoReturn:
-    signal.signal(signum, signal.SIG_DFL if signum == _TERMINATION else signal.SIG_IGN)
+    signal.signal(signum, signal.SIG_IGN if _may_repeat(signum) else signal.SIG_DFL)
     sys.exit(128 + signum)
 
 
 class GracefulStop:
     """Within the `with` block a first Ctrl-C or termination is only recorded; a second one takes effect at once.
 
-    SIGHUP and SIGUSR1 are only recorded, however often they come. Call it to ask whether to stop; `exit` then does so.
-    In a thread, which receives no signals, it does nothing.
+    SIGHUP and SIGUSR1, and SIGTERM under torchrun, are only recorded, however often they come. Call it to ask whether
+    to stop; `exit` then does so. In a thread, which receives no signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -84,10 +97,10 @@ class GracefulStop:
 
     def _record(self, signum: int, frame: Any) -> None:
         first, self._signal = self._signal is None, self._signal or signum
-        self._restore(number for number in self._handlers if number not in _WARNINGS)
+        self._restore(number for number in self._handlers if not _may_repeat(number))
         if first:
             with suppress(RuntimeError):  # "reentrant call": the signal came while another line was being written
-                logger.warning("Stopping after the current step; a second Ctrl-C or termination stops immediately")
+                logger.warning("Stopping after the current step; a second Ctrl-C stops immediately")
 
     def exit(self) -> NoReturn:
         """End the process as the signal demands; without one, since another process has received it, as SIGTERM."""
