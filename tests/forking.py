@@ -70,7 +70,7 @@ class ForkedProcess:
             os.dup2(write, 2)
             sys.argv = command
             sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering, closefd=False) for i, buffering in ((1, -1), (2, 1)))
-            tqdm.set_lock(threading.RLock())  # the other one is shared: a process may have been killed that held it
+            tqdm.set_lock(threading.RLock())  # a thread of this process may hold the other one
             logging.getLogger().handlers.clear()  # pytest's
             os.chdir(cwd)
             os.environ.update(environment)

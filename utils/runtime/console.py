@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from utils.runtime import distributed
 
 logger = logging.getLogger(__name__)
+
+tqdm.set_lock(threading.RLock())  # by default a lock of several processes, which stays locked if one is killed
 
 PACKAGES = ("__main__", "utils", "unet")  # whose log lines are shown
 
