@@ -47,7 +47,7 @@ def test_single_images_of_a_folder_require_an_output_folder(tmp_path: Path):
 def test_no_image_outside_the_output_folder(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_OUT.png").touch()
-    with pytest.raises(InputError, match="no image but results"):
+    with pytest.raises(InputError, match="only results of predictions"):
         find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
 
 
@@ -70,7 +70,7 @@ def test_results_of_earlier_runs_are_no_images(tmp_path: Path):
     images = find_single_images([tmp_path], output_dir=tmp_path / "uq")
     assert {item.key for item, _ in images} == {"a.jpg", "b_OUT.png", "a_OUTER.png"}
     assert find_single_images([tmp_path / "a_OUT.png"], output_dir=tmp_path / "uq")  # as it was asked for
-    with pytest.raises(InputError, match="s contains no image but results of predictions, such as"):
+    with pytest.raises(InputError, match="s contains only results of predictions, such as"):
         find_images(tmp_path / "s")
 
 
@@ -81,6 +81,14 @@ def test_images_in_an_output_folder(tmp_path: Path):
     expected = ["a.jpg", "s/b.jpg", "s/c.png"]
     assert [item.key for item in find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, True)] == expected
     assert {path.name for path in find_images(tmp_path / "s")} >= {"b.jpg", "c.png"}
+    with pytest.raises(InputError, match=r"is the input folder, .*s: "):  # they would be left out without a word
+        find_items(tmp_path, tmp_path / "s", IMAGE_EXTENSIONS, True)
+
+
+def test_figures_in_an_output_folder_are_no_images(tmp_path: Path):
+    touch(tmp_path, "a.jpg", "shift.png", "out/passes.png", "out/s/UQ_compare.png", "other/shift.png")
+    items = find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, recursive=True)
+    assert [item.key for item in items] == ["a.jpg", "other/shift.png", "shift.png"]
 
 
 def test_results_are_not_written_among_images_or_masks(tmp_path: Path):

@@ -11,6 +11,7 @@ from utils.pipeline.items import Item
 from utils.pipeline.journal import Entry, Journal, SharedJournal, read_entries
 from utils.pipeline.summary import read_summary
 from utils.runtime.errors import InputError
+from utils.runtime.output_folder import recorded_results
 
 SETTINGS = {"passes": 3, "threshold": 0.5}
 SCORES = {"area": 5, "soft_dice_confidence": 0.9}
@@ -102,6 +103,14 @@ def test_line_that_was_cut_off(out: Path, items: list[Item]):
     assert sorted(journal.rows) == ["a.jpg"]
     journal.add({"image": "b.jpg", **SCORES}, [items[1].output(out)], None)
     assert finished(out, items) == ["a.jpg", "b.jpg"]
+
+
+def test_lines_of_another_program(out: Path, items: list[Item]):
+    (path,) = out.glob(".progress-*")
+    path.write_bytes(path.read_bytes() + b'\n5\n[]\n{"files": []}\n{"files": ["x.png"], "more": 1}\n')
+    assert finished(out, items) == ["a.jpg", "b.jpg"]
+    path.write_bytes(path.read_bytes() + b"\n5\n")
+    assert recorded_results([out]) == {items[0].output(out), items[1].output(out)}
 
 
 def test_other_settings(out: Path, items: list[Item]):
@@ -217,6 +226,18 @@ def test_a_single_result_that_is_being_replaced_has_no_scores(out: Path, items: 
     SharedJournal({"passes": 9}, [items[0].output(out), out.parent / "new" / "x.png"])
     assert read_entries(out) == {first.files[0]: Entry(first.files), second.files[0]: second}
     assert not (out.parent / "new").exists()
+
+
+def test_a_file_that_has_become_a_result_of_its_own_is_kept(out: Path):
+    """As after -o a.png and -o a_prob.png, once a.png is written without maps."""
+    first, second = out / "a.png", out / "a_prob.png"
+    first.touch()
+    second.touch()
+    journal = SharedJournal(SETTINGS, [])
+    journal.add({"image": "a.jpg", **SCORES}, [first, second])
+    journal.add({"image": "b.jpg", **SCORES}, [second])
+    journal.add({"image": "a.jpg", **SCORES}, [first])
+    assert second.exists()
 
 
 def test_summary_lists_masks_that_exist(out: Path):

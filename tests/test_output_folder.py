@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -102,6 +103,28 @@ def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with output_folder(tmp_path / "o"):
         (tmp_path / "o" / "result").touch()
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["result"]
+
+
+def test_lock_that_another_run_has_replaced_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One on a removed file would keep nobody out."""
+    lock, replaced = module._lock_file, []
+
+    def replace_first(file: BinaryIO) -> None:
+        if not replaced:
+            replaced.append(Path(file.name))
+            replaced[0].unlink()
+            replaced[0].touch()
+        lock(file)
+
+    monkeypatch.setattr(module, "_lock_file", replace_first)
+    with output_folder(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+
+
+def test_lock_that_cannot_be_created(tmp_path: Path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "nowhere" / "lock")
+    with pytest.raises(InputError, match=r"cannot be written \(No such file or directory\)"), output_folder(tmp_path):
+        pass
 
 
 def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -122,6 +122,8 @@ def test_predictions_below_the_masks_are_none(tmp_path: Path, caplog: pytest.Log
     """Such as those of predict_bayesian.py, which have the names of the images; the folder itself was named."""
     folder = save_blank(tmp_path / "d", "s/a.jpg", "s/a_mask.png", "s/uq/a.png", "s/uq/a_prob.png")
     (folder / "s" / "uq" / ".progress-0.jsonl").write_text('{"files": ["a.png", "a_prob.png"]}\n')
+    save_blank(folder, "s/uq/review_files/0/00000_0.jpg")  # a picture of a review page
+    (folder / "s" / "uq" / "review.html").touch()
     caplog.set_level(logging.INFO)
     image = folder / "s" / "a.jpg"
     images = {PurePath("s/a.jpg"): image}

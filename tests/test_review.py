@@ -424,6 +424,19 @@ def test_images_that_cannot_be_shown_are_listed(tmp_path: Path):
         write_review([run], images_of(tmp_path / "others", "z.png"))
 
 
+def test_images_that_were_named_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As by predict_bayesian.py; the page is then made from within the folder of the images."""
+    imgs = images_of(tmp_path / "imgs", "a.png")
+    run = write_run(
+        tmp_path / "run", {f"imgs/{name}": np.full((6, 8), 200, np.uint8) for name in ("a.png", "gone.png")}
+    )
+    for place, folder in ((tmp_path, "imgs"), (imgs, ".")):
+        monkeypatch.chdir(place)
+        found = read_run(run, Path(folder))
+        assert "a.png" in found.scores
+        assert any(name.endswith("gone.png") for name in found.scores)
+
+
 def test_only_images_are_listed_as_without_result(tmp_path: Path):
     """Neither masks that the run knows, nor results of other runs, nor files of types that it was not to predict."""
     imgs = images_of(tmp_path / "imgs", "a.png", "a_mask.png", "b.png", "b_mask.png", "c.bmp", "s/d.png", "s/e.png")

@@ -387,7 +387,7 @@ def test_results_of_other_settings_are_not_resumed(folder: Path, tmp_path: Path)
         shift.read_finished(path, {**run, "seed": 1, "methods": []})
     with pytest.raises(InputError, match="results with other temperature, guarantee: choose another output folder"):
         shift.read_finished(path, {**run, "methods": [{"temperature": 2.0, "guarantee": {"level": 0.9}}]})
-    for content in ("[]", "nothing", '{"run": {}}'):
+    for content in ("[]", "nothing", '{"run": {}}', '{"run": {"methods": [1]}, "results": []}'):
         path.write_text(content)
         with pytest.raises(InputError, match="was not written by this command"):
             shift.read_finished(path, run)

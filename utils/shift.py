@@ -19,7 +19,6 @@ from utils.checkpoint import TrainedModel
 from utils.data.corruptions import SHIFT_STRENGTHS
 from utils.data.groups import names_digest
 from utils.data.images import IMAGE_EXTENSIONS
-from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.small_multiples import draw_small_multiples
 from utils.inference.guarantees import make_guarantee
@@ -51,7 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     images.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for the results")
     pairing_arguments.add_mask_suffix(images)
     images.add_argument(
-        "--max-images", type=arguments.integer(1), metavar="N", help="fewer images, evenly spaced by name"
+        "--max-images", type=arguments.integer(1), metavar="N", help="at most N images, evenly spaced by name"
     )
     images.add_argument(
         "--skip-existing",
@@ -82,7 +81,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--guarantee",
         type=guarantee_level,
         metavar="LEVEL",
-        help="such as 0.95: also what the masks with a guarantee reach, see the prediction scripts",
+        help="such as 0.95: also evaluate the masks with a guarantee, see the prediction scripts",
     )
     add_compile(methods)
     return parser
@@ -94,8 +93,7 @@ def main(args: argparse.Namespace) -> int:
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
     samplers = {method_title(sampler, model): sampler for sampler in samplers_from_args(args, model, dtype)}
     guarantees = {name: make_guarantee(model, one, args.guarantee) for name, one in samplers.items() if args.guarantee}
-    recorded = MaskClasses(model.mask_values, model.ignore_value)
-    ground_truth = GroundTruth(items, args.masks_dir, recorded, args.ignore_value, args.mask_suffix)
+    ground_truth = GroundTruth(items, args.masks_dir, model.mask_classes, args.ignore_value, args.mask_suffix)
     items = evenly_spaced([item for item in items if item.name in ground_truth.paths], args.max_images)
 
     # What makes up a run, and what an interrupted one has finished
@@ -173,14 +171,14 @@ def read_finished(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         earlier, results = dict(content["run"]), list(content["results"])
+        methods = _methods_of(earlier)
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} was not written by this command: choose another output folder") from error
     run = json.loads(json.dumps(run))
     changed = [name for name, value in run.items() if earlier.get(name) != value]
-    titles = [[method.get("method") for method in one.get("methods", ())] for one in (earlier, run)]
-    if changed == ["methods"] and titles[0] == titles[1]:  # their settings differ
+    if changed == ["methods"] and methods == _methods_of(run):  # their settings differ
         pairs = zip(earlier["methods"], run["methods"], strict=True)
         changed = list(dict.fromkeys(key for a, b in pairs for key in a | b if a.get(key) != b.get(key)))
     if changed:
@@ -189,6 +187,10 @@ def read_finished(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
             "start over without skipping existing results"
         )
     return results
+
+
+def _methods_of(run: Mapping[str, Any]) -> list[str]:
+    return [method.get("method") for method in run.get("methods", ())]
 
 
 def write_results(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:

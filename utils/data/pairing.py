@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from utils.data.images import IMAGE_EXTENSIONS, list_images
 from utils.runtime.errors import InputError, bulleted
-from utils.runtime.output_folder import folders_below, recorded_results
+from utils.runtime.output_folder import folders_below, holds_pictures, recorded_results
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,10 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
     """
     options = options or PairingOptions()
     paths = list_images(imgs_dir, options.extensions, options.recursive)
-    results = recorded_results({Path(imgs_dir), *folders_below(Path(imgs_dir), paths)})
-    images = {path.relative_to(imgs_dir): path for path in paths if path not in results}
+    below = folders_below(Path(imgs_dir), paths)
+    results, pictures = recorded_results({Path(imgs_dir), *below}), {*filter(holds_pictures, below)}
+    inputs = [path for path in paths if path not in results and pictures.isdisjoint(path.parents)]
+    images = {path.relative_to(imgs_dir): path for path in inputs}
     if len(images) < len(paths):
         logger.info("Ignoring results of predictions in %s: %d", imgs_dir, len(paths) - len(images))
     matches = _match_folders(images, masks_dir, options.mask_suffix, options.recursive)

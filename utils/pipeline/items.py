@@ -16,12 +16,13 @@ from PIL import Image
 from utils.data.images import IMAGE_EXTENSIONS, list_images, read_image
 from utils.data.pairing import without_masks
 from utils.runtime.errors import InputError
-from utils.runtime.output_folder import folders_below, journal_files, recorded_results
+from utils.runtime.output_folder import folders_below, holds_pictures, journal_files, recorded_results
 
 logger = logging.getLogger(__name__)
 
 _IGNORES_CASE = os.name == "nt" or sys.platform == "darwin"  # whether A.png and a.png are usually one file
 _RESULT_OF = re.compile(r"(.+)_OUT(_[a-z0-9_]+)?", re.DOTALL)  # the stem of a result, after that of its image
+_FIGURES = {"reliability.png", "risk_coverage.png", "UQ_compare.png", "passes.png", "shift.png"}  # of commands
 
 # The names of the results beside the mask or probability map NAME.png: NAME, and then this.
 _RESULT = (
@@ -95,46 +96,40 @@ def find_images(
     """The images of a folder, without masks and results among them.
 
     Results are the files that the journal of an output folder lists, here or in a sub-folder; `NAME_OUT.png` and the
-    like in such sub-folders, and beside the image NAME; and the pictures of a review page.
+    like in such sub-folders, and beside the image NAME; figures of commands in such sub-folders; and the pictures of a
+    review page.
 
     Args:
         folder: where to look.
         extensions: file extensions of the images.
         recursive: include sub-folders.
         masks: folder and suffix of the ground-truth masks.
-        results: further folders in which all is results.
+        results: further output folders.
 
     Raises:
         InputError: the folder contains no image, or the masks are in it and belong to none.
     """
     paths = list_images(folder, extensions, recursive)
     below = folders_below(folder, paths)
-    closed = {_in_one_case(result.resolve()) for result in results}
-    closed = {parent for parent in below if _in_one_case(parent.resolve()) in closed or _holds_pictures(parent)}
-    outputs = {parent for parent in below if journal_files(parent)}
+    further, pictures = {_in_one_case(result.resolve()) for result in results}, {*filter(holds_pictures, below)}
+    outputs = {parent for parent in below if journal_files(parent) or _in_one_case(parent.resolve()) in further}
     recorded = recorded_results({folder, *outputs})
     stems = {path.with_suffix("") for path in paths}
 
     def is_result(path: Path) -> bool:
-        if path in recorded or not closed.isdisjoint(path.parents):
+        if path in recorded or not pictures.isdisjoint(path.parents):
             return True
-        match = _RESULT_OF.fullmatch(path.stem)
-        return bool(match) and (path.with_name(match[1]) in stems or not outputs.isdisjoint(path.parents))
+        in_output, match = not outputs.isdisjoint(path.parents), _RESULT_OF.fullmatch(path.stem)
+        if in_output and path.name in _FIGURES:
+            return True
+        return bool(match) and (in_output or path.with_name(match[1]) in stems)
 
     kept = [path for path in paths if not is_result(path)]
     if not kept:
-        raise InputError(f"{folder} contains no image but results of predictions, such as {paths[0]}")
+        raise InputError(f"{folder} contains only results of predictions, such as {paths[0]}")
     if len(kept) < len(paths):
         logger.info("Ignoring results of predictions in %s: %d", folder, len(paths) - len(kept))
     return without_masks(kept, folder, *masks)
-
-
-def _holds_pictures(folder: Path) -> bool:
-    """Whether a folder is that of the pictures of a review page."""
-    if not folder.name.endswith("_files"):
-        return False
-    stem = folder.name.removesuffix("_files")
-    return any(path.stem == stem and path.suffix.lower() in (".html", ".htm") for path in folder.parent.iterdir())
 
 
 def find_items(
@@ -232,12 +227,13 @@ def check_replaced(outputs: Iterable[Path], others: Iterable[Path]) -> None:
         names[output.parent][output.name] += 1
     for path in map(identity, others):
         names[path.parent][path.name] += 1
-    for folder, name in ((folder, name) for folder, in_folder in names.items() for name in in_folder):
+    for folder, name, count in ((folder, *counted) for folder, counts in names.items() for counted in counts.items()):
         for end in (match.start() for match in re.finditer(r"[._]", name)):  # of the stem whose result it may be
-            path, output = of_stems.get((folder, name[:end]), (None, None))
-            if path is None or not (name[end:] == output.suffix or re.fullmatch(_RESULT, name[end:])):
+            if (folder, name[:end]) not in of_stems:
                 continue
-            if name != output.name or names[folder][name] > 1:
+            path, output = of_stems[folder, name[:end]]
+            is_result = name[end:] == output.suffix or re.fullmatch(_RESULT, name[end:])
+            if is_result and (name != output.name or count > 1):
                 raise InputError(
                     f"output {path}: one of its results would overwrite {path.with_name(name)}; choose another name "
                     "or folder"

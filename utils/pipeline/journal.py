@@ -121,7 +121,7 @@ class Journal:
         """An entry of an earlier run, of which only the files are left if the image is to be predicted again."""
         if entry.row is None:
             return entry
-        keep = resume and self._is_complete(entry) if self._is_written(entry) else self._outputs is not None
+        keep = (resume and self._is_complete(entry)) if self._is_written(entry) else self._outputs is not None
         return entry if keep else Entry(entry.files)
 
     def _is_complete(self, entry: Entry) -> bool:
@@ -221,7 +221,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     for path in sorted(journal_files(folder)):
         settings: Mapping[str, Any] = {}
         for line in path.read_bytes().splitlines():
-            with suppress(ValueError):  # a line that a killed process was writing
+            with suppress(ValueError, TypeError, LookupError):  # a line that a killed process was writing
                 content = json.loads(line)
                 if "files" not in content:
                     settings = content

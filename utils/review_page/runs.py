@@ -234,7 +234,7 @@ def _name_within(image: str, imgs_dir: Path) -> str | None:
         return path.as_posix()
     given, resolved = Path(os.path.abspath(path)), path.parent.resolve() / path.name
     for inner, folder in ((given, Path(os.path.abspath(imgs_dir))), (resolved, imgs_dir.resolve())):
-        if inner.is_relative_to(folder):
+        if inner.is_relative_to(folder) and (path.exists() or not (imgs_dir / path.name).exists()):
             return inner.relative_to(folder).as_posix()
     if path.exists():
         return None

@@ -20,11 +20,8 @@ from utils.runtime.errors import InputError
 
 JOURNAL_OF_MAIN = ".progress-0.jsonl"  # that of the main or only process
 _LOCK_NAME = ".lock"
-_TAKEN = (
-    errno.EACCES,
-    errno.EAGAIN,
-    errno.EDEADLK,
-)  # by another process; other errors are of a file system without locks
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # other errors are of a file system without locks
+_ATTEMPTS = 10  # another run that ends may remove an empty folder between two steps
 _LOCKED_BYTE = 2**30  # Windows lets no other process read what is locked
 
 
@@ -65,9 +62,17 @@ def recorded_results(folders: Iterable[Path]) -> set[Path]:
     results = set()
     for folder in folders:
         for line in (line for path in journal_files(folder) for line in path.read_bytes().splitlines()):
-            with suppress(ValueError):  # a line that a killed process was writing
+            with suppress(ValueError, AttributeError):  # a line that a killed process was writing
                 results.update(folder / name for name in json.loads(line).get("files", ()))
     return results
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether a folder is that of the pictures of a review page."""
+    if not folder.name.endswith("_files"):
+        return False
+    stem = folder.name.removesuffix("_files")
+    return any(path.stem == stem and path.suffix.lower() in (".html", ".htm") for path in folder.parent.iterdir())
 
 
 def check_writable(folder: Path) -> None:
@@ -112,14 +117,13 @@ def check_room(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> None
 
 def _make(folder: Path) -> list[Path]:
     """Create a folder; returns what did not exist before, the deepest first."""
-    attempts = 10  # another run that ends may remove an empty folder between two of the steps
-    for attempt in range(1, attempts + 1):
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
             created = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             break
         except OSError as error:
-            if isinstance(error, (FileExistsError, FileNotFoundError)) and attempt < attempts:
+            if isinstance(error, (FileExistsError, FileNotFoundError)) and attempt < _ATTEMPTS:
                 continue
             if os.path.lexists(folder) and not folder.is_dir():
                 raise InputError(f"the output folder {folder} is a file, a folder was expected") from error
@@ -135,14 +139,15 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def _lock(folder: Path, deadline: float) -> BinaryIO:
     """The open file of the lock, which names this process."""
-    path = folder / _LOCK_NAME
+    path, missing = folder / _LOCK_NAME, 0
     while True:
         _make(folder)  # the run that held the lock may have removed it
         try:
             file = open(path, "a+b")  # noqa: SIM115 - open as long as the lock is held
-        except FileNotFoundError:
-            continue
         except OSError as error:
+            missing += isinstance(error, FileNotFoundError)
+            if isinstance(error, FileNotFoundError) and missing < _ATTEMPTS:
+                continue
             if isinstance(error, PermissionError) and os.path.lexists(path) and os.access(folder, os.W_OK):
                 raise InputError(
                     f"{path} belongs to a run of another user: wait for its end, remove that file if the run was "
