@@ -16,7 +16,7 @@ from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, load_model
 from utils.data.cache import decode_pairs
 from utils.data.groups import count_named, groups_of, name_digests, names_digest, read_groups
-from utils.data.mask_classes import MaskClasses, MaskOptions
+from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import Pair, pair_files
 from utils.data_loading import (
     SegmentationDataset,
@@ -82,28 +82,28 @@ def main(args: argparse.Namespace) -> None:
     log_datasets(training_set, validation_set, seen)
     model_flags.log_device(device, dtype)
     logger.info("Writing checkpoints to %s", args.checkpoint_dir)
-    config = {name: value for name, value in settings.items() if name != "trained_names"}  # which may be thousands
-    wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", config, args.checkpoint_dir, continues)
+    wandb_run = WandbRun(args.wandb if distributed.is_main() else "disabled", settings, args.checkpoint_dir, continues)
 
     # Epochs: train, validate, save, log
-    started, first_epoch = time.monotonic(), state.epoch
+    started, first_epoch, stopping = time.monotonic(), state.epoch, False
     with GracefulStop() as stop, CheckpointWriter(args.checkpoint_dir, continues) as writer:
-        if resumed is not None and not continues and distributed.is_main():
+        if resumed is not None and distributed.is_main():
             writer.take_over(resumed, model, state)
-        stopping = False
         while state.epoch < args.epochs and not stopping:
-            completed = train_with_progress(state, batches, args.epochs, stop)
-            model.validation = evaluate(state, held_out) if completed else {}
-            if completed:
+            if train_with_progress(state, batches, args.epochs, stop):
+                model.validation = evaluate(state, held_out)
                 state.complete_epoch(model.validation)
-            model.epoch = state.epoch
-            if distributed.is_main():
-                (writer.save_epoch if completed else writer.save_last)(model, state)
-            if completed:
+                model.epoch = state.epoch
+                if distributed.is_main():
+                    writer.save_epoch(model, state)
                 forecast = forecast_remaining(started, state.epoch - first_epoch, args.epochs - state.epoch)
                 logger.info("Epoch %d/%d: %s%s", state.epoch, args.epochs, state, forecast)
                 wandb_run.log(state.history[-1], partial(predict_examples, state, validation_set))
-            stopping = distributed.any_process(stop()) or not completed
+                stopping = distributed.any_process(stop())
+            else:
+                model.validation, stopping = {}, True
+                if distributed.is_main():
+                    writer.save_last(model, state)
     if stopping or distributed.any_process(stop()):  # also while the last files were being written
         logger.info("Saved %s; continue with --resume", args.checkpoint_dir / "last.pth")
         wandb_run.finish()
@@ -124,15 +124,15 @@ def load_datasets(
     pairs, held_out_pairs, group_of = pair_folders(args, folders)
 
     # Decode: white and the classes mean what they mean to the loaded weights
-    options = replace(cli.mask_options(args), loaded=MaskClasses(loaded.mask_values, loaded.ignore_value))
+    options = replace(cli.mask_options(args), loaded=loaded.mask_classes)
     n_classes, size, white = loaded.network.n_classes, loaded.input_size, args.white or loaded.white
     if args.load and white != args.white:
         logger.info("White in 16-bit images is %g, as in the loaded model (--white names another)", white)
     background = loaded.background if options.first is None else options.first  # of masks that are united
     of_masks = {"background": background, "ignored": options.ignored}
     decode = partial(decode_pairs, size=size, cache_dir=args.cache_dir, skip_unusable=args.skip_unusable, **of_masks)
-    decoded = held_out = decode(pairs, white=white)
-    mask_classes = held_out_classes = decoded.mask_classes(n_classes, options)
+    decoded = decode(pairs, white=white)
+    mask_classes = decoded.mask_classes(n_classes, options)
     kept = options.first is None and list(mask_classes.values) == loaded.mask_values
     if args.load and kept and loaded.mask_values != sorted(loaded.mask_values):
         logger.info("The classes are in the order of the loaded model (--mask-values names another)")
@@ -146,13 +146,14 @@ def load_datasets(
         held_out_classes = held_out.mask_classes(n_classes, ignored, mask_classes)
         training, validation = indices_not_held_out(decoded.pairs, held_out.pairs), range(len(held_out.pairs))
     else:
+        held_out, held_out_classes = decoded, mask_classes
         training, validation = split_indices(len(images), args.validation, args.seed, groups)
     if (size[0] // 16) * (size[1] // 16) == 1 and 1 in (args.batch_size, len(training) % args.batch_size):
-        raise InputError(
-            f"batch norm needs more than the one value that a batch of one image has at {size[0]}x{size[1]}: choose "
-            "another batch size, or a larger network input",
-            *("batch_size", "newW", "newH"),
+        text = (
+            f"batch norm cannot be trained on a batch of one image at {size[0]}x{size[1]}, which leaves it one value "
+            "per channel: choose another batch size, or a larger network input"
         )
+        raise InputError(text, "batch_size", "newW", "newH")
     files = identify_files(decoded.pairs, args.imgs_dir, args.masks_dir)
     held_out_files = identify_files(held_out.pairs, *folders) if folders else dict.fromkeys(files)
     settings = files | {f"validation_{name}": value for name, value in held_out_files.items()}
@@ -164,10 +165,9 @@ def load_datasets(
     validation_set = SegmentationDataset(held_out, validation, held_out_classes, groups=groups)
     for data, name in ((training_set, "training"), (validation_set, "validation")):
         if not data.n_counted:
-            options = () if folders or not args.validation else ("validation", "seed", "val_imgs_dir")
-            raise InputError(
-                f"in the {name} masks every pixel is ignored: some have to count", "ignore_value", *options
-            )
+            of_split = () if folders or not args.validation else ("validation", "seed", "val_imgs_dir")
+            text = f"in the {name} masks every pixel is ignored: some have to count"
+            raise InputError(text, "ignore_value", *of_split)
     transforms = training_transforms(args.augmentation, others=training_set)
     return training_set.with_transform(transforms), validation_set, settings, validation_names
 
@@ -196,14 +196,14 @@ def identify_files(pairs: Sequence[Pair], imgs_dir: Path, masks_dir: Path) -> di
 
 def calibrate_best_epoch(path: Path, state: TrainingState, validation_set: SegmentationDataset) -> None:
     """Calibrate the best epoch and store it, unless a resumed run has left it in another folder."""
-    if not path.exists():
+    model = load_model(path, state.device) if path.exists() else None
+    if model is None or model.epoch != state.best["epoch"]:
         logger.warning(
-            "The best epoch is %d, after which this run was resumed without its file: there is no %s. python -m "
-            "utils.calibration -m FILE calibrates that of the interrupted run",
+            "The best epoch is %d, after which this run was resumed without its file: %s does not contain it. python "
+            "-m utils.calibration -m FILE calibrates that of the interrupted run",
             *(state.best["epoch"], path),
         )
         return
-    model = load_model(path, state.device)
     no_split = model.settings["validation"] == 0 and not model.settings["validation_images"]
     calibrate(model, validation_set, dtype=state.dtype, trained_on=no_split, groups=validation_set.groups)
     save_calibration(path, model)

@@ -24,7 +24,7 @@ from utils.checkpoint import TrainedModel, load_model, read_checkpoint, save_che
 from utils.data.augmentation import training_transforms
 from utils.data_loading import split_indices, training_batches
 from utils.runtime.errors import InputError
-from utils.training.checkpoint_files import checkpoint_bytes
+from utils.training.checkpoint_files import CheckpointWriter, checkpoint_bytes
 from utils.training.state import new_training_state
 
 
@@ -282,7 +282,7 @@ def test_batch_of_one_image_at_the_smallest_input(tmp_path: Path):
     imgs, masks = make_folders(tmp_path, 4, (40, 40))
     common = ["--imgs-dir", imgs, "--masks-dir", masks, "--cache-dir", tmp_path / "cache", "--newW", 16, "--newH", 16]
     result = run_script("train_bayesian.py", *common, "--checkpoint-dir", tmp_path / "c", "--batch-size", 1)
-    assert_one_clear_line(result, "a batch of one image has at 16x16", "(see --batch-size, --newW, --newH)")
+    assert_one_clear_line(result, "a batch of one image at 16x16", "(see --batch-size, --newW, --newH)")
 
 
 def test_input_size(tmp_path: Path):
@@ -549,8 +549,30 @@ def test_loaded_model_of_another_split_is_warned_of(tmp_path: Path):
 def test_best_epoch_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     state = new_training_state(lively_network(), 1e-3, total_steps=1)
     state.history = [{"epoch": 3, "val_dice": 0.5, "val_loss": 1.0}]
-    train_bayesian.calibrate_best_epoch(tmp_path / "best.pth", state, dataset(2))
-    assert "The best epoch is 3, after which this run was resumed without its file" in caplog.text
+    for _ in range(2):
+        train_bayesian.calibrate_best_epoch(tmp_path / "best.pth", state, dataset(2))
+        assert "The best epoch is 3, after which this run was resumed without its file" in caplog.text
+        caplog.clear()
+        save_checkpoint(tmp_path / "best.pth", TrainedModel(state.network, epoch=4))  # of another one
+
+
+def test_termination_while_the_last_files_are_written(tmp_path: Path, small: list):
+    def terminate_at_the_end() -> None:
+        leave = CheckpointWriter.__exit__
+
+        def leave_and_terminate(writer: CheckpointWriter, *error: object) -> None:
+            leave(writer, *error)
+            signal.raise_signal(signal.SIGTERM)
+
+        CheckpointWriter.__exit__ = leave_and_terminate
+
+    flags = [*training_flags(tmp_path), "--epochs", 1]
+    result = run_script("train_bayesian.py", *flags, *small, before=terminate_at_the_end)
+    assert result.returncode == 143, result.stderr
+    assert "last.pth; continue with --resume" in result.stderr
+    result = run_script("train_bayesian.py", *flags, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert load_model(tmp_path / "checkpoints" / "best.pth").temperatures
 
 
 def test_flags_reach_the_training(tmp_path: Path, small: list, monkeypatch: pytest.MonkeyPatch):

@@ -337,6 +337,21 @@ def test_run_that_is_resumed_into_another_folder_takes_its_best_epoch_along(tmp_
     assert not best or read_checkpoint(tmp_path / "b" / "best.pth")["epoch"] == 1
 
 
+@pytest.mark.parametrize("found", [1, 2, None])
+def test_resumed_run_restores_its_best_epoch(tmp_path: Path, found: int | None):
+    """`best.pth` is of an epoch that has been given up if the run was killed before `last.pth` was written."""
+    state, settings = scored_state((0.5, 0.5)), {"epochs": 3}
+    for name, epoch in (("checkpoint_epoch1.pth", 1), ("best.pth", found)):
+        if epoch:
+            write_checkpoint(tmp_path / name, {"epoch": epoch, "settings": settings})
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with CheckpointWriter(tmp_path, continues=True) as writer:
+        writer.take_over(tmp_path / "last.pth", TrainedModel(state.network, settings=settings, epoch=1), state)
+    assert read_checkpoint(tmp_path / "best.pth")["epoch"] == 1
+    changed = {path.name for path in tmp_path.iterdir() if path.stat().st_mtime_ns != before.get(path.name)}
+    assert changed == ({"best.pth"} if found != 1 else set())
+
+
 def test_progress_bar_shows_the_best_score_there_is():
     state = new_state()
     assert running_scores(state, 1.5) == {"loss": "1.5000"}

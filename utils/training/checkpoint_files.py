@@ -84,7 +84,7 @@ class CheckpointWriter:
         scores = state.history[-1]
         if not math.isfinite(scores["val_loss"]):
             raise InputError(
-                f"The validation loss of epoch {state.epoch} is {scores['val_loss']}: training stops; earlier "
+                f"the validation loss of epoch {state.epoch} is {scores['val_loss']}: training stops; earlier "
                 "checkpoints are intact. Try a lower learning rate"
             )
         names = [f"checkpoint_epoch{state.epoch}.pth"]
@@ -101,19 +101,23 @@ class CheckpointWriter:
         self._submit([], model, state)
 
     def take_over(self, path: Path, model: TrainedModel, state: TrainingState) -> None:
-        """Write `last.pth` of a run that is resumed from another folder, and copy its best epoch, if it is there.
+        """Write `last.pth` of a run that is resumed from another folder, and `best.pth` of its best epoch, if there.
+
+        In the same folder, `best.pth` is of a later epoch if the run was killed before `last.pth` was written.
 
         Args:
             path: what it is resumed from.
             model, state: as resumed.
         """
-        self.save_last(model, state)
-        epoch = state.best.get("epoch")
+        if not self._continues:
+            self.save_last(model, state)
+        epoch, best = state.best.get("epoch"), self.folder / "best.pth"
         for source in (path.with_name("best.pth"), path.with_name(f"checkpoint_epoch{epoch}.pth")):
             with suppress(InputError):  # it is not there, or damaged
                 content = read_checkpoint(source)
                 if content.get("epoch") == epoch and not changed_setting(content.get("settings", {}), model.settings):
-                    write_checkpoint(self.folder / "best.pth", content)
+                    if not (best.exists() and best.samefile(source)):
+                        write_checkpoint(best, content)
                     break
 
     def _write(self, names: list[str], content: Mapping[str, Any], training: Mapping[str, Any]) -> None:

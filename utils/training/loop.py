@@ -51,7 +51,7 @@ def train_one_epoch(
     for step, (images, target) in enumerate(batches, start=state.step):
         n = sampler.size(step)  # images of this batch, over all processes
         dropout = draw_dropout_masks(state.network, n, sampler.batch_seed(step))
-        loss_and_norm = train_step(state, images, target, dropout, share=len(images) / n)
+        loss_and_norm = train_step(state, images, target, dropout, fraction=len(images) / n)
 
         # A GPU is still busy with this step: read the loss of the one before.
         stopping = _record(state, unread, on_step, stop())
@@ -62,7 +62,7 @@ def train_one_epoch(
     return state.step == len(sampler)
 
 
-def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Tensor, share: float) -> Tensor:
+def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Tensor, fraction: float) -> Tensor:
     """Train on a batch; does not wait for the result, but in float16, where the gradient scaler does.
 
     Args:
@@ -70,15 +70,15 @@ def train_step(state: TrainingState, images: Tensor, target: Tensor, dropout: Te
         images: (N, 3, h, w) uint8, of this process.
         target: (N, C, h, w) `class_shares`.
         dropout: the dropout masks of the images of all processes.
-        share: of this process in the images of all processes.
+        fraction: of the images of all processes, that of this process.
 
     Returns:
-        (2,) on the device: the mean loss over the images of this process times `share`, and the norm of the gradient, 0
-        where it need not be finite.
+        (2,) on the device: the mean loss over the images of this process times `fraction`, and the norm of the
+        gradient, 0 where it need not be finite.
     """
     own = dropout[distributed.rank() :: distributed.world_size()]
     state.optimizer.zero_grad(set_to_none=True)
-    loss = share * state.batch_loss(*(to_device(tensor, state.device) for tensor in (images, target, own)))
+    loss = fraction * state.batch_loss(*(to_device(tensor, state.device) for tensor in (images, target, own)))
     state.scaler.scale(loss * distributed.world_size()).backward()  # gradients are averaged over the processes
     norm = _update_weights(state)
     return torch.stack([loss.detach(), norm])
@@ -120,7 +120,7 @@ def _record(state: TrainingState, step: _StepLoss | None, on_step: Callable[[flo
     loss, norm, stopping = distributed.sum_over_processes(torch.tensor(values, dtype=torch.float64)).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise InputError(
-            f"The loss is no longer finite (epoch {state.epoch + 1}, step {state.step + 1}: {loss}): training "
+            f"the loss is no longer finite (epoch {state.epoch + 1}, step {state.step + 1}: {loss}): training "
             "stops; earlier checkpoints are intact. Try a lower learning rate"
         )
     if step:

@@ -103,7 +103,8 @@ class WandbRun:
             self.mode = "offline"
         # wandb fails in many ways, and no training should depend on it: hence every Exception, here and below.
         try:
-            self.run = self._init(dict(config), folder, resumed)
+            config = {name: value for name, value in config.items() if name != "trained_names"}  # of maybe thousands
+            self.run = self._init(config, folder, resumed)
             self.run.define_metric("epoch")
             self.run.define_metric("*", step_metric="epoch")
             self.run.define_metric(panel_name("val_dice"), step_metric="epoch", summary="max")
