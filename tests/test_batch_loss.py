@@ -23,12 +23,15 @@ class Recorder:
         self.recorded.append(len(batch[0]))
         for _ in range(3):
             torch.autograd.grad(module(*batch), list(module.parameters()))
+        forward, shapes = module.forward, [tensor.shape for tensor in batch]
 
         def replay(*args: Tensor) -> Tensor:
+            assert [tensor.shape for tensor in args] == shapes
             self.replays += 1
-            return module(*args)
+            return forward(*args)
 
-        return replay
+        module.forward = replay  # as CUDA's does
+        return module
 
 
 def make_batch(network: torch.nn.Module, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,6 +64,14 @@ def test_nothing_is_recorded_without_a_recorder():
     recorded, batch = RecordedCall(module, None), make_batch(network, 2, 0)
     for _ in range(3):
         assert torch.equal(recorded(*batch), module(*batch))
+
+
+def test_mixed_precision_keeps_no_converted_weights():
+    """A recording must not contain those of an earlier forward pass."""
+    network, caches = lively_network(), []
+    network.register_forward_pre_hook(lambda *_: caches.append(torch.is_autocast_cache_enabled()))
+    BatchLoss(network, torch.bfloat16)(*make_batch(network, 2, 0))
+    assert caches == [False]
 
 
 def test_batch_without_images_has_gradients_of_zero():

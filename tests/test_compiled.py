@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -71,6 +72,22 @@ def check_tracing() -> None:
     found, expected = (Softmax().sample(one, inputs[:1], [""])[0][0].logits for one in (softmax, model))
     torch.testing.assert_close(found, expected)
     assert len(traced) == 4
+
+
+def test_smaller_batches_are_not_for_the_compiled_network():
+    """As after the memory of a GPU has run out; a compiled network is for batches of one size."""
+    sizes, model = [], TrainedModel(lively_network(), (32, 32))
+
+    def compiled(x: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(len(x))
+        raise torch.OutOfMemoryError
+
+    inputs = [torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)]
+    sampler = MCDropout(num_samples=4, batch_size=4)
+    expected = sampler.sample(model, inputs, ["a"])[0][0].logits
+    found = sampler.sample(replace(model, compiled=compiled), inputs, ["a"])[0][0].logits
+    torch.testing.assert_close(found, expected)
+    assert sizes == [4]
 
 
 def test_each_member_of_an_ensemble_is_compiled(compiled: list[Callable]):

@@ -55,6 +55,17 @@ def test_cuda_device_has_its_index(name: str | None, monkeypatch: pytest.MonkeyP
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+def test_each_process_of_a_host_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.zeros", lambda *_, device: asked.append(device) or torch.ones(1))
+    for name, value in (("world_size", 16), ("rank", 9), ("local_rank", 1)):  # the second one of the second host
+        monkeypatch.setattr(f"utils.runtime.distributed.{name}", lambda value=value: value)
+    choose_device()
+    choose_device("cuda")
+    assert asked == ["cuda:1", "cuda:1"]
+
+
 def test_device_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch):
     def refuse(device: torch.device) -> None:
         raise ValueError("Expected a torch.device with a specified index")
@@ -220,6 +231,19 @@ def test_precision_names():
 
 
 # -- transfers ---------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_read_when_they_have_arrived(monkeypatch: pytest.MonkeyPatch):
+    """Those of a GPU, and nothing that it computes later is waited for."""
+    happened, gpu = [], torch.device("cuda:1")
+    event = SimpleNamespace(record=happened.append, synchronize=lambda: happened.append("waited"))
+    monkeypatch.setattr("torch.cuda.Event", lambda: event)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: f"stream of {device}")
+    copied = SimpleNamespace(tolist=lambda: happened.append("read") or [1.0])
+    read = device.read_later(SimpleNamespace(device=gpu, to=lambda *_, non_blocking: non_blocking and copied))
+    assert happened == ["stream of cuda:1"]
+    assert read() == [1.0]
+    assert happened[1:] == ["waited", "read"]
 
 
 def test_arrays_wait_for_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch):

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ import torch.distributed as dist
 from tests.conftest import ENVIRONMENT, ROOT, make_folders, run_script
 from tests.forking import ForkedProcess, run_forked
 from utils.checkpoint import read_checkpoint
+from utils.pipeline.batch import Batch
+from utils.pipeline.items import Item
+from utils.pipeline.journal import Journal
 from utils.runtime import distributed
 from utils.runtime.errors import InputError
 from utils.training.data_parallel import CPUBatchNorm, GPUBatchNorm, data_parallel
@@ -285,6 +289,43 @@ def test_others_wait_while_the_main_process_decodes(tmp_path: Path):
             return mark.exists()
 
     assert in_processes(work, [0, 0], tmp_path) == [True, True]
+
+
+def test_others_do_not_wait_for_a_main_process_that_has_failed(tmp_path: Path):
+    def work(rank: int, size: int) -> str:
+        try:
+            with distributed.main_first():
+                if rank == 0:
+                    raise ValueError
+                return "done"
+        except ValueError:
+            return "failed"
+
+    assert in_processes(work, [0, 0], tmp_path) == ["failed", "done"]
+
+
+def test_summary_at_a_stop_has_the_images_of_all_processes(tmp_path: Path):
+    items = [Item(tmp_path / name, PurePath(name)) for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")]
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def work(rank: int, size: int) -> list[str]:
+        written: list[list[str]] = [[]]
+        write = lambda rows: written.append([row["image"] for row in rows])  # noqa: E731
+        batch = Batch(items, journal=Journal(out, {}, items, resume=False), write_rows=write)
+
+        def predict(share: Sequence[Item], handled: Callable[[int], bool]) -> None:
+            for item in share[:2]:
+                item.output(out).touch()
+                batch.finish(item, {"area": 1}, [item.output(out)])
+            distributed.all_gather(None)
+            raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            batch.run(predict)
+        return written[-1]
+
+    assert in_processes(work, [0, 0], tmp_path) == [["a.jpg", "b.jpg", "c.jpg", "d.jpg"], []]
 
 
 def test_batch_norm_of_the_device(monkeypatch: pytest.MonkeyPatch):

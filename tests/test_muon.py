@@ -1,7 +1,6 @@
 """Muon against singular value decompositions, against torch's own and against AdamW."""
 
 import copy
-from functools import partialmethod
 
 import pytest
 import torch
@@ -131,10 +130,13 @@ def test_weights_without_gradient_stay():
 
 def test_gradient_scaler_skips_a_fused_step(monkeypatch: pytest.MonkeyPatch):
     """On a GPU, AdamW is fused; such an optimizer is expected to skip steps itself."""
-    monkeypatch.setattr(torch.optim.AdamW, "__init__", partialmethod(torch.optim.AdamW.__init__, fused=True))
+    initialise = torch.optim.AdamW.__init__
+    fused = lambda self, groups, lr, **_: initialise(self, groups, lr, fused=True)  # noqa: E731
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", fused)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
     before = copy.deepcopy(net.state_dict())
     optimizer, scaler = Muon(net, lr=0.01), torch.amp.GradScaler("cpu")
+    assert optimizer.defaults["fused"]
     scaler.scale(net(torch.ones(1, 3, 2, 2)).sum() * float("inf")).backward()
     scaler.unscale_(optimizer)
     scaler.step(optimizer)

@@ -60,6 +60,32 @@ def test_writer_raises_the_first_error():
         raise KeyError
 
 
+def test_writer_writes_nothing_more_after_an_error():
+    release, written = threading.Event(), []
+    with pytest.raises(KeyError), BackgroundWriter(1) as writer:
+        writer.submit(release.wait, 60)
+        writer.submit(written.append, 1)
+        threading.Timer(0.1, release.set).start()
+        raise KeyError
+    assert not written
+
+
+def test_map_ahead_waits_for_what_is_running():
+    release, started, done = threading.Event(), threading.Event(), []
+
+    def work(i: int) -> None:
+        if i == 1:
+            started.set()
+            release.wait(60)
+            done.append(i)
+
+    with closing(map_ahead(work, range(9), threads=2, ahead=2)) as results:
+        next(results)
+        started.wait(60)
+        threading.Timer(0.1, release.set).start()
+    assert done == [1]
+
+
 def test_map_ahead_keeps_order_and_bounds_lookahead():
     read = []
 
