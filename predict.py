@@ -9,7 +9,6 @@ import numpy as np
 
 from utils import arguments, cli, model_flags
 from utils.data.images import save_png
-from utils.data.mask_classes import MaskClasses
 from utils.data.masks import mask_to_image
 from utils.figures.predictions import prediction_row, show_predictions
 from utils.inference.guarantees import make_guarantee
@@ -42,8 +41,7 @@ def main(args: argparse.Namespace) -> int:
     guarantee = make_guarantee(model, sampler, args.guarantee)
     ground_truth = None
     if args.mask_dir:
-        recorded = MaskClasses(model.mask_values, model.ignore_value)
-        ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
+        ground_truth = GroundTruth(items, args.mask_dir, model.mask_classes, args.ignore_value, args.mask_suffix)
         ground_truth.check_kept([] if args.no_save else [item.output(args.output_dir) for item in items])
 
     # What is done with each prediction

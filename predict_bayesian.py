@@ -13,7 +13,6 @@ import torch
 
 from utils import arguments, cli, model_flags, pairing_arguments
 from utils.checkpoint import TrainedModel
-from utils.data.mask_classes import MaskClasses
 from utils.figures.grid import save_figure
 from utils.figures.predictions import FigureRow, draw_predictions, format_scores, prediction_row, show_predictions
 from utils.inference.compiled import compile_model
@@ -77,8 +76,7 @@ def main(args: argparse.Namespace) -> int:
     guarantee = make_guarantee(model, sampler, args.guarantee)
     options, ground_truth = options_from_args(args, guarantee), None
     if args.mask_dir:
-        recorded = MaskClasses(model.mask_values, model.ignore_value)
-        ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
+        ground_truth = GroundTruth(items, args.mask_dir, model.mask_classes, args.ignore_value, args.mask_suffix)
         ground_truth.check_kept([] if args.no_save else outputs.values())
         ground_truth.check_kept([args.figure] if args.figure else [])
     batch = Batch(items, ground_truth)
@@ -115,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
         batch.write_rows(report.rows)
         if ground_truth:
             ground_truth.fitter.log()
-    rows = {name: row for part in distributed.all_gather(rows) for name, row in part.items()}
+    rows = distributed.merge_dicts(rows)
     if rows and distributed.is_main():
         with report.isolating(str(args.figure)):
             save_figure(draw_predictions([rows[name] for name in outputs if name in rows]), args.figure)
@@ -134,7 +132,9 @@ def check_flags(args: argparse.Namespace) -> None:
     cli.check_no_save(args)
     cli.check_review_flags(args)
     if args.skip_existing and (args.output_dir is None or args.figure is not None):
-        raise InputError("--skip-existing requires --output-dir, and no --figure, which shows the images of one run")
+        raise InputError(
+            "--skip-existing requires --output-dir and excludes --figure, which shows the images of one run"
+        )
 
 
 def sampler_from_args(args: argparse.Namespace, model: TrainedModel, dtype: torch.dtype | None) -> Sampler:

@@ -21,7 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "runtime": set(),
     "metrics": set(),
     "dice_score": set(),
-    "models": {"unet", "runtime", "metrics"},
+    "models": {"unet", "runtime", "metrics", "data"},
     "checkpoint": {"unet", "runtime", "metrics", "models"},
     "data": {"runtime"},
     "data_loading": {"data", "runtime"},

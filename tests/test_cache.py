@@ -63,7 +63,7 @@ def test_only_changed_files_are_decoded_again(tmp_path: Path, monkeypatch: pytes
     assert len(list((tmp_path / "cache").iterdir())) == 1  # outdated caches are removed
 
 
-def test_white_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_white_is_kept(tmp_path: Path):
     imgs, masks = make_folders(tmp_path, 2)
     for path in imgs.iterdir():
         grey = np.asarray(Image.open(path).convert("L"))
@@ -154,7 +154,7 @@ def test_file_system_that_cannot_reserve_space(tmp_path: Path, monkeypatch: pyte
     assert isinstance(decoded.images, np.memmap)
 
 
-def test_another_process_finishes_while_its_folder_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_another_process_finishes_while_its_folder_is_looked_at(tmp_path: Path):
     pairs = pair_files(*make_folders(tmp_path, 2))
     decode_pairs(pairs, (32, 32), tmp_path / "cache")
     (cache,) = (tmp_path / "cache").iterdir()

@@ -81,7 +81,7 @@ def test_deep_ensemble_against_reference(members: dict[str, TrainedModel]):
     torch.testing.assert_close(predict(combine_models(members), image).probs[1], expected, atol=2e-5, rtol=0)
 
 
-def test_three_classes(tmp_path: Path):
+def test_three_classes():
     models = {name: make_model(seed, n_classes=3) for seed, name in enumerate("ab")}
     for model in models.values():
         model.mask_values = [0, 1, 2]
@@ -275,7 +275,9 @@ def test_calibrated_ensemble_is_a_model(files: list[Path], tmp_path: Path):
     np.testing.assert_allclose(np.load(tmp_path / "out" / "SKIN_001_OUT_mean.npy"), expected, atol=1e-6)
 
     flags = ["--input-dir", imgs, "--output-dir", tmp_path / "sure", "--guarantee", 0.7, "-m"]
-    assert_one_clear_line(run_script("predict_prob_direct.py", *flags, *files), "no guarantee for deep ensemble of 3")
+    assert_one_clear_line(
+        run_script("predict_prob_direct.py", *flags, *files), "requires a calibration for deep ensemble of 3"
+    )
     result = run_script("predict_prob_direct.py", *flags, tmp_path / "new" / "ensemble.pth")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "sure" / "SKIN_001_OUT_outer.png").is_file()

@@ -62,7 +62,7 @@ def done(report: Report) -> list[str]:
 
 
 @pytest.mark.usefixtures("threads")
-def test_unreadable_images(tmp_path: Path, model: TrainedModel, caplog: pytest.LogCaptureFixture):
+def test_unreadable_images(tmp_path: Path, model: TrainedModel):
     items, out = make_items(tmp_path, 6), tmp_path / "out"
     items[1].path.write_bytes(b"")
     items[5].path.write_bytes(b"hello")

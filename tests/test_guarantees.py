@@ -183,10 +183,12 @@ def test_guarantees_that_cannot_be_given(model: TrainedModel):
         make_guarantee(model, Softmax(), 0.95)
     ensemble = combine_models({"a": model, "b": other_member()})
     ensemble.risk_curves = {}
-    with pytest.raises(InputError, match=r"for deep ensemble of 2, softmax.* stores in a file of all members$"):
+    with pytest.raises(InputError, match=r"for deep ensemble of 2, softmax.* it stores all members in one file$"):
         make_guarantee(ensemble, Softmax(), 0.9)
     model.risk_curves = {}
-    with pytest.raises(InputError, match=r"no guarantee for softmax.*python -m utils\.calibration stores$"):
+    with pytest.raises(
+        InputError, match=r"requires a calibration for softmax.*python -m utils\.calibration on labelled .* predict$"
+    ):
         make_guarantee(model, Softmax(), 0.9)
 
 

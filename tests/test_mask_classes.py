@@ -96,7 +96,7 @@ def test_too_few_values():
 
 
 @pytest.mark.parametrize("quality", [30, 70, 95])
-def test_jpeg(tmp_path, quality: int, log):
+def test_jpeg(tmp_path, quality: int):
     masks = [make_image(seed)[1] for seed in range(4)] + [Image.new("L", (160, 120))]
     classes = decide(written(tmp_path, masks, "jpg", quality=quality))
     assert classes.values == (0, 255)  # though flat black is 1 at quality 70

@@ -208,7 +208,7 @@ def test_run_into_the_folder_of_another_script(model_file: Path, images: tuple[P
         assert {(row["image"], row.get("mask")) for row in read_summary(out / "summary.csv")} == rows
 
 
-def test_single_results_are_gathered(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+def test_single_results_are_gathered(model_file: Path, images: tuple[Path, Path]):
     """On one page, in one summary, and as no images for the next run; those of other settings not on that page."""
     imgs, out = images[0], images[0] / "uq"
     names = sorted(path.name for path in imgs.iterdir())[:3]
@@ -321,7 +321,7 @@ def test_ground_truth_and_figure_of_all_images(model_file: Path, images: tuple[P
     assert_one_clear_line(result, "summary.csv is not a summary of predictions")
 
 
-def test_no_save_writes_nothing(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
+def test_no_save_writes_nothing(model_file: Path, images: tuple[Path, Path]):
     """Not even the figure that --viz cannot show, and not into the folder of the images."""
     before = sorted(images[0].iterdir())
     result = run_script("predict_bayesian.py", "-i", images[0], "--no-save", "--viz", "--mc", 2, "-m", model_file)
@@ -341,7 +341,7 @@ def test_figure_is_not_overwritten_by_a_result(model_file: Path, images: tuple[P
 def test_skip_existing_requires_a_folder(model_file: Path, images: tuple[Path, Path], tmp_path: Path):
     for more in ((), ("--output-dir", tmp_path / "o", "--figure", tmp_path / "all.png")):
         result = run_script("predict_bayesian.py", "-i", images[0], *more, "--skip-existing", "-m", model_file)
-        assert_one_clear_line(result, "--skip-existing requires --output-dir, and no --figure")
+        assert_one_clear_line(result, "--skip-existing requires --output-dir and excludes --figure")
 
 
 def test_figure_that_fails_loses_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -127,7 +127,7 @@ def test_list_is_sorted_and_searched(samples: Path, opened: Open):
     page.fill("#search", "le_03")
     assert listed(page) == ["SAMPLE_03.jpg"]
     page.fill("#search", "nothing")
-    assert page.locator("#empty").text_content() == "No image of these matches."
+    assert page.locator("#empty").text_content() == "None of these images matches."
 
 
 def test_scores_are_rounded_once_and_empty_masks_are_marked(tmp_path: Path, opened: Open):

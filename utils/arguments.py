@@ -55,7 +55,7 @@ def _add_compute_flags(parent: argparse.ArgumentParser) -> argparse._ArgumentGro
 def model_parent() -> argparse.ArgumentParser:
     """--model and its properties, --batch-size, and the flags of `compute_parent`; see `model_from_args`."""
     parent = _parent()
-    group = parent.add_argument_group("model (its file says what is not given; a contradicting flag is an error)")
+    group = parent.add_argument_group("model (what is not given comes from its file; a contradicting flag is an error)")
     group.add_argument("--model", "-m", nargs="+", type=Path, default=[DEFAULT_MODEL], metavar="FILE", help=_MODEL_HELP)
     group.add_argument("--bilinear", action="store_true", default=None, help="bilinear upsampling")
     group.add_argument("--classes", "-c", type=integer(1, 255), metavar="N", help="number of classes")
@@ -193,8 +193,8 @@ def training_parent() -> argparse.ArgumentParser:
         "--augmentation",
         choices=["light", "strong", "wild"],
         default="light",
-        help="random transforms of the training images; for images of other sources strong, with 60 epochs or more, "
-        "and wild, with 140",
+        help="random transforms of the training images; strong (60 epochs or more) and wild (140) are for images of "
+        "other sources",
     )
     recipe.add_argument(
         "--classes",

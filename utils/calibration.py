@@ -21,7 +21,7 @@ from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel, is_of_this_project, read_checkpoint, save_checkpoint
 from utils.data.cache import decode_pairs
 from utils.data.groups import count_named, groups_of, name_digests, names_digest, read_groups
-from utils.data.mask_classes import MaskClasses, MaskOptions
+from utils.data.mask_classes import MaskOptions
 from utils.data.pairing import pair_files
 from utils.data_loading import SegmentationDataset, split_indices
 from utils.runtime.errors import InputError
@@ -95,7 +95,7 @@ def _calibrate_on_images(args: argparse.Namespace, model: TrainedModel, dtype: t
         warn_of_training_images(trained, name_digests([images[i] for i in indices], folders[0]))
 
     # Calibrate
-    expected = MaskClasses(model.mask_values, model.ignore_value)
+    expected = model.mask_classes
     mask_classes = decoded.mask_classes(model.n_classes, MaskOptions(ignored=args.ignore_value), expected)
     dataset = SegmentationDataset(decoded, indices, mask_classes, groups=groups)
     if not dataset.n_counted:

@@ -29,7 +29,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     The coefficient is 2 sum min(p, t) / (sum p + sum t), which for shares t of 0 and 1 is 2 sum p t / (sum p + sum t),
     and for all shares has its maximum at p = t (Wang et al., "Dice Semimetric Losses", MICCAI 2023). A class that an
-    image does not show has a coefficient of 0, and hardly any gradient, whatever is predicted.
+    image does not show is left out: its coefficient would be 0, and its gradient too, whatever is predicted.
 
     Args:
         logits: (N, C, H, W), C >= 2.
@@ -38,8 +38,8 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         The mean over the images, a float32 scalar.
     """
-    probs = logits.float().softmax(dim=1)[:, 1:] * (1 - target[:, :1])  # (N, C - 1, H, W)
-    shares = target[:, 1:]
+    ignored, shares = target[:, :1], target[:, 1:]
+    probs = logits.float().softmax(dim=1)[:, 1:] * (1 - ignored)  # (N, C - 1, H, W)
     total = probs.sum((2, 3)) + shares.sum((2, 3))
     dice = 2 * torch.minimum(probs, shares).sum((2, 3)) / total.clamp(min=1e-12)
     shown = shares.flatten(2).any(dim=2)  # (N, C - 1)
@@ -57,8 +57,9 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         A float32 scalar.
     """
+    ignored, foreground = target[:, :1], target[:, 1:]
     background = 1 - target.sum(dim=1, keepdim=True)
-    shares = torch.cat([background, target[:, 1:]], dim=1)  # those of all classes
+    shares = torch.cat([background, foreground], dim=1)
     cross_entropies = -(shares * logits.float().log_softmax(dim=1)).sum((1, 2, 3))
-    counted = (1 - target[:, 0]).sum((1, 2)).clamp(min=1)
+    counted = (1 - ignored).sum((1, 2, 3)).clamp(min=1)
     return (cross_entropies / counted).mean() + dice_loss(logits, target)

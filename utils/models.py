@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unet import BayesianUNet
+from utils.data.mask_classes import MaskClasses
 from utils.metrics.risk_control import RiskCurves
 from utils.runtime.errors import InputError
 
@@ -63,8 +64,13 @@ class TrainedModel:
         return len(self.mask_values)
 
     @property
+    def mask_classes(self) -> MaskClasses:
+        """What the values of its training masks mean."""
+        return MaskClasses(self.mask_values, self.ignore_value)
+
+    @property
     def background(self) -> int | None:
-        """The value of class 0 in masks, if it is not the lowest one."""
+        """The value of class 0 in masks; None if it is the lowest one."""
         known = [value for value in (*self.mask_values, self.ignore_value) if value is not None]
         return self.mask_values[0] if self.mask_values and self.mask_values[0] > min(known) else None
 

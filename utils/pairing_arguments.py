@@ -11,8 +11,8 @@ def add_mask_suffix(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--mask-suffix",
         metavar="TEXT",
-        help="what the name of a mask adds to its image's, _mask for NAME_mask.png (default: the usual one that fits "
-        f"most images, {', '.join(MASK_SUFFIXES[1:])} or nothing)",
+        help="suffix of the masks' names, such as _mask for NAME_mask.png (default: the one that fits most images of "
+        f"{', '.join(MASK_SUFFIXES[1:])} and none)",
     )
 
 

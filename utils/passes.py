@@ -13,7 +13,6 @@ import torch
 
 from utils import arguments, cli, model_flags
 from utils.checkpoint import TrainedModel
-from utils.data.mask_classes import MaskClasses
 from utils.figures.curves import draw_passes
 from utils.figures.grid import save_figure
 from utils.inference.maps import full_size_maps, predict_classes
@@ -54,8 +53,7 @@ def main(args: argparse.Namespace) -> int:
     cli.require_one_process()
     items = cli.items_from_args(args)
     model, dtype = model_flags.model_from_args(args, [item.path for item in items])
-    recorded = MaskClasses(model.mask_values, model.ignore_value)
-    ground_truth = GroundTruth(items, args.mask_dir, recorded, args.ignore_value, args.mask_suffix)
+    ground_truth = GroundTruth(items, args.mask_dir, model.mask_classes, args.ignore_value, args.mask_suffix)
     items = [item for item in items if item.name in ground_truth.paths]
     sampler = MCDropout(args.batch_size, dtype, num_samples=args.mc, seed=args.seed).for_single_images()
     sampler.check(model)

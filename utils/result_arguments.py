@@ -35,6 +35,6 @@ def add_compile(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the network, with a C++ compiler; it takes about six seconds, twenty the first time, "
-        "and pays on a CPU for hundreds of images with many passes each, or thousands with one",
+        help="compile the network, which requires a C++ compiler and takes about six seconds, twenty the first time; "
+        "on a CPU it pays for hundreds of images with many passes each, or thousands with one",
     )

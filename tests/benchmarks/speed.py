@@ -48,7 +48,7 @@ torch`. The straightforward way predicts the first {SAMPLE} images, and once mor
 by {SAMPLE - 1}, is its time for each further image. The network alone: the forward passes of the same images, no start.
 """
 HEADER = (
-    "| task | straightforward | this project | speed-up | times the network alone | times the compiled network alone "
+    "| task | straightforward | this project | speed-up | time / network alone | time / compiled network alone "
     "| memory, straightforward | this project |\n|---|---|---|---|---|---|---|---|"
 )
 

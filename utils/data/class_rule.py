@@ -215,13 +215,15 @@ def _find_rest(counts: ValueCounts, found: Sequence[int], masks: Mapping[str, Va
     further = np.flatnonzero((rest & own_area) | np.isin(counts.values, in_one))
     if len(further):
         further = further[np.argsort(-counts.pixels[further])]
-        value, *_ = names = [format_mask_value(int(counts.values[i])) for i in further]
-        listed = [f"{name} ({_percent(counts.pixels[i] / n_pixels)})" for name, i in zip(names, further, strict=True)]
-        example = max(masks, key=lambda name: masks[name].solid[masks[name].values == counts.values[further[0]]].sum())
+        names = [format_mask_value(value) for value in counts.values[further].tolist()]
+        fractions = map(_percent, counts.pixels[further] / n_pixels)
+        listed = [f"{name} ({fraction})" for name, fraction in zip(names, fractions, strict=True)]
+        first = counts.values[further[0]]
+        example = max(masks, key=lambda name: masks[name].solid[masks[name].values == first].sum())
         raise InputError(
             f"the masks have values that belong to no class, with areas of their own: {_shortened(listed)}; {example}, "
-            f"for example, contains the value {value}. The {len(found)} classes have the values {_list_values(found)}. "
-            "Correct the masks, or say what those values are",
+            f"for example, contains the value {names[0]}. The {len(found)} classes have the values "
+            f"{_list_values(found)}. Correct the masks, or say what those values are",
             *MASK_FLAGS,
         )
     if n_rest > _MAX_REST * n_pixels:

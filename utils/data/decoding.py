@@ -85,8 +85,8 @@ class PairDecoder:
         background: int | None = None,
         ignored: int | None = None,
     ) -> None:
-        self.decoded = DecodedPairs(list(pairs), **arrays, counts=[_NO_VALUES] * len(pairs), white=white)
-        self.decoded.resized = [[] for _ in pairs]
+        counts, resized = [_NO_VALUES] * len(pairs), [[] for _ in pairs]
+        self.decoded = DecodedPairs(list(pairs), **arrays, counts=counts, white=white, resized=resized)
         self._background, self._ignored = background, ignored
 
     def reuse(self, i: int, source: DecodedPairs, row: int) -> None:

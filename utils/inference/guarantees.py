@@ -74,9 +74,10 @@ def make_guarantee(model: TrainedModel, sampler: Sampler, level: float | None) -
         return None
     method, curves = method_title(sampler, model), model.risk_curves.get(sampler.method)
     if curves is None:
+        stored = "; it stores all members in one file" if model.members else ""
         raise InputError(
-            f"this model can give no guarantee for {method}: its losses on labelled images like those to predict are "
-            f"required, which python -m utils.calibration stores{' in a file of all members' * bool(model.members)}",
+            f"a guarantee requires a calibration for {method}, which this model does not have: run python -m "
+            f"utils.calibration on labelled images like those to predict{stored}",
             "guarantee",
         )
     settings = probability_settings(sampler)

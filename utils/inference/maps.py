@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.inference.smooth_maps import SmoothMaps
-from utils.inference.upsampling import LogitSamples, StackUpsampler, n_channels
+from utils.inference.upsampling import LogitSamples, StackUpsampler, blocks_of, n_channels
 from utils.metrics.uncertainty import entropy
 
 STATISTICS = ("predictive_entropy", "expected_entropy", "std")
@@ -102,9 +102,7 @@ def full_size_blocks(
     else:
         stack = StackUpsampler(samples, *size, max_values)
         block_rows, n_samples, compute = stack.block_rows, [stack.n_samples], lambda rows: [moments(stack.probs(rows))]
-    height = size[1]
-    for begin in range(0, height, block_rows):
-        rows = slice(begin, min(begin + block_rows, height))
+    for rows in blocks_of(slice(0, size[1]), block_rows):
         yield rows, _to_maps(compute(rows), n_samples, n_classes, statistics)
 
 

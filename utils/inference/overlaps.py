@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.inference.upsampling import CPU_BLOCK_VALUES, LogitSamples, StackUpsampler, Upsampler
+from utils.inference.upsampling import CPU_BLOCK_VALUES, LogitSamples, StackUpsampler, Upsampler, blocks_of
 
 
 @torch.inference_mode()
@@ -28,7 +28,7 @@ def count_overlaps(
     """
     width, height = size
     stack = StackUpsampler(samples, width, height, max_values)
-    blocks = [slice(i, min(i + stack.block_rows, height)) for i in range(0, height, stack.block_rows)]
+    blocks = blocks_of(slice(0, height), stack.block_rows)
     logit = torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
     count = _count_along_borders if stack.device.type == "cpu" else _count_all  # a GPU would wait to know the borders
     return count(stack, blocks, logit)

@@ -153,7 +153,7 @@ class Sampler(ABC):
             return self.images_per_batch * passes
         return math.ceil(passes / math.ceil(passes / self.batch_size))
 
-    def _calibrated(self) -> str:
+    def _title_suffix(self) -> str:
         return "" if self.temperature == 1 else ", calibrated"
 
 
@@ -174,7 +174,7 @@ class Softmax(Sampler):
     method = "softmax"
 
     def __str__(self) -> str:
-        return "softmax" + self._calibrated()
+        return "softmax" + self._title_suffix()
 
     def sample_network(
         self, model: TrainedModel, inputs: Sequence[Tensor], names: Sequence[str]
@@ -203,7 +203,7 @@ class MCDropout(Sampler):
             raise ValueError(f"at least one pass was expected, not {self.num_samples}")
 
     def __str__(self) -> str:
-        return f"MC dropout, {self.num_samples} passes" + self._calibrated()
+        return f"MC dropout, {self.num_samples} passes" + self._title_suffix()
 
     @property
     def passes_per_image(self) -> int:
@@ -250,7 +250,7 @@ class TestTimeAugmentation(Sampler):
             raise ValueError(f"a size above 0 and at most 1 was expected, not {self.shrink}")
 
     def __str__(self) -> str:
-        return "test-time augmentation" + self._calibrated()
+        return "test-time augmentation" + self._title_suffix()
 
     @property
     def passes_per_image(self) -> int:

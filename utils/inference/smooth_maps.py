@@ -18,6 +18,7 @@ from utils.inference.upsampling import (
     Interpolation,
     LogitSamples,
     Upsampler,
+    blocks_of,
     linear_interpolation,
     logit_maps,
     pixel_positions,
@@ -124,8 +125,7 @@ def _compute(at_points: Upsampler, n_samples: int, statistics: Callable[[Tensor]
     n_rows, width = len(at_points.rows), len(at_points.columns)
     at_a_time = max(1, min(_DEGREE, CPU_BLOCK_VALUES // at_points.n_columns))  # rows, of one row of cells
     blocks = []
-    for begin in range(0, n_rows, at_a_time):
-        rows = slice(begin, min(begin + at_a_time, n_rows))
+    for rows in blocks_of(slice(0, n_rows), at_a_time):
         probs = to_probs(torch.mm(*at_points.factors(rows)).view(rows.stop - rows.start, n_samples, -1, width))
         blocks.append(statistics(probs.permute(1, 2, 0, 3)).transpose(0, 1))
     return torch.cat(blocks)

@@ -131,10 +131,14 @@ class Upsampler:
     def _column_blocks(self) -> list[tuple[slice, slice, Tensor]]:
         """Consecutive columns, the inputs on which they depend, and the matrix from these to them."""
         width = len(self.columns)
-        at_a_time = _CPU_COLUMNS if self.maps.is_cpu else width
-        blocks = [slice(begin, min(begin + at_a_time, width)) for begin in range(0, width, at_a_time)]
+        blocks = blocks_of(slice(0, width), _CPU_COLUMNS if self.maps.is_cpu else width)
         needed = [self.columns.inputs(block) for block in blocks]
         return [(*both, self.columns.matrix(*both)) for both in zip(blocks, needed, strict=True)]
+
+
+def blocks_of(rows: slice, size: int) -> list[slice]:
+    """Consecutive rows, or columns, in blocks of this size; the last one may be smaller."""
+    return [slice(begin, min(begin + size, rows.stop)) for begin in range(rows.start, rows.stop, size)]
 
 
 def _block_values(device: torch.device) -> int:
@@ -199,8 +203,7 @@ class StackUpsampler:
 
     def mean_probs(self, rows: slice, temperature: float = 1.0) -> Tensor:
         """(1 or C, rows, W), the mean of `probs` over the samples, of any number of rows."""
-        starts = range(rows.start, rows.stop, self.block_rows)
-        blocks = [slice(begin, min(begin + self.block_rows, rows.stop)) for begin in starts]
+        blocks = blocks_of(rows, self.block_rows)
         return torch.cat([self.probs(block, temperature).mean(dim=0) for block in blocks], dim=1)
 
 

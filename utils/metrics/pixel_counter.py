@@ -27,14 +27,14 @@ _SURE_LOSS = 1 / 16  # 1 - the probability of the true class, below which that i
 _COPIES = 64  # of the bins of a histogram on a GPU
 
 
-def count_pixels(probs: Tensor, uncertainty: Tensor, target: Tensor, block_size: int | None = None) -> PixelCounts:
+def count_pixels(probs: Tensor, uncertainty: Tensor, target: Tensor) -> PixelCounts:
     """The counts of the pixels of a whole image, with any uncertainty in place of the entropy.
 
     Args:
         uncertainty: (H, W) float32 in [0, ln C], by which errors are to be detected, such as the mutual information.
-        probs, target, block_size: as for `PixelCounter` and its `add`.
+        probs, target: as for `PixelCounter.add`.
     """
-    counter = PixelCounter(block_size, of_entropy=False)
+    counter = PixelCounter(of_entropy=False)
     counter.add(probs, uncertainty, target)
     return counter.read()
 

@@ -23,9 +23,9 @@ def segmentation_scores(predicted: np.ndarray, target: np.ndarray, n_classes: in
     Returns:
         `CHALLENGE_SCORES` by name, in [0, 1]. Each class but the background is scored against all others; 0 / 0 is
         1, so two empty masks score 1, but the sensitivity to a class that does not occur is NaN, and all scores are
-        if no pixel counts. With more than two classes the scores are means, of the specificity over all classes, of the
-        others over those that occur, or all if none does; those of each class follow (`dice_c1`, ...). The accuracy
-        is that of all classes.
+        if no pixel counts. With more than two classes the scores are means over the classes but the background: of the
+        specificity over all, of the others over those that occur, or all if none does; those of each class follow
+        (`dice_c1`, ...). The accuracy is that of all classes.
 
     Raises:
         ValueError: their sizes differ, or there are other classes among the pixels that count.

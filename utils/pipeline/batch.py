@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -150,13 +149,11 @@ class Batch:
 
     def _merged_report(self) -> Report:
         """The report of all processes, in the order of the images."""
-        resized = self.ground_truth.fitter.resized if self.ground_truth else []
-        gathered = zip(*distributed.all_gather((self._rows, self._packed, self.report.failures, resized)), strict=True)
-        all_rows, all_packed, all_failures, all_resized = gathered
-        rows, packed = dict(ChainMap(*all_rows)), dict(ChainMap(*all_packed))
-        failures = [*chain(*all_failures)]
+        rows, packed = distributed.merge_dicts(self._rows), distributed.merge_dicts(self._packed)
+        failures = [*chain(*distributed.all_gather(self.report.failures))]
         if self.ground_truth:
-            self.ground_truth.fitter.resized = [*chain(*all_resized)]
+            fitter = self.ground_truth.fitter
+            fitter.resized = [*chain(*distributed.all_gather(fitter.resized))]
         known = {*rows, *(name for name, _ in failures)}
         assert all(item.reported in known for item in self.items), "an image is neither done nor failed"
         return Report(self._ordered(rows), failures, packed)

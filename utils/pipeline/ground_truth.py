@@ -123,7 +123,7 @@ class GroundTruth:
                     room -= runs.nbytes
                     if room >= 0:
                         self._kept[path] = runs
-        return {path: one for part in distributed.all_gather(counted) for path, one in part.items()}
+        return distributed.merge_dicts(counted)
 
     def _read(self, path: Path) -> RawMask:
         return self._kept[path].to_mask() if path in self._kept else read_mask(path)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from utils.checkpoint import TrainedModel
 from utils.data.images import save_png
-from utils.data.mask_classes import MaskClasses
 from utils.inference.guarantees import make_guarantee
 from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
@@ -88,8 +87,8 @@ def predict_probabilities(
         raise InputError(f"class index {class_index}: the model has classes 0 to {model.n_classes - 1}")
     outputs, ground_truth = {item.path: item.output(output_dir) for item in items}, None
     if options.mask_dir:
-        recorded = MaskClasses(model.mask_values, model.ignore_value)
-        ground_truth = GroundTruth(items, options.mask_dir, recorded, options.ignore_value, options.mask_suffix)
+        classes = model.mask_classes
+        ground_truth = GroundTruth(items, options.mask_dir, classes, options.ignore_value, options.mask_suffix)
         ground_truth.check_kept(outputs.values())
 
     # What is recorded in metrics.json, and what has to be equal for an interrupted run to be resumed.

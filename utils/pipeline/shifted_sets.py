@@ -44,9 +44,9 @@ class Shift(NamedTuple):
     strength: int
 
 
-def list_shifts(strengths: Sequence[int], corruptions: Sequence[str] = (*CORRUPTIONS,)) -> list[Shift]:
+def list_shifts(strengths: Sequence[int]) -> list[Shift]:
     """The images as they are, and each corruption in each of these strengths."""
-    return [Shift(UNCHANGED, 0), *(Shift(name, strength) for name in corruptions for strength in sorted({*strengths}))]
+    return [Shift(UNCHANGED, 0), *(Shift(name, strength) for name in CORRUPTIONS for strength in sorted({*strengths}))]
 
 
 class _SetScores:

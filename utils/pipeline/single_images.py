@@ -134,8 +134,9 @@ class SingleImageOptions:
 
     def values_per_pixel(self, num_samples: int, n_classes: int) -> int:
         """The number of float32 values that are written of each pixel."""
-        passes = num_samples * n_classes if self.save_passes else 0
-        return passes + (2 * n_classes if self.save_float else 0) + (3 if self.save_npy else 0) if self.save else 0
+        if not self.save:
+            return 0
+        return n_classes * (num_samples * self.save_passes + 2 * self.save_float) + 3 * self.save_npy
 
     def map_options(self) -> MapOptions:
         """What is computed at full size; the predictive entropy is kept for a figure."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from utils.runtime.errors import InputError, first_line
 
-Value = TypeVar("Value")
+Key, Value = TypeVar("Key"), TypeVar("Value")
 
 # Where processes wait for others with more work, such as the one that decodes; None is the default group.
 _patient_group: "dist.ProcessGroup | None" = None  # quoted: some builds of PyTorch have no process groups
@@ -63,7 +63,7 @@ def process_group() -> Iterator[None]:
         dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
         address = ":".join(os.environ[name] for name in _ADDRESS)
-        raise InputError(f"The other processes cannot be reached at {address} ({first_line(error)})") from error
+        raise InputError(f"the other processes cannot be reached at {address} ({first_line(error)})") from error
     global _patient_group
     _patient_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     yield
@@ -135,6 +135,11 @@ def all_gather(value: Value) -> list[Value]:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value, group=_patient_group)
     return values
+
+
+def merge_dicts(values: Mapping[Key, Value]) -> dict[Key, Value]:
+    """The dictionaries of all processes as one, in every process."""
+    return {key: value for part in all_gather(values) for key, value in part.items()}
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

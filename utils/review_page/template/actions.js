@@ -57,7 +57,11 @@ function showDecision(name) {
   showProgress();
 }
 
-const openIndex = () => /^#\d+$/.test(location.hash) && data.images[Number(location.hash.slice(1)) - 1] ? Number(location.hash.slice(1)) - 1 : -1;
+/** The index of the image that the address says, by its number from 1; -1 for none. */
+function openIndex() {
+  const index = Number(location.hash.match(/^#(\d+)$/)?.[1] ?? 0) - 1;
+  return data.images[index] ? index : -1;
+}
 
 /** Shows what the address says: an image, by its number, or the list. */
 function route() {
@@ -141,14 +145,14 @@ function toast(text, canUndo = false, seconds = 6) {
 
 function showStoreState() {
   ui.notice.hidden = store.isKept;
-  ui.notice.textContent = "This browser does not keep the decisions of this page: save them as a file before you close it.";
+  ui.notice.textContent = "This browser does not keep the decisions of this page: save them to a file before you close it.";
 }
 
 function save(kind) {
   const text = kind === "csv" ? store.toCsv() : store.toJson();
   saveFile(`review-${data.fingerprint}.${kind}`, kind === "csv" ? "text/csv" : "application/json", text);
   store.unsaved = false;
-  toast(`${store.entries.size} decision${store.entries.size === 1 ? "" : "s"} saved in the folder of downloads.`);
+  toast(`${store.entries.size} decision${store.entries.size === 1 ? "" : "s"} saved to the downloads folder.`);
 }
 
 async function load(file) {

@@ -76,6 +76,17 @@ function nextMethod() {
   viewer.setMethod(available[(available.indexOf(viewer.method) + 1) % available.length]);
 }
 
+/** What a key does here, if anything. */
+function actionOf(key, { shiftKey, target }) {
+  const isOpen = openIndex() >= 0;
+  const index = isOpen ? openIndex() : list.focused();
+  if (isOpen && shiftKey && PANNING[key]) return () => pan(...PANNING[key]);
+  if (DECIDING[key] && index !== undefined) return () => decide(index, DECIDING[key]);
+  if (isOpen && ON_IMAGE[key]) return ON_IMAGE[key];
+  if (key === "ArrowDown" && list.order.length && target === document.body) return () => list.focus(list.order[0]);
+  return ANYWHERE[key];
+}
+
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const target = event.target;
@@ -86,13 +97,8 @@ function onKey(event) {
   }
   if (target.matches("input[type=range], input[type=radio]") && event.key.startsWith("Arrow")) return; // theirs
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const index = openIndex() >= 0 ? openIndex() : list.focused();
   if (event.repeat && (DECIDING[key] || key === "z")) return; // of a key that is held
-  const action = event.shiftKey && PANNING[key] && openIndex() >= 0 ? () => pan(...PANNING[key])
-    : DECIDING[key] && index !== undefined ? () => decide(index, DECIDING[key])
-    : openIndex() >= 0 && ON_IMAGE[key] ? ON_IMAGE[key]
-    : key === "ArrowDown" && list.order.length && target === document.body ? () => list.focus(list.order[0])
-    : ANYWHERE[key];
+  const action = actionOf(key, event);
   if (!action) return;
   event.preventDefault();
   action();

@@ -81,7 +81,7 @@ function showList() {
   showColumns();
   list.show(shown);
   ui.empty.hidden = shown.length > 0;
-  ui.empty.textContent = count === 0 ? "No image is to be reviewed. Move the slider to the right." : "No image of these matches.";
+  ui.empty.textContent = count === 0 ? "No image is to be reviewed. Move the slider to the right." : "None of these images matches.";
   ui.sort.value = view.sort;
   ui.method.value = view.method;
   const score = data.scores.find(one => one.name === view.sort);
@@ -90,7 +90,6 @@ function showList() {
   if (score.unit === "pixels" || score.name === "largest_probability") words = view.descending ? "largest first" : "smallest first";
   ui.direction.textContent = `${words} ${view.descending ? "↓" : "↑"}`; // the arrow of the column
   showProgress();
-  return shown;
 }
 
 function showCut(count) {
