@@ -43,8 +43,19 @@ from utils.training.tracking import WandbRun
 logger = logging.getLogger(__name__)
 
 # What a resumed run has to share with the interrupted one.
-SETTINGS = ("epochs", "batch_size", "learning_rate", "validation", "augmentation", "seed", "amp")
-SETTINGS += ("mask_values", "background", "ignore_value", "white")
+SETTINGS = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "validation",
+    "augmentation",
+    "seed",
+    "amp",
+    "mask_values",
+    "background",
+    "ignore_value",
+    "white",
+)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -580,7 +580,7 @@ def test_browser_that_keeps_nothing(samples: Path, opened: Open, browser: "playw
     page = opened(samples, "#1", context=context)
     assert page.is_hidden("#notice")
     page.keyboard.press("a")
-    assert "save them as a file before you close it" in page.locator("#notice").text_content()
+    assert "save them to a file before you close it" in page.locator("#notice").text_content()
     page.keyboard.press("Escape")
     assert badges(page) == {"SAMPLE_00.jpg": "accepted"}
     assert "SAMPLE_00.jpg,accept" in downloaded(page, "#save-csv").read_text(encoding="utf-8")

@@ -257,4 +257,5 @@ def _describe_os_error(error: OSError, args: argparse.Namespace) -> str:
         return message
     flags = ["--resume"] * ("checkpoint_dir" in args and (args.checkpoint_dir / "last.pth").exists())
     flags += ["--skip-existing"] * ("skip_existing" in args and args.output_dir is not None)
-    return f"{message}; free some space and run it again{' with ' * bool(flags)}{''.join(flags)}"
+    with_flags = f" with {' '.join(flags)}" if flags else ""
+    return f"{message}; free some space and run it again{with_flags}"

@@ -74,10 +74,8 @@ def indices_not_held_out(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> lis
     files = {realpath(pair.image) for pair in held_out}
     indices = [i for i, pair in enumerate(pairs) if realpath(pair.image) not in files]
     if not indices:
-        raise InputError(
-            f"all {len(pairs)} images to train on are validation images: name others for one of the two",
-            *("imgs_dir", "val_imgs_dir"),
-        )
+        text = f"all {len(pairs)} images to train on are validation images: name others for one of the two"
+        raise InputError(text, "imgs_dir", "val_imgs_dir")
     if len(indices) < len(pairs):
         logger.info(
             "%d of %d images are validation images: not training on them", len(pairs) - len(indices), len(pairs)

@@ -82,11 +82,9 @@ def make_guarantee(model: TrainedModel, sampler: Sampler, level: float | None) -
         )
     settings = probability_settings(sampler)
     if settings != curves.settings:
-        raise InputError(
-            f"a guarantee holds for the probabilities of the calibration, which had {_describe(curves.settings)}, not "
-            f"{_describe(settings)}",
-            *("mc", "shrink"),
-        )
+        expected, found = _describe(curves.settings), _describe(settings)
+        text = f"a guarantee holds for the probabilities of the calibration, which had {expected}, not {found}"
+        raise InputError(text, "mc", "shrink")
     required = required_number(level)
     if curves.n < required:
         raise InputError(

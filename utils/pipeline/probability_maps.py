@@ -23,8 +23,16 @@ from utils.pipeline.report import Report, check_tables, write_tables
 from utils.pipeline.run_settings import run_settings
 from utils.runtime.errors import InputError
 
-_IN_METRICS = ("method", "temperature", "mask_values", "white", "ignore_value", "guarantee")
-_IN_METRICS += ("class_index", "save_entropy")
+_IN_METRICS = (
+    "method",
+    "temperature",
+    "mask_values",
+    "white",
+    "ignore_value",
+    "guarantee",
+    "class_index",
+    "save_entropy",
+)
 
 
 @dataclass(frozen=True)

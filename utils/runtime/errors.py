@@ -5,8 +5,14 @@ import torch
 # How PyTorch's errors of a GPU begin, of which only some have a type of their own, and only in newer versions.
 _GPU_ERRORS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUDA out of memory", "MPS backend", "NCCL error")
 # In which the memory of a GPU is full; cuDNN finds no way to compute when its workspace does not fit.
-_GPU_IS_FULL = ("MPS backend out of memory", "CUDA error: out of memory", "CUDA driver error: out of memory")
-_GPU_IS_FULL += ("_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED", "unable to find an engine")
+_GPU_IS_FULL = (
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    "unable to find an engine",
+)
 _GPU_STATUS = ("CUBLAS_STATUS", "CUDNN_STATUS", "CUSOLVER_STATUS", "CUFFT_STATUS", "no kernel image is available")
 
 

@@ -20,8 +20,12 @@ from utils.training.state import TrainingState
 logger = logging.getLogger(__name__)
 
 # Settings that identify files, and which they are.
-_DIGESTS = {"image_names": "training images", "validation_image_names": "validation images"}
-_DIGESTS |= {"mask_names": "training masks", "validation_mask_names": "validation masks"}
+_DIGESTS = {
+    "image_names": "training images",
+    "mask_names": "training masks",
+    "validation_image_names": "validation images",
+    "validation_mask_names": "validation masks",
+}
 _FILES = ("metrics.csv", "checkpoint_epoch*.pth", "best.pth", "last.pth")  # first what another program may have open
 
 
