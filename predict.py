@@ -14,9 +14,9 @@ from utils.figures.predictions import prediction_row, show_predictions
 from utils.inference.guarantees import make_guarantee
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Softmax
-from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.image_loop import ImageLoop
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
 from utils.pipeline.report import check_tables, write_tables
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     options = MapOptions(args.mask_threshold, keep=keep, guarantee=guarantee, count_pixels=False)
     predictor = FolderPredictor(model, sampler, save, options, show if args.viz else None, args.compile)
     write_rows = (lambda rows: None) if args.no_save else partial(write_tables, args.output_dir)
-    report = predictor.run(Batch(items, ground_truth, journal, write_rows))
+    report = predictor.run(ImageLoop(items, ground_truth, journal, write_rows))
     run = {"guarantee": asdict(guarantee)} if guarantee else None
     report.write(None if args.no_save else args.output_dir, ground_truth, run)
     return cli.finish_prediction(args, report, args.input_dir, "" if args.no_save else f": {args.output_dir}")

@@ -18,8 +18,8 @@ from utils.figures.predictions import FigureRow, draw_predictions, format_scores
 from utils.inference.compiled import compile_model
 from utils.inference.guarantees import Guarantee, make_guarantee
 from utils.inference.samplers import MCDropout, Sampler, Softmax, calibrated
-from utils.pipeline.batch import Batch
 from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.image_loop import ImageLoop
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal, SharedJournal, record_file, write_recorded_summary
 from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats
@@ -79,38 +79,38 @@ def main(args: argparse.Namespace) -> int:
         ground_truth = GroundTruth(items, args.mask_dir, model.mask_classes, args.ignore_value, args.mask_suffix)
         ground_truth.check_kept([] if args.no_save else outputs.values())
         ground_truth.check_kept([args.figure] if args.figure else [])
-    batch = Batch(items, ground_truth)
+    loop = ImageLoop(items, ground_truth)
     if not args.no_save:
         values = options.values_per_pixel(sampler.passes_per_image * len(model.networks), model.network.n_classes)
         paths = {item.path: outputs[item.reported] for item in items}
         check_room_for_floats(images[0][1].parent, paths, values, ("_probs.npy", *FLOAT_MAPS))
-        open_journal(batch, args, options, outputs.values(), run_settings(model, sampler, ground_truth, guarantee))
-    model = compile_model(model, sampler) if args.compile and batch.remaining() else model
+        open_journal(loop, args, options, outputs.values(), run_settings(model, sampler, ground_truth, guarantee))
+    model = compile_model(model, sampler) if args.compile and loop.remaining() else model
     rows: dict[str, FigureRow] = {}  # of the figure of all images
 
     # Loop over the images: predict, compare, save, show
     def predict(share: Sequence[Item], handled: Callable[[int], bool]) -> None:
         for item in share:
-            with batch.report.isolating(item.reported):
+            with loop.report.isolating(item.reported):
                 result = predict_single_image(model, sampler, item, options)
-                row, output, files = make_row(item, result, batch), outputs[item.reported], []
+                row, output, files = make_row(item, result, loop), outputs[item.reported], []
                 if args.figure:
                     rows[item.reported] = row
                 if not args.no_save:
-                    save_figure_of_image = partial(save_row, row, batch.report, item.reported)
+                    save_figure_of_image = partial(save_row, row, loop.report, item.reported)
                     files = save_single_image(output, result, model, options, save_figure_of_image)
                     log_files(files, logging.INFO if len(images) <= MAX_LOGGED else logging.DEBUG)
-                batch.finish(item, result.prediction.scores, files)
+                loop.finish(item, result.prediction.scores, files)
                 if args.viz:
                     show_predictions([row])
             if handled(1):
                 break
 
-    report = batch.run(predict)
+    report = loop.run(predict)
 
     # The summary of each output folder; the figure of all images
     if distributed.is_main():
-        batch.write_rows(report.rows)
+        loop.write_rows(report.rows)
         if ground_truth:
             ground_truth.fitter.log()
     rows = distributed.merge_dicts(rows)
@@ -161,7 +161,7 @@ def options_from_args(args: argparse.Namespace, guarantee: Guarantee | None) -> 
 
 
 def open_journal(
-    batch: Batch,
+    loop: ImageLoop,
     args: argparse.Namespace,
     options: SingleImageOptions,
     outputs: Collection[Path],
@@ -170,19 +170,19 @@ def open_journal(
     """Record finished images, with these settings, in the output folder or in that of each result."""
     settings = {**asdict(options), "mask_dir": str(args.mask_dir), "mask_suffix": args.mask_suffix, **settings}
     if args.output_dir is None:
-        batch.journal = SharedJournal(settings, outputs)
+        loop.journal = SharedJournal(settings, outputs)
     else:
         resume = args.skip_existing
-        batch.journal = Journal(args.output_dir, settings, batch.items, resume, batch.ground_truth, outputs)
-        batch.write_rows = lambda rows: write_recorded_summary(args.output_dir)
+        loop.journal = Journal(args.output_dir, settings, loop.items, resume, loop.ground_truth, outputs)
+        loop.write_rows = lambda rows: write_recorded_summary(args.output_dir)
 
 
-def make_row(item: Item, result: SingleImage, batch: Batch) -> FigureRow:
+def make_row(item: Item, result: SingleImage, loop: ImageLoop) -> FigureRow:
     """The row of an image in a figure; with ground truth, its scores are added to the prediction's."""
     prediction = result.prediction
-    target = batch.report.read_target(batch.ground_truth, item, prediction.classes.shape)
+    target = loop.report.read_target(loop.ground_truth, item, prediction.classes.shape)
     if target is not None:
-        prediction.scores |= batch.ground_truth.compare(target, prediction)
+        prediction.scores |= loop.ground_truth.compare(target, prediction)
     caption = format_scores(item.key, prediction.scores)
     return prediction_row(result.image, prediction.classes, prediction.maps, target, caption, prediction.regions)
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from tests.conftest import ENVIRONMENT, ROOT, make_folders, run_script
 from tests.forking import ForkedProcess, run_forked
 from utils.checkpoint import read_checkpoint
-from utils.pipeline.batch import Batch
+from utils.pipeline.image_loop import ImageLoop
 from utils.pipeline.items import Item
 from utils.pipeline.journal import Journal
 from utils.runtime import distributed
@@ -312,17 +312,17 @@ def test_summary_at_a_stop_has_the_images_of_all_processes(tmp_path: Path):
     def work(rank: int, size: int) -> list[str]:
         written: list[list[str]] = [[]]
         write = lambda rows: written.append([row["image"] for row in rows])  # noqa: E731
-        batch = Batch(items, journal=Journal(out, {}, items, resume=False), write_rows=write)
+        loop = ImageLoop(items, journal=Journal(out, {}, items, resume=False), write_rows=write)
 
         def predict(share: Sequence[Item], handled: Callable[[int], bool]) -> None:
             for item in share[:2]:
                 item.output(out).touch()
-                batch.finish(item, {"area": 1}, [item.output(out)])
+                loop.finish(item, {"area": 1}, [item.output(out)])
             distributed.all_gather(None)
             raise KeyboardInterrupt
 
         with suppress(KeyboardInterrupt):
-            batch.run(predict)
+            loop.run(predict)
         return written[-1]
 
     assert in_processes(work, [0, 0], tmp_path) == [["a.jpg", "b.jpg", "c.jpg", "d.jpg"], []]

@@ -17,9 +17,9 @@ from utils.data.mask_classes import MaskClasses
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import MCDropout, Sampler, Softmax
 from utils.inference.upsampling import LogitSamples
-from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.image_loop import ImageLoop
 from utils.pipeline.items import Item, find_items
 from utils.pipeline.probability_maps import ProbabilityMapOptions, predict_probabilities
 from utils.pipeline.report import Report
@@ -84,19 +84,19 @@ def test_failed_writing(tmp_path: Path, model: TrainedModel, caplog: pytest.LogC
 
         return save
 
-    report = FolderPredictor(model, Softmax(), failing_with(errno.EACCES)).run(Batch(items))
+    report = FolderPredictor(model, Softmax(), failing_with(errno.EACCES)).run(ImageLoop(items))
     assert done(report) == names(0, 1, 3, 4, 5, 6, 7)
     assert report.failures == [("SKIN_002.jpg", "its result could not be written (reason)")]
 
     # A full disk ends the run, with the scores and the failures so far.
     items[0].path.write_bytes(b"")
     written: list[list[str]] = []
-    batch = Batch(items, write_rows=lambda rows: written.append([row["image"] for row in rows]))
+    loop = ImageLoop(items, write_rows=lambda rows: written.append([row["image"] for row in rows]))
     with pytest.raises(OSError, match="reason"):
-        FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(batch)
+        FolderPredictor(model, Softmax(), failing_with(errno.ENOSPC)).run(loop)
     assert "SKIN_001.jpg" in written[-1]
     assert "SKIN_002.jpg" not in written[-1]
-    assert [name for name, _ in batch.report.failures] == ["SKIN_000.jpg"]
+    assert [name for name, _ in loop.report.failures] == ["SKIN_000.jpg"]
     assert "1 failed:" in caplog.text
 
 
@@ -112,7 +112,7 @@ def test_out_of_memory_at_full_size(tmp_path: Path, model: TrainedModel, monkeyp
         return predict_full_size(samples, size, *others)
 
     monkeypatch.setattr("utils.pipeline.folder_predictor.predict_full_size", predict_if_small)
-    report = FolderPredictor(model, MCDropout(num_samples=2), save_nothing).run(Batch(items))
+    report = FolderPredictor(model, MCDropout(num_samples=2), save_nothing).run(ImageLoop(items))
     assert done(report) == names(0, 1, 3, 4)
     assert sorted(report.failures) == [(name, OUT_OF_MEMORY) for name in names(2, 5)]
 
@@ -130,7 +130,7 @@ def test_out_of_memory_in_the_network(tmp_path: Path, sampler: Sampler):
             raise torch.OutOfMemoryError("no room")
 
     network.register_forward_pre_hook(refuse_white)
-    report = FolderPredictor(TrainedModel(network, (32, 32)), sampler, save_nothing).run(Batch(items))
+    report = FolderPredictor(TrainedModel(network, (32, 32)), sampler, save_nothing).run(ImageLoop(items))
     assert done(report) == names(0, 1, 3)
     assert report.failures == [("SKIN_002.jpg", OUT_OF_MEMORY)]
     assert (batch_sizes[0], batch_sizes[-1]) == (sampler.passes_per_image, 1)  # smaller batches have been tried
@@ -149,7 +149,9 @@ def test_out_of_memory_fails_the_images_of_the_batch(tmp_path: Path):
             return [[LogitSamples(torch.zeros(1, 2, 4, 4))] for _ in inputs]
 
     model = ModelOnAccelerator(lively_network(base_channels=4), (32, 32))
-    report = FolderPredictor(model, ExhaustingSampler(batch_size=2), save_nothing).run(Batch(make_items(tmp_path, 5)))
+    report = FolderPredictor(model, ExhaustingSampler(batch_size=2), save_nothing).run(
+        ImageLoop(make_items(tmp_path, 5))
+    )
     assert done(report) == names(0, 1, 4)
     assert report.failures == [(name, OUT_OF_MEMORY) for name in names(2, 3)]
 
@@ -163,7 +165,7 @@ def test_unexpected_errors_are_those_of_the_image(
         return []
 
     with caplog.at_level("DEBUG", "utils"):
-        report = FolderPredictor(model, Softmax(), save).run(Batch(make_items(tmp_path, 3)))
+        report = FolderPredictor(model, Softmax(), save).run(ImageLoop(make_items(tmp_path, 3)))
     assert done(report) == names(0, 2)
     assert report.failures == [("SKIN_001.jpg", "ZeroDivisionError: division by zero")]
     assert "Traceback" in caplog.text  # with --verbose
@@ -178,9 +180,9 @@ def test_rows_are_written_whatever_happens(tmp_path: Path, model: TrainedModel):
             raise RuntimeError("CUDA error: unspecified launch failure")
         return []
 
-    batch = Batch(make_items(tmp_path, 3), write_rows=lambda rows: written.append([row["image"] for row in rows]))
+    loop = ImageLoop(make_items(tmp_path, 3), write_rows=lambda rows: written.append([row["image"] for row in rows]))
     with pytest.raises(RuntimeError, match="CUDA error"):
-        FolderPredictor(model, Softmax(), save).run(batch)
+        FolderPredictor(model, Softmax(), save).run(loop)
     assert written == [names(0, 1)]
 
 
@@ -195,7 +197,7 @@ def test_show_in_order_in_the_main_thread(tmp_path: Path, model: TrainedModel):
         shown.append(item)
 
     options = MapOptions(keep=["predictive_entropy"])
-    FolderPredictor(model, Softmax(), save_nothing, options, show=show).run(Batch(items))
+    FolderPredictor(model, Softmax(), save_nothing, options, show=show).run(ImageLoop(items))
     assert shown == items
 
 
@@ -218,7 +220,7 @@ def test_figure_that_fails_loses_nothing_else(tmp_path: Path, model: TrainedMode
         resized.save(path)
     ground_truth = GroundTruth(items, masks, MaskClasses((0, 255)))
     predictor = FolderPredictor(model, Softmax(), save, show=show)
-    report = predictor.run(Batch(items, ground_truth))
+    report = predictor.run(ImageLoop(items, ground_truth))
     assert sorted(saved) == done(report) == names(0, 1)
     assert report.failures == [
         (f"figure of {name}", "its result could not be written (reason)") for name in names(0, 1)
@@ -234,7 +236,7 @@ def test_unwritable_summary_on_the_way_is_no_failure_of_an_image(
     def write_rows(rows: object) -> None:
         raise error
 
-    batch = Batch(make_items(tmp_path, 2), write_rows=write_rows, summary_interval=-1)
-    report = FolderPredictor(model, Softmax(), save_nothing).run(batch)
+    loop = ImageLoop(make_items(tmp_path, 2), write_rows=write_rows, summary_interval=-1)
+    report = FolderPredictor(model, Softmax(), save_nothing).run(loop)
     assert (done(report), report.failures) == (names(0, 1), [])
     assert "The summary of the images so far could not be written" in caplog.text

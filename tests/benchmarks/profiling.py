@@ -32,8 +32,8 @@ from utils.data_loading import SegmentationDataset, split_indices, training_batc
 from utils.inference.maps import to_greyscale  # noqa: E402
 from utils.inference.predictor import MapOptions  # noqa: E402
 from utils.inference.samplers import MCDropout  # noqa: E402
-from utils.pipeline.batch import Batch  # noqa: E402
 from utils.pipeline.folder_predictor import FolderPredictor  # noqa: E402
+from utils.pipeline.image_loop import ImageLoop  # noqa: E402
 from utils.pipeline.items import find_items  # noqa: E402
 from utils.runtime.device import amp_dtype, choose_device  # noqa: E402
 from utils.runtime.threads import cores_per_process  # noqa: E402
@@ -74,7 +74,7 @@ def profile_prediction(imgs: Path, device: torch.device) -> dict[str, Any]:
     options = MapOptions(greyscale_maps=lambda maps: {"_prob": to_greyscale(maps.probs[1])})
 
     def predict() -> None:
-        FolderPredictor(model, sampler, lambda item, prediction: [], options).run(Batch(items))
+        FolderPredictor(model, sampler, lambda item, prediction: [], options).run(ImageLoop(items))
 
     predict()  # warm-up
     seconds = timed(predict, device)

@@ -1,4 +1,4 @@
-"""Predict the images of a batch: read ahead, predict, write behind, and isolate failures."""
+"""Predict the images of a folder: read ahead, predict, write behind, and isolate failures."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from utils.inference.compiled import compile_model, compiling_pays
 from utils.inference.predictor import MapOptions, Prediction, predict_full_size
 from utils.inference.samplers import Sampler
 from utils.inference.upsampling import LogitSamples
-from utils.pipeline.batch import Batch
+from utils.pipeline.image_loop import ImageLoop
 from utils.pipeline.items import Item
 from utils.pipeline.report import Report
 from utils.runtime.threads import (
@@ -47,7 +47,7 @@ class _Input(NamedTuple):
 
 @dataclass
 class FolderPredictor:
-    """Predicts the images of a batch, several at a time.
+    """Predicts images, several at a time.
 
     Attributes:
         model: to predict with.
@@ -66,21 +66,21 @@ class FolderPredictor:
     options: MapOptions = field(default_factory=MapOptions)
     show: Callable[[Item, Prediction, np.ndarray | None], None] | None = None
     compile: bool = False
-    _batch: Batch = field(init=False)
+    _loop: ImageLoop = field(init=False)
 
-    def run(self, batch: Batch) -> Report:
-        """Predict the images of a batch, once.
+    def run(self, loop: ImageLoop) -> Report:
+        """Predict the images of a loop, once.
 
         Raises:
             InputError: the method cannot be used with the model.
         """
         self.sampler.check(self.model)
-        self._batch = batch
-        n_passes = len(batch.remaining()) * self.sampler.passes_per_image * len(self.model.networks)
+        self._loop = loop
+        n_passes = len(loop.remaining()) * self.sampler.passes_per_image * len(self.model.networks)
         if self.compile and n_passes:
             with one_torch_thread(self.model.device):
                 self.model = compile_model(self.model, self.sampler)
-        report = batch.run(self._predict_share)
+        report = loop.run(self._predict_share)
         if not self.compile and compiling_pays(n_passes, self.model.device, usable_cores()):
             logger.info("A run of so many forward passes, %d, is shorter with a compiled network", n_passes)
         return report
@@ -102,43 +102,43 @@ class FolderPredictor:
                 for item, prediction, target in future.result():
                     writer.submit(self._finish, item, prediction, target)
                     if self.show is not None:
-                        with self._batch.report.isolating(f"figure of {item.reported}"):
+                        with self._loop.report.isolating(f"figure of {item.reported}"):
                             self.show(item, prediction, target)
                 if handled(len(group)):
                     break
 
     def _read(self, item: Item) -> _Input:
         image = item.read(self.model.white)
-        target = self._batch.report.read_target(self._batch.ground_truth, item, (image.height, image.width))
+        target = self._loop.report.read_target(self._loop.ground_truth, item, (image.height, image.width))
         return _Input(image.size, self.sampler.preprocess_image(image, self.model.input_size), target)
 
     def _predict_group(self, group: Sequence[tuple[Item, Future]]) -> list[tuple[Item, Prediction, np.ndarray | None]]:
         """Predict images that share a batch, each with failures of its own; returns their ground truth with them."""
         inputs: dict[Item, _Input] = {}
         for item, reading in group:
-            with self._batch.report.isolating(item.reported):
+            with self._loop.report.isolating(item.reported):
                 inputs[item] = reading.result()
         if not inputs:
             return []
         predictions = []
         for (item, (size, _, target)), samples in zip(inputs.items(), self._draw_samples(inputs), strict=False):
-            with self._batch.report.isolating(item.reported):
+            with self._loop.report.isolating(item.reported):
                 predictions.append((item, predict_full_size(samples, size, self.options, target), target))
         return predictions
 
     def _draw_samples(self, inputs: Mapping[Item, _Input]) -> list[list[LogitSamples]]:
         """The samples of images that share a batch; none if the batch has failed."""
         keys, tensors = [item.key for item in inputs], [read.tensor for read in inputs.values()]
-        with self._batch.report.isolating(*(item.reported for item in inputs)):
+        with self._loop.report.isolating(*(item.reported for item in inputs)):
             return self.sampler.sample(self.model, tensors, keys)
         return []
 
     def _finish(self, item: Item, prediction: Prediction, target: np.ndarray | None) -> None:
         """Save the prediction of an image, compare it with its ground truth, and record both."""
-        with self._batch.report.isolating(item.reported):
+        with self._loop.report.isolating(item.reported):
             files = self.save(item, prediction)
-            scores = {} if target is None else self._batch.ground_truth.compare(target, prediction)
-            self._batch.finish(item, {**scores, **prediction.scores}, files, prediction.counts)
+            scores = {} if target is None else self._loop.ground_truth.compare(target, prediction)
+            self._loop.finish(item, {**scores, **prediction.scores}, files, prediction.counts)
             height, width = prediction.classes.shape
             logger.debug(
                 "%s: %dx%d pixels, area %d, soft Dice confidence %.3f",

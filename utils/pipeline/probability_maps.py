@@ -13,9 +13,9 @@ from utils.inference.guarantees import make_guarantee
 from utils.inference.maps import STATISTICS, ProbabilityMaps, to_greyscale
 from utils.inference.predictor import MapOptions, Prediction
 from utils.inference.samplers import Sampler, calibrated
-from utils.pipeline.batch import Batch
 from utils.pipeline.folder_predictor import FolderPredictor
 from utils.pipeline.ground_truth import GroundTruth
+from utils.pipeline.image_loop import ImageLoop
 from utils.pipeline.items import Item, sibling
 from utils.pipeline.journal import Journal
 from utils.pipeline.outputs import FLOAT_MAPS, check_room_for_floats, make_greyscale_maps, save_float_maps
@@ -123,7 +123,7 @@ def predict_probabilities(
     maps = MapOptions(greyscale_maps=draw, statistics=statistics, keep=kept, guarantee=guarantee)
     check_room_for_floats(output_dir, outputs, (2 * model.network.n_classes + 3) * options.save_npy, FLOAT_MAPS)
     journal = Journal(output_dir, settings, items, options.skip_existing, ground_truth)
-    batch = Batch(items, ground_truth, journal, partial(write_tables, output_dir))
-    report = FolderPredictor(model, sampler, save, maps, compile=options.compile).run(batch)
+    loop = ImageLoop(items, ground_truth, journal, partial(write_tables, output_dir))
+    report = FolderPredictor(model, sampler, save, maps, compile=options.compile).run(loop)
     report.write(output_dir, ground_truth, run | {"model": options.model_name})
     return report

@@ -1,4 +1,4 @@
-"""The way through many images: what is done already, each process's share, failures, a stop, summaries on the way."""
+"""The loop over many images: what is done already, each process's share, failures, a stop, summaries on the way."""
 
 import logging
 import threading
@@ -25,8 +25,8 @@ RowWriter = Callable[[Sequence[Mapping[str, Any]]], None]
 
 
 @dataclass
-class Batch:
-    """A run over many images, by whatever predicts them. One that fails is reported, and the others continue.
+class ImageLoop:
+    """The loop over many images, whatever predicts them. One that fails is reported, and the others continue.
 
     Of several processes each predicts its share of the images, and all get the report of the whole.
 
