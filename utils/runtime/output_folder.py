@@ -21,7 +21,7 @@ from utils.runtime.errors import InputError
 JOURNAL_OF_MAIN = ".progress-0.jsonl"  # that of the main or only process
 _LOCK_NAME = ".lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # other errors are of a file system without locks
-_ATTEMPTS = 10  # another run that ends may remove an empty folder between two steps
+_LOCK_ATTEMPTS = 10  # another run that ends may remove an empty folder between two steps
 _LOCKED_BYTE = 2**30  # Windows lets no other process read what is locked
 
 
@@ -117,13 +117,13 @@ def check_room(folder: Path, needed: int, replaced: Iterable[Path] = ()) -> None
 
 def _make(folder: Path) -> list[Path]:
     """Create a folder; returns what did not exist before, the deepest first."""
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempt in range(1, _LOCK_ATTEMPTS + 1):
         try:
             created = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             break
         except OSError as error:
-            if isinstance(error, (FileExistsError, FileNotFoundError)) and attempt < _ATTEMPTS:
+            if isinstance(error, (FileExistsError, FileNotFoundError)) and attempt < _LOCK_ATTEMPTS:
                 continue
             if os.path.lexists(folder) and not folder.is_dir():
                 raise InputError(f"the output folder {folder} is a file, a folder was expected") from error
@@ -146,7 +146,7 @@ def _lock(folder: Path, deadline: float) -> BinaryIO:
             file = open(path, "a+b")  # noqa: SIM115 - open as long as the lock is held
         except OSError as error:
             missing += isinstance(error, FileNotFoundError)
-            if isinstance(error, FileNotFoundError) and missing < _ATTEMPTS:
+            if isinstance(error, FileNotFoundError) and missing < _LOCK_ATTEMPTS:
                 continue
             if isinstance(error, PermissionError) and os.path.lexists(path) and os.access(folder, os.W_OK):
                 raise InputError(
