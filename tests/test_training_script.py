@@ -556,22 +556,21 @@ def test_best_epoch_that_is_not_there_is_warned_of(tmp_path: Path, caplog: pytes
         save_checkpoint(tmp_path / "best.pth", TrainedModel(state.network, epoch=4))  # of another one
 
 
-def test_termination_while_the_last_files_are_written(tmp_path: Path, small: list):
-    def terminate_at_the_end() -> None:
-        leave = CheckpointWriter.__exit__
+def test_termination_while_the_last_files_are_written(tmp_path: Path, small: list, monkeypatch: pytest.MonkeyPatch):
+    leave = CheckpointWriter.__exit__
 
-        def leave_and_terminate(writer: CheckpointWriter, *error: object) -> None:
-            leave(writer, *error)
-            signal.raise_signal(signal.SIGTERM)
+    def leave_and_terminate(writer: CheckpointWriter, *error: object) -> None:
+        leave(writer, *error)
+        signal.raise_signal(signal.SIGTERM)
 
-        CheckpointWriter.__exit__ = leave_and_terminate
-
-    flags = [*training_flags(tmp_path), "--epochs", 1]
-    result = run_script("train_bayesian.py", *flags, *small, before=terminate_at_the_end)
-    assert result.returncode == 143, result.stderr
-    assert "last.pth; continue with --resume" in result.stderr
-    result = run_script("train_bayesian.py", *flags, "--resume")
-    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr(CheckpointWriter, "__exit__", leave_and_terminate)
+    words = map(str, [*training_flags(tmp_path), *small, "--epochs", 1])
+    with pytest.raises(SystemExit) as error:
+        train_bayesian.main(train_bayesian.get_args_parser().parse_args(list(words)))
+    assert error.value.code == 143
+    assert not load_model(tmp_path / "checkpoints" / "best.pth").temperatures  # that would have taken long
+    monkeypatch.undo()
+    assert run_script("train_bayesian.py", *training_flags(tmp_path), "--epochs", 1, "--resume").returncode == 0
     assert load_model(tmp_path / "checkpoints" / "best.pth").temperatures
 
 
