@@ -317,9 +317,9 @@ class Validation(list):
 def test_network_that_predicts_nothing(tmp_path: Path, dice: float | None, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "best.pth"
     settings = {"validation": 0.0, "validation_images": None}
-    save_checkpoint(path, TrainedModel(lively_network(), (32, 32), settings=settings))
+    save_checkpoint(path, TrainedModel(lively_network(), (32, 32), settings=settings, epoch=1))
     state = new_training_state(lively_network(), 1e-3, total_steps=1)
-    state.history = [{"val_dice": dice, "val_loss": 1.0}]
+    state.history = [{"epoch": 1, "val_dice": dice, "val_loss": 1.0}]
     train_bayesian.calibrate_best_epoch(path, state, Validation(dataset(2)))
     warnings = [record.message for record in caplog.records if "My prediction is black" in record.message]
     assert len(warnings) == (dice == 0)
