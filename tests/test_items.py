@@ -81,8 +81,10 @@ def test_images_in_an_output_folder(tmp_path: Path):
     expected = ["a.jpg", "s/b.jpg", "s/c.png"]
     assert [item.key for item in find_items(tmp_path, tmp_path / "out", IMAGE_EXTENSIONS, True)] == expected
     assert {path.name for path in find_images(tmp_path / "s")} >= {"b.jpg", "c.png"}
-    with pytest.raises(InputError, match=r"is the input folder, .*s: "):  # they would be left out without a word
-        find_items(tmp_path, tmp_path / "s", IMAGE_EXTENSIONS, True)
+    touch(tmp_path, "t/deep/d.jpg")
+    for folder, name in (("s", r"s/(b\.jpg|c\.png)"), ("t", r"t/deep/d\.jpg")):  # they would be left out without a word
+        with pytest.raises(InputError, match=f"the output folder .*{folder} contains .*{name}, which is no result"):
+            find_items(tmp_path, tmp_path / folder, IMAGE_EXTENSIONS, True)
 
 
 def test_figures_in_an_output_folder_are_no_images(tmp_path: Path):

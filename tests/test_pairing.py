@@ -129,6 +129,7 @@ def test_predictions_below_the_masks_are_none(tmp_path: Path, caplog: pytest.Log
     images = {PurePath("s/a.jpg"): image}
     assert pair_files(folder, folder, PairingOptions(recursive=True)) == [Pair(image, (folder / "s" / "a_mask.png",))]
     assert "Ignoring results of predictions" in caplog.text
+    assert "other mask" not in caplog.text
     save_blank(folder, "s/uq/b.jpg", "b_mask.png")  # an image
     assert len(pair_files(folder, folder, PairingOptions(recursive=True))) == 2
     assert find_masks(images, folder) == {PurePath("s/a.jpg"): (folder / "s" / "a_mask.png",)}

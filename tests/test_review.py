@@ -435,6 +435,11 @@ def test_images_that_were_named_from_another_working_directory(tmp_path: Path, m
         found = read_run(run, Path(folder))
         assert "a.png" in found.scores
         assert any(name.endswith("gone.png") for name in found.scores)
+    monkeypatch.chdir(tmp_path)
+    below = write_run(
+        tmp_path / "below", {name: np.full((6, 8), 200, np.uint8) for name in ("imgs/s/a.png", "imgs/a.png")}
+    )
+    assert read_run(below, Path("imgs")).scores.keys() == {"a.png", "s/a.png"}  # of which one has been removed
 
 
 def test_only_images_are_listed_as_without_result(tmp_path: Path):

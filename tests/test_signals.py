@@ -111,13 +111,18 @@ def test_the_first_signal_decides_the_exit_code():
     assert error.value.code == 128 + signal.SIGUSR1
 
 
-@pytest.mark.usefixtures("terminating")
-def test_termination_under_torchrun_may_come_twice(monkeypatch: pytest.MonkeyPatch):
-    """To each process of a job, and once more from torchrun, which has been terminated with them."""
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its variables are set."""
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     counts = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     for name, value in (address | counts).items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("terminating", "torchrun")
+def test_termination_under_torchrun_may_come_twice():
+    """To each process of a job, and once more from torchrun, which has been terminated with them."""
     with pytest.raises(SystemExit) as error, GracefulStop() as stop:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
@@ -128,7 +133,16 @@ def test_termination_under_torchrun_may_come_twice(monkeypatch: pytest.MonkeyPat
         signal.raise_signal(signal.SIGTERM)
     assert error.value.code == 143
     signal.raise_signal(signal.SIGTERM)  # while `finally` blocks run
-    with pytest.raises(KeyboardInterrupt), GracefulStop():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for _ in range(2):
+
+
+@pytest.mark.usefixtures("terminating", "torchrun")
+def test_second_ctrl_c_under_torchrun_is_a_termination():
+    """That is what its processes receive."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as error, GracefulStop():
             signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        assert error.value.code == 143
+    finally:
+        signal.signal(signal.SIGINT, before)

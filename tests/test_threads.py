@@ -65,7 +65,7 @@ def test_writer_writes_nothing_more_after_an_error():
     with pytest.raises(KeyError), BackgroundWriter(1) as writer:
         writer.submit(release.wait, 60)
         writer.submit(written.append, 1)
-        threading.Timer(0.1, release.set).start()
+        threading.Timer(0.5, release.set).start()  # when the queue has been emptied
         raise KeyError
     assert not written
 

@@ -77,10 +77,7 @@ def pair_files(imgs_dir: Path | str, masks_dir: Path | str, options: PairingOpti
     """
     options = options or PairingOptions()
     paths = list_images(imgs_dir, options.extensions, options.recursive)
-    below = folders_below(Path(imgs_dir), paths)
-    results, pictures = recorded_results({Path(imgs_dir), *below}), {*filter(holds_pictures, below)}
-    inputs = [path for path in paths if path not in results and pictures.isdisjoint(path.parents)]
-    images = {path.relative_to(imgs_dir): path for path in inputs}
+    images = {path.relative_to(imgs_dir): path for path in _without_results(paths, Path(imgs_dir), [Path(imgs_dir)])}
     if len(images) < len(paths):
         logger.info("Ignoring results of predictions in %s: %d", imgs_dir, len(paths) - len(images))
     matches = _match_folders(images, masks_dir, options.mask_suffix, options.recursive)
@@ -120,6 +117,13 @@ def without_masks(
     return [images[name] for name in _match_folders(images, masks_dir, mask_suffix, level=logging.DEBUG).images]
 
 
+def _without_results(paths: Sequence[Path], folder: Path, further: Sequence[Path] = ()) -> list[Path]:
+    """The paths in a folder that are no results of runs into the folders below it, or into further ones."""
+    below = folders_below(folder, paths)
+    results, pictures = recorded_results({*further, *below}), {*filter(holds_pictures, below)}
+    return [path for path in paths if path not in results and pictures.isdisjoint(path.parents)]
+
+
 def _match_folders(
     images: Mapping[PurePath, Path],
     masks_dir: Path | str,
@@ -130,8 +134,8 @@ def _match_folders(
     """Match images with the masks of a folder, which may be theirs, or either within the other, and log the result."""
     recursive = recursive or any(len(name.parts) > 1 for name in images)
     paths = list_images(masks_dir, recursive=recursive)
-    results = recorded_results(folders_below(Path(masks_dir), paths))  # in the folder itself they may be corrected
-    masks = {path.relative_to(masks_dir): path for path in paths if path not in results}
+    paths = _without_results(paths, Path(masks_dir))  # in the folder itself they may be corrected
+    masks = {path.relative_to(masks_dir): path for path in paths}
     inside = _within(images, masks_dir)
     images = {name: path for name, path in images.items() if name not in inside} or images
     files = {path: name for name, path in _real_paths(images).items()}

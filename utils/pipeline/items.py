@@ -140,7 +140,7 @@ def find_items(
     mask_dir: Path | None = None,
     mask_suffix: str | None = None,
 ) -> list[Item]:
-    """The images of a folder, as `find_images` finds them outside the output folder.
+    """The images of a folder, as `find_images` finds them.
 
     Raises:
         InputError: there are none, the output folder is a file or holds images or the masks, or two images would be
@@ -149,6 +149,7 @@ def find_items(
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"the output folder {output_dir} is a file, a folder was expected")
     images = find_images(input_dir, extensions, recursive, (mask_dir, mask_suffix), [output_dir])
+    _check_none_within(output_dir, input_dir, images)
     items = [Item(path, path.relative_to(input_dir)) for path in images]
     logger.info("%d image%s in %s", len(items), "s" if len(items) > 1 else "", input_dir)
     outputs: dict[Path, Item] = {}
@@ -177,6 +178,19 @@ def identity(path: Path) -> Path:
 
 def _in_one_case(path: Path) -> Path:
     return Path(str(path).lower()) if _IGNORES_CASE else path
+
+
+def _check_none_within(output_dir: Path, input_dir: Path, images: Iterable[Path]) -> None:
+    """Raise an `InputError` if an output folder within the input folder holds images of it."""
+    output, above = (_in_one_case(folder.resolve()) for folder in (output_dir, input_dir))
+    if output == above or not output.is_relative_to(above):
+        return
+    for folder, path in {path.parent: path for path in images}.items():
+        if _in_one_case(folder.resolve()).is_relative_to(output):
+            raise InputError(
+                f"the output folder {output_dir} contains {path}, which is no result of an earlier run but an image to "
+                "predict: move it, or choose another output folder"
+            )
 
 
 def check_output_folders(

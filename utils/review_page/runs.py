@@ -232,9 +232,14 @@ def _name_within(image: str, imgs_dir: Path) -> str | None:
     path = Path(image)
     if (imgs_dir / path).exists() and not path.is_absolute() and ".." not in path.parts:
         return path.as_posix()
+    above = imgs_dir.resolve().name
+    if above in path.parts and not path.exists():  # named from another working directory, or before the folder moved
+        inner = Path(*path.parts[path.parts.index(above) + 1 :])
+        if (imgs_dir / inner).is_file():
+            return inner.as_posix()
     given, resolved = Path(os.path.abspath(path)), path.parent.resolve() / path.name
     for inner, folder in ((given, Path(os.path.abspath(imgs_dir))), (resolved, imgs_dir.resolve())):
-        if inner.is_relative_to(folder) and (path.exists() or not (imgs_dir / path.name).exists()):
+        if inner.is_relative_to(folder):
             return inner.relative_to(folder).as_posix()
     if path.exists():
         return None

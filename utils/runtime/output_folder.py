@@ -154,6 +154,7 @@ def _lock(folder: Path, deadline: float) -> BinaryIO:
                     "killed, or choose another folder"
                 ) from error
             raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+        missing = 0
         try:
             _lock_file(file)
         except OSError as error:

@@ -32,7 +32,7 @@ def _may_repeat(number: int) -> bool:
 def exit_on_termination() -> None:
     """On SIGTERM, SIGHUP or SIGUSR1 run `finally` blocks and exit with 128 + signal; a second SIGTERM kills.
 
-    Under torchrun it does not, which kills by itself in the end.
+    Under torchrun a second one is ignored: torchrun itself kills what has not ended after 30 seconds.
     """
     for number in (_TERMINATION, *_WARNINGS):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP ignored
@@ -68,8 +68,8 @@ def _exit(signum: int, frame: Any) -> NoReturn:
 class GracefulStop:
     """Within the `with` block a first Ctrl-C or termination is only recorded; a second one takes effect at once.
 
-    SIGHUP and SIGUSR1, and SIGTERM under torchrun, are only recorded, however often they come. Call it to ask whether
-    to stop; `exit` then does so. In a thread, which receives no signals, it does nothing.
+    SIGHUP and SIGUSR1 are only recorded, however often they come, and so is SIGTERM under torchrun, unless it follows a
+    Ctrl-C. Call it to ask whether to stop; `exit` then does so. In a thread, which gets no signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,9 @@ class GracefulStop:
 
     def _record(self, signum: int, frame: Any) -> None:
         first, self._signal = self._signal is None, self._signal or signum
-        self._restore(number for number in self._handlers if not _may_repeat(number))
+        # A second Ctrl-C reaches the processes of torchrun as a termination.
+        urgent = {_TERMINATION} if self._signal == signal.SIGINT else set()
+        self._restore(number for number in self._handlers if number in urgent or not _may_repeat(number))
         if first:
             with suppress(RuntimeError):  # "reentrant call": the signal came while another line was being written
                 logger.warning("Stopping after the current step; a second Ctrl-C stops immediately")
