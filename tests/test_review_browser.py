@@ -351,6 +351,22 @@ def test_layers_and_methods(samples: Path, opened: Open):
     area_of_one = area(page)
     page.select_option("#beside", "1")
     assert page.locator(".pane figcaption").all_text_contents() == ["MC dropout, 4 passes", "softmax"]
+    read, expected = page.evaluate("""() => {
+        const maps = [0, 1].map(m => viewer.mapsOf(m).probability_c1);
+        const eventOn = ({ canvas }, x) => {
+            const { left, top, width, height } = canvas.getBoundingClientRect();
+            return new PointerEvent("pointermove", { clientX: left + x * width, clientY: top + height / 2 });
+        };
+        const valueAt = (pane, x, p) => {
+            const [column, row] = pane.pointAt(eventOn(pane, x)).map(Math.floor);
+            return maps[p][row * viewer.maps.width + column];
+        };
+        const [first] = viewer.panes, places = Array.from({ length: 99 }, (_, i) => (i + 1) / 100);
+        const x = places.find(x => Math.abs(valueAt(first, x, 0) - valueAt(first, x, 1)) > 25); // where they differ
+        const read = viewer.panes.map(pane => (pane.canvas.dispatchEvent(eventOn(pane, x)), ui.readout.textContent));
+        return [read, viewer.panes.map((pane, p) => `probability ${(valueAt(pane, x, p) / 255).toFixed(2)}`)];
+    }""")
+    assert [text.split(" · ")[0] for text in read] == expected
     page.locator("#layers label", has_text="Difference").click()
     page.keyboard.press("m")
     assert area(page) != area_of_one
@@ -520,6 +536,75 @@ def test_windows_keep_each_others_decisions(samples: Path, opened: Open):
         return Object.keys(JSON.parse(localStorage.getItem(store.key)).decisions);
     }""")
     assert decisions == ["a.jpg", "b.jpg"]
+
+
+def test_decisions_stay_when_there_are_more_images(tmp_path: Path, opened: Open):
+    """On the images whose results are the same; one that was predicted anew is undecided."""
+    imgs = images_of(tmp_path / "imgs", "a.png", "b.png", "c.png")
+    maps = {name: np.full((6, 8), 200, np.uint8) for name in ("a.png", "b.png")}
+    page = opened(write_review([write_run(tmp_path / "run", maps)], imgs)[0])
+    context = page.context
+    for image in "#1", "#2":
+        page.evaluate("address => { location.hash = address }", image)
+        page.wait_for_function("address => openIndex() === Number(address[1]) - 1", arg=image)
+        page.keyboard.press("r")
+    assert badges(page) == dict.fromkeys(maps, "rejected")
+    page.wait_for_function("() => localStorage.length")
+    page.close()
+    maps["b.png"] = np.full((6, 8), 100, np.uint8)
+    more = write_run(tmp_path / "run", maps | {"c.png": maps["a.png"]})
+    page = opened(write_review([more], imgs)[0], context=context)
+    assert badges(page) == {"a.png": "rejected"}
+    page.reload()
+    assert badges(page) == {"a.png": "rejected"}
+
+
+def test_what_another_window_has_decided_is_not_undone(samples: Path, opened: Open):
+    page = opened(samples, "#1")
+    page.keyboard.press("a")
+    page.evaluate("new DecisionStore(store.fingerprint).set('SAMPLE_00.jpg', {decision: 'reject'})")
+    page.keyboard.press("z")
+    assert "has been decided anew" in page.locator("#toast").text_content()
+    assert page.evaluate("store.get('SAMPLE_00.jpg').decision") == "reject"
+
+
+def test_a_review_goes_on_with_what_the_list_does_not_show(samples: Path, opened: Open):
+    page = opened(samples)
+    page.fill("#search", "05")
+    assert listed(page) == ["SAMPLE_05.jpg"]
+    page.click("#start")
+    page.keyboard.press("a")
+    assert "All images of this selection are decided." in page.locator("#toast").text_content()
+    page.click("#start")
+    page.wait_for_selector("#image-name:has-text('SAMPLE_00.jpg')")
+
+
+def test_keys_of_the_list_do_nothing_beside_an_image(samples: Path, opened: Open):
+    page = opened(samples, "#1")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#image-name:has-text('SAMPLE_01.jpg')")
+
+
+def test_images_without_a_result_of_the_method_are_reviewed(tmp_path: Path, opened: Open):
+    """And shown by another one; the next image is shown by the chosen method again."""
+    imgs = images_of(tmp_path / "imgs", "a.png", "b.png", "c.png")
+    values = np.full((6, 8), 200, np.uint8)
+    one = write_run(tmp_path / "one", dict.fromkeys(("a.png", "b.png", "c.png"), values))
+    settings = {"method": "softmax", "class_index": 1}
+    two = write_run(tmp_path / "two", dict.fromkeys(("a.png", "c.png"), values), settings)
+    page = opened(write_review([one, two], imgs)[0])
+    page.select_option("#method", "1")
+    assert listed(page) == ["b.png", "a.png", "c.png"]
+    set_slider(page, "#cut", 1)
+    assert page.locator("#cut-label").text_content() == "Review images without soft Dice confidence"
+    set_slider(page, "#cut", 2)
+    assert page.locator("#cut-label").text_content().endswith("is at most 0.500, or that have none")
+    for name, method in (("a.png", "1"), ("b.png", "0"), ("c.png", "1")):
+        page.evaluate("name => go(data.images.findIndex(image => image.name === name))", name)
+        page.wait_for_selector(f"#image-name:has-text('{name}')")
+        assert page.input_value("#image-method") == method
 
 
 def test_a_key_that_is_held_decides_once(samples: Path, opened: Open):
@@ -700,10 +785,13 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(samples: Path, ope
 
 def test_all_rows_are_printed(samples: Path, opened: Open):
     page = opened(samples, viewport={"width": 1000, "height": 300})
-    assert len(listed(page)) < 9
+    few = len(listed(page))
+    assert few < 9
+    page.evaluate("window.addEventListener('beforeprint', () => { window.printed = list.rows.size })")
+    page.pdf()
+    assert page.evaluate("window.printed") == 9
+    assert len(listed(page)) == few
     page.emulate_media(media="print")
-    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert len(listed(page)) == 9
     assert page.is_hidden(".files")
 
 

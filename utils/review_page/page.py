@@ -32,7 +32,7 @@ from utils.pipeline.outputs import MAX_STD
 from utils.pipeline.report import Report
 from utils.pipeline.summary import SUMMARY_COLUMNS
 from utils.review_page.pictures import SIDES, SMALL_SIDES, ImagePictures, PictureMaker
-from utils.review_page.runs import PredictionRun, compare_runs, fingerprint, mask_values_of, read_runs
+from utils.review_page.runs import PredictionRun, compare_runs, fingerprint, mask_values_of, read_runs, result_digest
 from utils.runtime.atomic_files import rename, write_file
 from utils.runtime.console import progress
 from utils.runtime.errors import InputError
@@ -100,6 +100,7 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
     mask_values, ground_truth = mask_values_of(runs), None
     if options.masks_dir:
         runs, ground_truth = compare_runs(runs, items, options.masks_dir, options.mask_suffix, options.ignore_value)
+    without = _without_result(runs, imgs_dir, options, folders)  # before there are pictures of the page
     page = _Page(output, options.single_file, _run_data(runs, len(mask_values[0])))
     report = Report()
     read_target = partial(report.read_target, ground_truth)
@@ -107,13 +108,14 @@ def _write_page(output: Path, folders: Sequence[Path], imgs_dir: Path, options: 
     threads = cores_per_process()
     for item, future in progress(map_ahead(maker.make, items, threads, 2 * threads), total=len(items), unit="image"):
         with report.isolating(item.key):
-            page.add(item.key, [run.scores.get(item.key) for run in runs], future.result())
+            scores = [run.scores.get(item.key) for run in runs]
+            page.add(item.key, result_digest(runs, item.key), scores, future.result())
             report.rows.append({"image": item.key})
     if not report.rows:
         reason = report.failures[0][1]
         raise InputError(f"none of the {len(items)} images in {imgs_dir} can be shown: {items[0].key}: {reason}")
     failed = [(name, reason.replace(f"{imgs_dir}{os.sep}", "")) for name, reason in report.failures if name in names]
-    page.write([*failed, *_without_result(runs, imgs_dir, options, [*folders, page.files])])
+    page.write([*failed, *without])
     return report
 
 
@@ -212,14 +214,16 @@ class _Page:
         self.files = _folder_of_pictures(path)
         self._partial = self.files / ".unfinished"
 
-    def add(self, name: str, scores: Sequence[Mapping[str, float] | None], pictures: ImagePictures) -> None:
-        """Add an image."""
+    def add(
+        self, name: str, result: str, scores: Sequence[Mapping[str, float] | None], pictures: ImagePictures
+    ) -> None:
+        """Add an image, with a digest of its results."""
         index = len(self._images)
         together = [
             None if of_run is None else {**of_run, **measured}
             for of_run, measured in zip(scores, pictures.scores, strict=True)
         ]
-        self._images.append({"name": name, "size": pictures.size, "scores": together})
+        self._images.append({"name": name, "result": result, "size": pictures.size, "scores": together})
         if self.single_file:
             content = {"photo": _data_url(pictures.photo), "small": [one and _data_url(one) for one in pictures.small]}
             self._embedded.append({**content, "maps": pictures.maps})

@@ -205,6 +205,12 @@ def fingerprint(runs: Sequence[PredictionRun]) -> str:
     return json_digest(scores)
 
 
+def result_digest(runs: Sequence[PredictionRun], name: str) -> str:
+    """What distinguishes the results of an image from others: a hash of the methods and of its scores by them."""
+    rows = [run.scores.get(name, {}) for run in runs]
+    return json_digest([[run.title, *map(row.get, SUMMARY_COLUMNS)] for run, row in zip(runs, rows, strict=True)])
+
+
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a row."""
     return {name: value for name, value in row.items() if isinstance(value, (int, float)) and math.isfinite(value)}

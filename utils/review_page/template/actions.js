@@ -52,7 +52,8 @@ function listedOrder() {
 function showDecision(name) {
   const { decision, comment } = store.get(name);
   for (const button of document.querySelectorAll("[data-decision]")) button.setAttribute("aria-pressed", button.dataset.decision === decision);
-  if (document.activeElement !== ui.comment || commented !== name) ui.comment.value = comment; // not what is being written
+  const isWriting = document.hasFocus() && document.activeElement === ui.comment && commented === name;
+  if (!isWriting) ui.comment.value = comment;
   commented = name;
   showProgress();
 }
@@ -97,8 +98,8 @@ function decide(index, decision) {
   const { name } = data.images[index];
   const before = store.get(name);
   const isTakenBack = before.decision === decision;
-  undoable = { index, decision: before.decision };
-  store.set(name, { decision: isTakenBack ? "" : decision });
+  undoable = { index, decision: before.decision, made: isTakenBack ? "" : decision };
+  store.set(name, { decision: undoable.made });
   toast(`${name}: ${isTakenBack ? "undecided" : DECISIONS[decision]}`, true);
   showStoreState();
   if (openIndex() < 0) {
@@ -114,20 +115,29 @@ function decide(index, decision) {
     go(next);
     if (document.activeElement.dataset.decision) ui.imageName.focus(); // a framed button would look like a decision
   } else {
+    const isAll = !ordered.slice(0, cutCount()).some(isOpen);
+    const words = isAll ? `All ${sequence.length} images are decided: save the decisions above.` : "All images of this selection are decided.";
     location.hash = "";
-    toast(`${name}: ${DECISIONS[decision]}. All ${sequence.length} images are decided: save the decisions above.`, true, 60);
+    toast(`${name}: ${DECISIONS[decision]}. ${words}`, true, 60);
   }
 }
 
 function undo() {
   if (!undoable) return;
-  const { index, decision } = undoable;
+  const { index, decision, made } = undoable;
+  const { name } = data.images[index];
   undoable = null;
-  store.set(data.images[index].name, { decision });
+  store.read();
+  if (store.get(name).decision !== made) { // in another window, or by a file
+    toast(`${name} has been decided anew meanwhile: nothing is undone.`);
+    refresh();
+    return;
+  }
+  store.set(name, { decision });
   ui.toast.hidden = true;
   if (openIndex() >= 0) {
     if (openIndex() !== index) go(index);
-    else showDecision(data.images[index].name);
+    else showDecision(name);
   } else {
     showList();
   }

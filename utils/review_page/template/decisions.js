@@ -3,16 +3,34 @@
 const DECISIONS = { accept: "accepted", correct: "to correct", reject: "rejected" };
 const COLUMNS = ["image", "decision", "comment", "time", "run"];
 
-/** The decisions of a run, {decision, comment, time} by the name of the image. */
+/** The decisions of a run, {decision, comment, time, result} by the name of the image. */
 class DecisionStore {
-  constructor(fingerprint) {
+  /** `results` are digests of what was predicted of the images, by their names. */
+  constructor(fingerprint, results = new Map()) {
     this.fingerprint = fingerprint;
+    this.results = results;
     this.key = `review:${fingerprint}`;
     this.entries = new Map();
     this.view = {};
     this.isKept = true; // by the browser
     this.unsaved = false;
+    this.takeOver();
     this.read();
+  }
+
+  /** Keeps what was decided on the same results of images on another page, such as before there were more of them. */
+  takeOver() {
+    try {
+      if (localStorage.getItem(this.key) !== null) return;
+      for (const key of Object.keys(localStorage).filter(one => one.startsWith("review:"))) {
+        for (const [name, entry] of Object.entries(JSON.parse(localStorage.getItem(key)).decisions ?? {})) {
+          if (entry.result && entry.result === this.results.get(name) && entry.time > this.get(name).time) this.entries.set(name, entry);
+        }
+      }
+      if (this.entries.size) this.write(false);
+    } catch { // forbidden, or of another program
+      this.entries.clear();
+    }
   }
 
   get(name) {
@@ -21,7 +39,7 @@ class DecisionStore {
 
   set(name, changes) {
     this.read(); // what another window of this page has decided
-    const entry = { ...this.get(name), ...changes, time: new Date().toISOString() };
+    const entry = { ...this.get(name), ...changes, time: new Date().toISOString(), result: this.results.get(name) };
     if (entry.decision || entry.comment) this.entries.set(name, entry);
     else this.entries.delete(name);
     this.write();
@@ -59,7 +77,7 @@ class DecisionStore {
     let count = 0;
     for (const { image, decision, comment, time } of loaded) {
       if (!names.has(image) || this.get(image).time > time) continue;
-      this.entries.set(image, { decision, comment, time });
+      this.entries.set(image, { decision, comment, time, result: this.results.get(image) });
       count += 1;
     }
     this.write();
@@ -67,7 +85,7 @@ class DecisionStore {
   }
 
   toJson() {
-    const decisions = [...this.entries].map(([image, entry]) => ({ image, ...entry }));
+    const decisions = [...this.entries].map(([image, { decision, comment, time }]) => ({ image, decision, comment, time }));
     return JSON.stringify({ run: this.fingerprint, decisions }, null, 1) + "\n";
   }
 

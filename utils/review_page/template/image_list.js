@@ -7,6 +7,7 @@ class ImageList {
     this.describe = describe;
     this.order = [];
     this.rows = new Map(); // by position
+    this.isPrinting = false;
     const update = () => requestAnimationFrame(() => this.update());
     window.addEventListener("scroll", update, { passive: true });
     window.addEventListener("resize", () => this.show(this.order));
@@ -32,7 +33,7 @@ class ImageList {
     if (!this.element.offsetParent) return;
     const height = this.rowHeight;
     const top = -this.element.getBoundingClientRect().top;
-    const printing = matchMedia("print").matches;
+    const printing = this.isPrinting || matchMedia("print").matches; // before a page is printed, the media are still those of the screen
     const first = printing ? 0 : Math.max(0, Math.floor(top / height) - 4);
     const last = printing ? this.order.length : Math.min(this.order.length, Math.ceil((top + window.innerHeight) / height) + 4);
     for (const [position, row] of this.rows) {
@@ -68,7 +69,8 @@ class ImageList {
     if (position < 0) return;
     const height = this.rowHeight;
     const top = this.element.getBoundingClientRect().top + position * height;
-    const header = 40;
+    const columns = document.getElementById("columns"); // which stay where they are
+    const header = columns.offsetHeight + (parseFloat(getComputedStyle(columns).top) || 0);
     if (top < header) window.scrollBy(0, top - header);
     else if (top + height > window.innerHeight) window.scrollBy(0, top + height - window.innerHeight);
     this.update();

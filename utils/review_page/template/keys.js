@@ -3,13 +3,14 @@
 function listen() {
   const refill = (element, type, change) => element.addEventListener(type, () => { change(element.value); keepView(); showList(); });
   refill(ui.cut, "input", value => { view.cut = Number(value); });
-  refill(ui.method, "change", value => { view.method = Number(value); viewer.setMethod(view.method); });
+  refill(ui.method, "change", value => { view.method = Number(value); viewer.setMethod(view.method); sortByKnownScore(); });
   refill(ui.shown, "change", value => { view.shown = value; });
   refill(ui.search, "input", value => { view.search = value; });
   ui.sort.addEventListener("change", () => sortBy(ui.sort.value));
   ui.direction.addEventListener("click", () => sortBy(view.sort));
   ui.start.addEventListener("click", () => {
-    const index = listedOrder().find(one => !store.get(data.images[one].name).decision);
+    const inOrder = [...listedOrder(), ...ordered.slice(0, cutCount())]; // of the list, and then what it does not show
+    const index = inOrder.find(one => !store.get(data.images[one].name).decision);
     if (index !== undefined) go(index);
   });
   ui.back.addEventListener("click", () => { location.hash = ""; });
@@ -37,7 +38,7 @@ function listen() {
     refresh();
   });
   window.addEventListener("beforeunload", event => { if (!store.isKept && store.unsaved) event.preventDefault(); });
-  for (const type of ["beforeprint", "afterprint"]) window.addEventListener(type, () => list.show(list.order));
+  for (const type of ["beforeprint", "afterprint"]) window.addEventListener(type, () => { list.isPrinting = type === "beforeprint"; list.show(list.order); });
   document.addEventListener("keydown", onKey);
 }
 
@@ -48,8 +49,9 @@ function zoom(factor) {
   viewer.drawPanes();
 }
 
-/** Moves a slider by some of its steps, unless it is at its end. */
+/** Moves a slider that is shown by some of its steps, unless it is at its end. */
 function slide(slider, steps) {
+  if (!slider.offsetParent) return;
   const before = slider.value;
   slider.value = Number(before) + steps * Number(slider.step || 1);
   if (slider.value !== before) slider.dispatchEvent(new Event("input"));
@@ -83,7 +85,7 @@ function actionOf(key, { shiftKey, target }) {
   if (isOpen && shiftKey && PANNING[key]) return () => pan(...PANNING[key]);
   if (DECIDING[key] && index !== undefined) return () => decide(index, DECIDING[key]);
   if (isOpen && ON_IMAGE[key]) return ON_IMAGE[key];
-  if (key === "ArrowDown" && list.order.length && target === document.body) return () => list.focus(list.order[0]);
+  if (!isOpen && key === "ArrowDown" && list.order.length && target === document.body) return () => list.focus(list.order[0]);
   return ANYWHERE[key];
 }
 

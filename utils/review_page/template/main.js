@@ -1,7 +1,7 @@
 // The page: what is chosen, and the list that follows from it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const store = new DecisionStore(data.fingerprint);
+const store = new DecisionStore(data.fingerprint, new Map(data.images.map(image => [image.name, image.result])));
 /** The elements of the page by their ids, in camel case. */
 const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map(element => [element.id.replace(/-(\w)/g, (_, letter) => letter.toUpperCase()), element]));
 const names = new Set(data.images.map(image => image.name));
@@ -11,7 +11,6 @@ const PREFERRED = ["soft_dice_confidence", "pairwise_dice", "mean_entropy", "are
 /** What the list shows; kept with the decisions. */
 const view = { method: 0, sort: "soft_dice_confidence", descending: false, cut: data.images.length, shown: "all", search: "" };
 for (const [key, value] of Object.entries(store.view)) if (typeof view[key] === typeof value) view[key] = value;
-if (!scoreNames.includes(view.sort)) view.sort = scoreNames[0];
 view.method = Math.min(view.method, data.methods.length - 1);
 
 let ordered = []; // all images in the chosen order
@@ -19,6 +18,16 @@ let ordered = []; // all images in the chosen order
 const scoreOf = (image, name, method = view.method) => image.scores[method]?.[scoreNames.indexOf(name)] ?? null;
 const list = new ImageList(ui.list, describeRow);
 const viewer = new Viewer(data, ui, describeScores);
+sortByKnownScore();
+
+/** Sorts by another score if the method has none by which the list is sorted. */
+function sortByKnownScore() {
+  const isKnown = name => data.images.some(image => scoreOf(image, name) != null);
+  if (isKnown(view.sort)) return;
+  const score = data.scores.find(one => isKnown(one.name)) ?? data.scores[0];
+  view.sort = score.name;
+  view.descending = score.sign < 0;
+}
 
 function order() {
   ordered = sortedByScore(data.images, image => scoreOf(image, view.sort), view.descending);
@@ -104,7 +113,10 @@ function showCut(count) {
   ui.cut.setAttribute("aria-valuetext", `${count} of ${total} images`);
   const score = data.scores.find(one => one.name === view.sort);
   const last = count ? formatScore(scoreOf(data.images[ordered[count - 1]], view.sort), score.unit) : "";
-  ui.cutLabel.textContent = count ? `Review images whose ${score.title} is at ${view.descending ? "least" : "most"} ${last}` : "Review none";
+  const isUnknown = count > 0 && scoreOf(data.images[ordered[count - 1]], view.sort) == null;
+  const someUnknown = count > 0 && scoreOf(data.images[ordered[0]], view.sort) == null ? ", or that have none" : "";
+  const limit = `whose ${score.title} is at ${view.descending ? "least" : "most"} ${last}${someUnknown}`;
+  ui.cutLabel.textContent = count ? `Review images ${isUnknown ? `without ${score.title}` : limit}` : "Review none";
   ui.cutCount.textContent = `${count} of ${total} image${total === 1 ? "" : "s"} to review`;
   const k = count < total ? count : 0;
   const which = count < total ? `the ${count ? `other ${total - count}` : `${total}`}` : "all";

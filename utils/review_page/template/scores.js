@@ -6,13 +6,13 @@ function formatScore(value, unit = "") {
   return unit === "pixels" ? Math.round(value).toLocaleString("en").replaceAll(",", "\u202f") : value.toFixed(3);
 }
 
-/** The indices of images sorted by one of their scores; those without it come last. */
+/** The indices of images sorted by one of their scores; those without it, of which nothing is known, come first. */
 function sortedByScore(images, valueOf, descending) {
   const order = images.map((_, index) => index);
   const sign = descending ? -1 : 1;
   return order.sort((a, b) => {
     const [x, y] = [valueOf(images[a]), valueOf(images[b])];
-    if (x == null || y == null) return (x == null) - (y == null) || a - b;
+    if (x == null || y == null) return (y == null) - (x == null) || a - b;
     return sign * (x - y) || a - b;
   });
 }

@@ -23,12 +23,13 @@ class Viewer {
     this.elements = elements;
     this.describeScores = describeScores;
     this.index = -1;
+    this.chosen = 0; // the method, where an image has a result of it
     this.method = 0;
     this.beside = -1; // none
     this.layer = "";
     this.threshold = null; // that of each method
     this.maps = null;
-    this.panes = [0, 1].map(() => new Pane(() => this.drawPanes(), (x, y) => this.read(x, y)));
+    this.panes = [0, 1].map(p => new Pane(() => this.drawPanes(), (x, y) => this.read(x, y, p)));
     elements.panes.append(this.panes[0].element);
     this.makeSelects();
     const redraw = () => this.draw();
@@ -56,7 +57,7 @@ class Viewer {
   }
 
   setMethod(method) {
-    this.method = method;
+    this.chosen = this.method = method;
     this.resetThreshold();
     this.refresh();
   }
@@ -78,7 +79,7 @@ class Viewer {
     this.photo = null;
     this.elements.contourText.textContent = "";
     const image = this.data.images[index];
-    if (!image.scores[this.method]) this.method = image.scores.findIndex(Boolean);
+    this.method = image.scores[this.chosen] ? this.chosen : image.scores.findIndex(Boolean);
     this.resetThreshold();
     const scale = Math.min(1, 512 / Math.max(...image.size));
     resetCamera(image.size[0] * scale, image.size[1] * scale);
@@ -276,15 +277,15 @@ class Viewer {
     this.elements.contourText.replaceChildren(...lines.flatMap((line, i) => i ? [document.createElement("br"), line] : [line]));
   }
 
-  /** Shows the values of the maps at a point. */
-  read(x, y) {
+  /** Shows the values of the maps at a point of the first or the second pane. */
+  read(x, y, pane) {
     const { readout } = this.elements;
     readout.textContent = "";
     if (!this.maps || x === undefined) return;
     const { width, height } = this.maps;
     const [column, row] = [Math.floor(x), Math.floor(y)];
     if (column < 0 || row < 0 || column >= width || row >= height) return;
-    const maps = this.mapsOf(this.method);
+    const maps = this.mapsOf(pane ? this.beside : this.method);
     const names = this.layerNames().filter(name => maps[name] && (name.startsWith("probability") || name === "entropy" || name === this.layer));
     readout.textContent = names.map(name => {
       const [end, unit] = this.scaleOf(name);
