@@ -14,6 +14,7 @@ from tests.conftest import dataset_of, make_folders
 from utils.data import fitting
 from utils.data.cache import decode_pairs
 from utils.data.class_shares import class_shares
+from utils.data.lesions import largest_shares
 from utils.data.mask_classes import MaskClasses, MaskOptions
 from utils.data.masks import read_mask
 from utils.data.pairing import pair_files
@@ -204,3 +205,8 @@ def test_kept_pixels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     other = dataset_of(decoded, [1, 3], [0, 2, 1])  # values with another meaning
     assert other.kept[1] == [(5 * 20 + 12, 2)]
     assert dataset_of(decoded, [1, 3], [0, 1, 2]).kept == again.kept | {3: [(0, 2), (19, 1)]}
+
+
+def test_a_small_lesion_keeps_the_pixel_that_covers_most_of_it():
+    classes = np.array([[0], [1], [0], [0]], np.uint8)
+    assert largest_shares(classes, np.zeros((3, 1), np.uint8), [1]) == [(1, 1)]

@@ -132,6 +132,14 @@ def test_broken_connection_is_resumed(server: Server, tmp_path: Path):
     assert names(tmp_path) == ["a.zip"]
 
 
+def test_connection_that_breaks_again_and_again_is_resumed(server: Server, tmp_path: Path):
+    """As long as each time something arrives."""
+    server.files, server.break_after = {"a.zip": bytes(10_000)}, 500
+    download_file(f"{server.url}/a.zip", tmp_path / "a.zip", retry_delay=0)
+    assert (tmp_path / "a.zip").read_bytes() == bytes(10_000)
+    assert len(server.requests) == 20
+
+
 def test_partial_file_is_resumed(server: Server, tmp_path: Path):
     content = bytes(range(256)) * 40
     server.files = {"a.zip": content}

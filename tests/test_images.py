@@ -131,6 +131,8 @@ def test_16_bit_and_float_images_are_rescaled(tmp_path: Path):
     unit = np.array([[0, 0.5, 1]], dtype=np.float32)
     read = read_image(saved(Image.fromarray(unit), tmp_path / "x.tif"))
     assert np.asarray(read)[..., 0].tolist() == [[0, 128, 255]]
+    beside_others = read_image(tmp_path / "x.tif", white=4095)  # of 16-bit images
+    assert np.array_equal(beside_others, read)
     with pytest.raises(InputError, match="0 to 1"):
         read_image(saved(Image.fromarray(unit * 3), tmp_path / "y.tif"))
 

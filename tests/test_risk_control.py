@@ -74,7 +74,9 @@ def test_bound():
     assert risk_bound(np.array([0.0, 0.05]), 19).tolist() == pytest.approx([1 / 20, 1.95 / 20])
 
 
-@pytest.mark.parametrize(("level", "images"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.98, 49), (0.99, 99), (0.999, 999)])
+@pytest.mark.parametrize(
+    ("level", "images"), [(0.5, 1), (2 / 3, 2), (0.9, 9), (0.95, 19), (0.98, 49), (0.99, 99), (0.999, 999)]
+)
 def test_required_number(level: float, images: int):
     """n + 1 >= 1 / alpha; with them only masks without any loss are left."""
     assert required_number(level) == images

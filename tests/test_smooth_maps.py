@@ -74,6 +74,25 @@ def test_polynomials_are_used_for_smooth_samples_only(monkeypatch: pytest.Monkey
         assert bool(used) == expected, (samples[0].logits.shape, size)
 
 
+@pytest.mark.parametrize("height", [5, 15])
+def test_steps_that_even_degrees_do_not_see(height: float):
+    """An odd function has no coefficients of even degrees, whether its polynomial has converged or not."""
+    logits = torch.zeros(4, 2, 4, 4)
+    logits[:, 1] = torch.tensor([-height, -height, height, height])
+    samples, size = [LogitSamples(logits)], (90, 90)
+    assert SmoothMaps.are_faster(samples, size)
+    assert (full_size_maps(samples, size).probs - of_all_pixels(samples, size)["probs"]).abs().max() < MAX_ERROR
+
+
+@pytest.mark.parametrize("difference", [0, 30])
+def test_values_are_in_their_range_despite_rounding(difference: float):
+    logits = torch.zeros(8, 2, 6, 6)
+    logits[:, 1] = difference
+    maps = full_size_maps([LogitSamples(logits)], (200, 180))
+    assert 0 <= maps.probs.min() <= maps.probs.max() <= 1
+    assert 0 <= maps.expected_entropy.min() <= maps.expected_entropy.max() <= math.log(2)
+
+
 def test_std_of_samples_that_hardly_differ():
     """The root magnifies the error of a small variance: 4e-3, if the polynomials were used here."""
     samples, size = [smooth_samples(92, c=3, steepness=0.6)], (240, 200)

@@ -53,7 +53,7 @@ def test_probabilities_of_several_samples_are_averaged(n_classes: int):
 
 
 def test_minimum_between_the_temperatures():
-    for expected in (0.31, 1.0, 3.7):
+    for expected in (0.26, 0.31, 1.0, 3.7, 7.9):
         losses = np.log(TEMPERATURES / expected) ** 2
         assert minimising_temperature(losses) == pytest.approx(expected, rel=1e-6)
     assert minimising_temperature(-TEMPERATURES) == pytest.approx(8.0)  # no minimum: the end of the range

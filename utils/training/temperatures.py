@@ -62,12 +62,12 @@ def minimising_temperature(losses: np.ndarray) -> float:
     Args:
         losses: at each of `TEMPERATURES`.
     """
-    i = int(np.argmin(losses))
-    if i in (0, len(losses) - 1):
-        return float(TEMPERATURES[i])
+    lowest = int(np.argmin(losses))
+    i = min(max(lowest, 1), len(losses) - 2)  # the minimum may be between the outermost temperatures
     curvature, slope, _ = np.polyfit([-1, 0, 1], losses[i - 1 : i + 2], 2)
+    steps = -slope / (2 * curvature) if curvature > 0 else lowest - i
     step = math.log(TEMPERATURES[1] / TEMPERATURES[0])
-    return float(TEMPERATURES[i] * math.exp(-slope / (2 * curvature) * step))
+    return float(TEMPERATURES[i] * math.exp(min(max(steps, -1), 1) * step))
 
 
 def format_temperatures(temperatures: Mapping[str, float]) -> str:
