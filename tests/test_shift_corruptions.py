@@ -195,3 +195,14 @@ def test_exposure_is_changed_as_its_name_says(name: str, sign: int):
     image = np.full((4, 4, 3), 0.5, np.float32)
     for level in CORRUPTIONS[name].levels:
         assert sign * (exposure(image, image[..., 0], level, None)[0].mean() - 0.5) > 0
+
+
+@pytest.mark.parametrize("degrees", [0, 30, -60])
+def test_line_blur_is_along_its_line(degrees: int):
+    """The principal axis of a blurred point; rows count downwards."""
+    point = np.zeros((41, 41), np.float32)
+    point[20, 20] = 1
+    blurred = line_blur(point, 10, np.radians(degrees))
+    y, x = np.mgrid[-20:21, -20:21]
+    axis = 0.5 * np.arctan2(2 * (x * y * blurred).sum(), ((x**2 - y**2) * blurred).sum())
+    assert np.degrees(axis) == pytest.approx(degrees, abs=1)
