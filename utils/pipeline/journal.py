@@ -221,7 +221,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     for path in sorted(journal_files(folder)):
         settings: Mapping[str, Any] = {}
         for line in path.read_bytes().splitlines():
-            with suppress(ValueError, TypeError, LookupError):  # a line that a killed process was writing
+            with suppress(ValueError, TypeError, LookupError):  # a line cut off by a kill, or of another program
                 content = json.loads(line)
                 if "files" not in content:
                     settings = content

@@ -20,7 +20,7 @@ from utils.runtime.errors import InputError
 
 JOURNAL_OF_MAIN = ".progress-0.jsonl"  # that of the main or only process
 _LOCK_NAME = ".lock"
-_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # other errors are of a file system without locks
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # by another process; others are of file systems without locks
 _LOCK_ATTEMPTS = 10  # another run that ends may remove an empty folder between two steps
 _LOCKED_BYTE = 2**30  # Windows lets no other process read what is locked
 
@@ -62,7 +62,7 @@ def recorded_results(folders: Iterable[Path]) -> set[Path]:
     results = set()
     for folder in folders:
         for line in (line for path in journal_files(folder) for line in path.read_bytes().splitlines()):
-            with suppress(ValueError, AttributeError):  # a line that a killed process was writing
+            with suppress(ValueError, AttributeError):  # a line cut off by a kill, or of another program
                 results.update(folder / name for name in json.loads(line).get("files", ()))
     return results
 

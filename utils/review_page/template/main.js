@@ -114,8 +114,8 @@ function showCut(count) {
   const score = data.scores.find(one => one.name === view.sort);
   const last = count ? formatScore(scoreOf(data.images[ordered[count - 1]], view.sort), score.unit) : "";
   const isUnknown = count > 0 && scoreOf(data.images[ordered[count - 1]], view.sort) == null;
-  const someUnknown = count > 0 && scoreOf(data.images[ordered[0]], view.sort) == null ? ", or that have none" : "";
-  const limit = `whose ${score.title} is at ${view.descending ? "least" : "most"} ${last}${someUnknown}`;
+  const orNone = count > 0 && scoreOf(data.images[ordered[0]], view.sort) == null ? ", or that have none" : "";
+  const limit = `whose ${score.title} is at ${view.descending ? "least" : "most"} ${last}${orNone}`;
   ui.cutLabel.textContent = count ? `Review images ${isUnknown ? `without ${score.title}` : limit}` : "Review none";
   ui.cutCount.textContent = `${count} of ${total} image${total === 1 ? "" : "s"} to review`;
   const k = count < total ? count : 0;
